@@ -1,0 +1,113 @@
+package isolation
+
+import (
+	"context"
+	"io"
+	"io/fs"
+)
+
+// As finds an ability in v or in what v wraps. Wrappers (pools, proxies) let
+// their inner value be found by a method Unwrap() any. What As finds must
+// agree with Features.Abilities.
+func As[T any](v any) (T, bool) {
+	for v != nil {
+		if t, ok := v.(T); ok {
+			return t, true
+		}
+		w, ok := v.(interface{ Unwrap() any })
+		if !ok {
+			break
+		}
+		v = w.Unwrap()
+	}
+	var zero T
+	return zero, false
+}
+
+// The names of abilities in Features.Abilities.
+const (
+	AbilityAttach   = "attach"
+	AbilityPause    = "pause"
+	AbilitySnapshot = "snapshot"
+	AbilityRestore  = "restore"
+	AbilityFork     = "fork"
+	AbilityRecover  = "recover"
+	AbilityReset    = "reset"
+	AbilityResize   = "resize"
+	AbilityFiles    = "files"
+	AbilityStats    = "stats"
+)
+
+// Attacher is an ability of a Sandbox: a process is found again by its ExecID,
+// by another caller or after the host side restarted.
+type Attacher interface {
+	// Attach delivers the output of execID to stdio, from the given byte
+	// offsets on, and returns the process, which may have ended. Output is
+	// held up to a bound: an offset that was already dropped is
+	// FailedPrecondition, one beyond what was written InvalidArgument, an
+	// unknown ExecID NotFound. A nil stdio.Stdin leaves stdin as it is.
+	Attach(ctx context.Context, execID string, from Offsets, stdio Stdio) (Process, error)
+}
+
+// Offsets are positions in the output of a process, in bytes from its start.
+type Offsets struct {
+	Stdout int64 `json:"stdout"`
+	Stderr int64 `json:"stderr"`
+}
+
+// Pauser is an ability of a Sandbox: its processes stop using the CPU and keep
+// their memory. While paused, Exec is FailedPrecondition; limits on wall time
+// do not run.
+type Pauser interface {
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+}
+
+// Snapshotter is an ability of a Sandbox: it writes the sandbox whole (memory
+// and disk) under a name of the caller's, atomically.
+type Snapshotter interface {
+	Snapshot(ctx context.Context, name string) error
+}
+
+// Restorer is an ability of a Driver: it makes a sandbox from a snapshot. What
+// must differ between clones (randomness, clock, names) is renewed before the
+// first Exec.
+type Restorer interface {
+	Restore(ctx context.Context, id, snapshot string) (Sandbox, error)
+}
+
+// Forker is an ability of a Sandbox: n running copies, one id each.
+type Forker interface {
+	Fork(ctx context.Context, ids []string) ([]Sandbox, error)
+}
+
+// Recoverer is an ability of a Driver: after a restart of the host side it
+// finds a sandbox that still lives. One that does not is NotFound.
+type Recoverer interface {
+	Recover(ctx context.Context, id string) (Sandbox, error)
+}
+
+// Resetter is an ability of a Sandbox: it is made as new, so that a pool may
+// hand it out again. After an error the sandbox must be deleted.
+type Resetter interface {
+	Reset(ctx context.Context) error
+}
+
+// Resizer is an ability of a Process with a terminal.
+type Resizer interface {
+	Resize(ctx context.Context, size TerminalSize) error
+}
+
+// Files is an ability of a Sandbox: its own file system, seen from inside. Names
+// are absolute paths in the sandbox. No name is ever followed on the host.
+type Files interface {
+	Stat(ctx context.Context, name string) (fs.FileInfo, error)
+	ReadFile(ctx context.Context, name string) (io.ReadCloser, error)
+	WriteFile(ctx context.Context, name string, mode fs.FileMode, r io.Reader) error
+	Remove(ctx context.Context, name string) error
+}
+
+// Stats is an ability of a Sandbox: what it uses now, and used in all.
+type Stats interface {
+	Stats(ctx context.Context) (Usage, error)
+}
