@@ -1,0 +1,164 @@
+package engine
+
+import (
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/axocoatl/isolation"
+)
+
+// Config makes an Engine. Only Registry is needed.
+type Config struct {
+	Registry isolation.Registry
+	Policy   Policy
+	// StateDir holds the journal, the probe cache and spill files; it is made
+	// with mode 0700. Empty: nothing is kept across processes, and there is
+	// no journal.
+	StateDir string
+	// MaxRuns bounds the runs that are admitted at once; further ones wait.
+	// 0: 1024. Drivers bound by themselves what computes at once.
+	MaxRuns int
+	// MaxQueue bounds the runs that wait for admission; one more is
+	// ResourceExhausted at once. 0: 4096.
+	MaxQueue int
+	// ProbeTimeout bounds one probe of one engine. 0: 3 s.
+	ProbeTimeout time.Duration
+	Logger       *slog.Logger     // nil: silent
+	OnEvent      func(Event)      // called in order for each run, from its goroutine; nil: none
+	Now          func() time.Time // nil: time.Now
+}
+
+// Policy is what the operator allows. The zero value is the strict default.
+type Policy struct {
+	// MinTier is the weakest tier for a requirement. Missing entries are
+	// DefaultMinTier's.
+	MinTier map[isolation.Requirement]isolation.Tier `json:"min_tier,omitempty"`
+	// Engines lists the engines that may be used; empty allows all.
+	Engines []string `json:"engines,omitempty"`
+	// AllowEmulated lets emulated virtual machines be used.
+	AllowEmulated bool `json:"allow_emulated,omitempty"`
+	// EmulatedIsMicroVM lets an emulated one satisfy MinTier microvm.
+	EmulatedIsMicroVM bool `json:"emulated_is_microvm,omitempty"`
+	// DefaultLimits and DefaultResources fill what a request leaves zero. A
+	// default that the chosen tier cannot enforce is listed as such, not
+	// refused: nobody asked for it by name.
+	DefaultLimits    isolation.Limits    `json:"default_limits,omitzero"`
+	DefaultResources isolation.Resources `json:"default_resources,omitzero"`
+	// MaxWall bounds what a request may ask for; 0 is no bound.
+	MaxWall time.Duration `json:"-"`
+	// Admission bounds the wait for a place; 0: 30 s.
+	Admission time.Duration `json:"-"`
+}
+
+// Request is one run.
+type Request struct {
+	ID      string // of the run and its sandbox; empty: made
+	Spec    isolation.Spec
+	Process isolation.ProcessSpec
+
+	// Tier and Engine ask for exactly these; nil and "" leave the choice.
+	Tier   *isolation.Tier
+	Engine string
+	// MinTier raises the policy's minimum; it can lower it only to what the
+	// policy says.
+	MinTier *isolation.Tier
+	// AllowEmulated is the caller's consent to an emulated virtual machine.
+	AllowEmulated bool
+	// AllowUnenforced is the caller's consent to limits that the tier cannot
+	// enforce; they are then listed. Without it they are refused.
+	AllowUnenforced bool
+
+	Stdin io.Reader
+	// Stdout and Stderr get the output as it comes; nil: none.
+	Stdout, Stderr io.Writer
+	// Capture keeps head and tail of each stream in the Result.
+	Capture Capture
+}
+
+// Capture says what is kept of a stream. The zero value keeps nothing.
+type Capture struct {
+	Head, Tail int64 // bytes kept of the beginning and of the end
+	// SpillBytes > 0 also writes each stream to a file under the state
+	// directory, up to that size; Result names it. Needs a StateDir.
+	SpillBytes int64
+}
+
+// DefaultCapture keeps 512 KiB of the beginning and of the end.
+var DefaultCapture = Capture{Head: 512 << 10, Tail: 512 << 10}
+
+// Decision is how the tier was chosen.
+type Decision struct {
+	Wanted   isolation.Tier          `json:"wanted"` // the ideal
+	Got      isolation.Tier          `json:"got"`
+	Engine   string                  `json:"engine"`
+	MinTier  isolation.Tier          `json:"min_tier"`
+	Degraded bool                    `json:"degraded"` // source through a WASM interpreter
+	Emulated bool                    `json:"emulated,omitempty"`
+	Skipped  []Skip                  `json:"skipped"`
+	Enforced []isolation.Enforcement `json:"enforced"` // each limit asked for or defaulted
+	Warnings []string                `json:"warnings,omitempty"`
+}
+
+// Skip is an engine that was not used, and why.
+type Skip struct {
+	Tier   isolation.Tier `json:"tier"`
+	Engine string         `json:"engine,omitempty"` // empty: the whole tier
+	Reason string         `json:"reason"`
+	Fix    string         `json:"fix,omitempty"` // what a person can do
+}
+
+// Result is one run's truth.
+type Result struct {
+	ID       string         `json:"id"`
+	Tier     isolation.Tier `json:"tier"`
+	Engine   string         `json:"engine"`
+	Decision Decision       `json:"decision"`
+	Exit     isolation.Exit `json:"exit"`
+
+	Stdout      Text   `json:"stdout"` // head and tail, as Capture asked
+	Stderr      Text   `json:"stderr"`
+	StdoutBytes int64  `json:"stdout_bytes"` // all that was written
+	StderrBytes int64  `json:"stderr_bytes"`
+	Truncated   bool   `json:"truncated"` // something written is not in Stdout or Stderr
+	StdoutFile  string `json:"stdout_file,omitempty"`
+	StderrFile  string `json:"stderr_file,omitempty"`
+
+	Usage isolation.Usage `json:"usage"` // of Exit, with all phases
+}
+
+// Event is something that happened to a run.
+type Event struct {
+	Time  time.Time `json:"time"`
+	RunID string    `json:"run_id"`
+	Kind  EventKind `json:"kind"`
+	// Fields hold what belongs to the kind: tier, engine, reason, error.
+	Fields map[string]string `json:"fields,omitempty"`
+}
+
+// EventKind names an event.
+type EventKind string
+
+// The events of a run, in their order; refused and failed end it.
+const (
+	EventAdmitted EventKind = "admitted"
+	EventChosen   EventKind = "chosen"
+	EventRefused  EventKind = "refused"
+	EventCreated  EventKind = "created"
+	EventStarted  EventKind = "started"
+	EventExited   EventKind = "exited"
+	EventDeleted  EventKind = "deleted"
+	EventFailed   EventKind = "failed"
+)
+
+// EngineReport is one line of Doctor.
+type EngineReport struct {
+	Tier     isolation.Tier     `json:"tier"`
+	Engine   string             `json:"engine"`
+	OK       bool               `json:"ok"`
+	Reason   string             `json:"reason,omitempty"` // why not
+	Fix      string             `json:"fix,omitempty"`
+	Features isolation.Features `json:"features"`
+	Took     time.Duration      `json:"-"`
+	TookMS   float64            `json:"took_ms"`
+}
