@@ -1,0 +1,210 @@
+package wire
+
+import "fmt"
+
+// maxList bounds repeated fields; MaxBody bounds their sum.
+const maxList = 1 << 16
+
+// HelloMessage opens a connection from the sandbox's side.
+type HelloMessage struct {
+	Version uint64
+	Role    string   // "guest", "wasm-run", "wasm-compile"
+	Engine  string   // "wazero 1.12.0"
+	Execs   []string // ids of live processes
+	Notes   []string // walls found missing, for Features
+}
+
+// Append appends the body.
+func (m *HelloMessage) Append(b []byte) []byte {
+	b = appendUint(b, 1, m.Version)
+	b = appendText(b, 2, m.Role)
+	b = appendText(b, 3, m.Engine)
+	for _, v := range m.Execs {
+		b = appendBytes(b, 4, v)
+	}
+	for _, v := range m.Notes {
+		b = appendBytes(b, 5, v)
+	}
+	return b
+}
+
+// Parse reads the body.
+func (m *HelloMessage) Parse(body []byte) error {
+	*m = HelloMessage{}
+	return fields(body, func(tag byte, v value) error {
+		switch tag {
+		case 1:
+			return v.uint(&m.Version)
+		case 2:
+			return v.text(&m.Role)
+		case 3:
+			return v.text(&m.Engine)
+		case 4:
+			return v.list(&m.Execs, maxList)
+		case 5:
+			return v.list(&m.Notes, maxList)
+		}
+		return unknown("HELLO", tag)
+	})
+}
+
+// ExecMessage starts a process on the frame's stream. The stream's number is
+// new on this connection and larger than those before it.
+type ExecMessage struct {
+	ID      string
+	Args    []string
+	Env     []string
+	Cwd     string
+	User    string
+	Memory  uint64 // bytes; 0: as loaded
+	Fuel    uint64 // units; 0: not limited
+	Files   uint64 // open descriptors; 0: not limited
+	Disk    uint64 // bytes that may be written to mounts; 0: not limited
+	NoStdin bool   // stdin is empty: no STDIN_EOF follows
+	Tty     bool
+	Rows    uint64
+	Cols    uint64
+}
+
+// Append appends the body.
+func (m *ExecMessage) Append(b []byte) []byte {
+	b = appendText(b, 1, m.ID)
+	for _, v := range m.Args {
+		b = appendBytes(b, 2, v)
+	}
+	for _, v := range m.Env {
+		b = appendBytes(b, 3, v)
+	}
+	b = appendText(b, 4, m.Cwd)
+	b = appendText(b, 5, m.User)
+	b = appendUint(b, 6, m.Memory)
+	b = appendUint(b, 7, m.Fuel)
+	b = appendUint(b, 8, m.Files)
+	b = appendUint(b, 9, m.Disk)
+	b = appendUint(b, 10, bit(m.NoStdin))
+	b = appendUint(b, 11, bit(m.Tty))
+	b = appendUint(b, 12, m.Rows)
+	return appendUint(b, 13, m.Cols)
+}
+
+// Parse reads the body.
+func (m *ExecMessage) Parse(body []byte) error {
+	*m = ExecMessage{}
+	return fields(body, func(tag byte, v value) error {
+		switch tag {
+		case 1:
+			return v.text(&m.ID)
+		case 2:
+			return v.list(&m.Args, maxList)
+		case 3:
+			return v.list(&m.Env, maxList)
+		case 4:
+			return v.text(&m.Cwd)
+		case 5:
+			return v.text(&m.User)
+		case 6:
+			return v.uint(&m.Memory)
+		case 7:
+			return v.uint(&m.Fuel)
+		case 8:
+			return v.uint(&m.Files)
+		case 9:
+			return v.uint(&m.Disk)
+		case 10:
+			return v.flag(&m.NoStdin)
+		case 11:
+			return v.flag(&m.Tty)
+		case 12:
+			return v.uint(&m.Rows)
+		case 13:
+			return v.uint(&m.Cols)
+		}
+		return unknown("EXEC", tag)
+	})
+}
+
+// Cause is how a process ended, as the sandbox's side saw it.
+type Cause uint64
+
+// The causes.
+const (
+	CauseExited   Cause = 1 // Code
+	CauseSignaled Cause = 2 // Signal
+	CauseTrap     Cause = 3 // Detail
+	CauseFuel     Cause = 4
+	CauseFailed   Cause = 5 // the worker could not run it: Detail
+)
+
+// ExitMessage ends a stream. Counters are of the whole process.
+type ExitMessage struct {
+	Cause      Cause
+	Code       uint64 // exit status, as 32 bits
+	Signal     uint64
+	Detail     string
+	CPU        uint64 // ns
+	PeakMemory uint64 // bytes
+	Fuel       uint64 // units used
+	Stdout     uint64 // bytes written
+	Stderr     uint64
+	// How often each was refused.
+	MemoryHits, DiskHits, FileHits, TableHits, StackHits uint64
+	ReadBytes, WrittenBytes                              uint64 // of files
+}
+
+// numbers lists the integer fields by tag, so that Append and Parse agree. Tag
+// 4 is Detail.
+func (m *ExitMessage) numbers() [17]*uint64 {
+	return [17]*uint64{
+		1: (*uint64)(&m.Cause), 2: &m.Code, 3: &m.Signal, 5: &m.CPU, 6: &m.PeakMemory, 7: &m.Fuel, 8: &m.Stdout,
+		9: &m.Stderr, 10: &m.MemoryHits, 11: &m.DiskHits, 12: &m.FileHits, 13: &m.TableHits, 14: &m.ReadBytes,
+		15: &m.WrittenBytes, 16: &m.StackHits,
+	}
+}
+
+// Append appends the body.
+func (m *ExitMessage) Append(b []byte) []byte {
+	for tag, p := range m.numbers() {
+		if p != nil {
+			b = appendUint(b, byte(tag), *p)
+		}
+	}
+	return appendText(b, 4, m.Detail)
+}
+
+// Parse reads the body.
+func (m *ExitMessage) Parse(body []byte) error {
+	*m = ExitMessage{}
+	numbers := m.numbers()
+	err := fields(body, func(tag byte, v value) error {
+		switch {
+		case tag == 4:
+			return v.text(&m.Detail)
+		case int(tag) >= len(numbers) || numbers[tag] == nil:
+			return unknown("EXIT", tag)
+		}
+		return v.uint(numbers[tag])
+	})
+	if err == nil && (m.Cause < CauseExited || m.Cause > CauseFailed) {
+		err = fmt.Errorf("%w: EXIT cause %d", ErrProtocol, m.Cause)
+	}
+	return err
+}
+
+func bit(v bool) uint64 {
+	if v {
+		return 1
+	}
+	return 0
+}
+
+func (v value) flag(dst *bool) error {
+	var n uint64
+	if err := v.uint(&n); err != nil {
+		return err
+	}
+	if n > 1 {
+		return fmt.Errorf("%w: flag of value %d", ErrProtocol, n)
+	}
+	*dst = n == 1
+	return nil
+}

@@ -1,0 +1,212 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"flag"
+	"io"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/iotest"
+)
+
+type message interface {
+	Append([]byte) []byte
+	Parse([]byte) error
+}
+
+// samples has every message with every field set, and with none.
+func samples() map[string]struct {
+	t Type
+	m message
+} {
+	type s = struct {
+		t Type
+		m message
+	}
+	return map[string]s{
+		"hello":        {Hello, &HelloMessage{Version, "wasm-run", "wazero 1.12.0", []string{"a", "b"}, []string{"landlock: kernel has none"}}},
+		"exec":         {Exec, &ExecMessage{"e1", []string{"tool", "", "ü\n"}, []string{"A=1", "B="}, "/w", "1000:1000", 64 << 20, 1e9, 32, 4096, true, true, 24, 80}},
+		"exec-minimal": {Exec, &ExecMessage{Args: []string{"x"}}},
+		"exit": {Exit, &ExitMessage{Cause: CauseTrap, Code: 7, Signal: 9, Detail: "unreachable", CPU: 12345, PeakMemory: 65536, Fuel: 99,
+			Stdout: 10, Stderr: 11, MemoryHits: 1, DiskHits: 2, FileHits: 3, TableHits: 4, StackHits: 5, ReadBytes: 6, WrittenBytes: 7}},
+		"exit-0":   {Exit, &ExitMessage{Cause: CauseExited}},
+		"load":     {Load, &LoadMessage{true, true, 1024, 1 << 28, true, "/m", "/n", "/i", []LoadMount{{"/data", "/srv", true}, {"/w", "", false}}, true}},
+		"loaded":   {Loaded, &LoadedMessage{[]string{"seccomp: 2"}, []string{"landlock: none"}}},
+		"compile":  {Compile, &CompileMessage{true, true, true, "/m", "/o", true}},
+		"compiled": {Compiled, &CompiledMessage{true, 1024, 65536, 131072}},
+		"fail":     {Fail, &FailMessage{"invalid argument", "not a module"}},
+		"window":   {Window, &WindowMessage{Stdout, 65536}},
+	}
+}
+
+var update = flag.Bool("update", false, "write testdata/vectors.json anew")
+
+type vector struct {
+	Name   string `json:"name"`
+	Type   string `json:"type"`
+	Number Type   `json:"number"`
+	Stream uint32 `json:"stream"`
+	Frame  string `json:"frame"` // hex of the whole frame
+	Fields any    `json:"fields,omitempty"`
+}
+
+// TestGoldenVectors holds every implementation of the protocol to one set of
+// bytes. The file is changed only together with Version.
+func TestGoldenVectors(t *testing.T) {
+	const file = "testdata/vectors.json"
+	want := map[string]vector{}
+	for name, s := range samples() {
+		want[name] = vector{name, s.t.String(), s.t, 3, hex.EncodeToString(Append(nil, s.t, 3, s.m.Append(nil))), s.m}
+	}
+	for _, d := range []struct {
+		t    Type
+		body string
+	}{{Stdin, "in"}, {StdinEOF, ""}, {Stdout, "out\n"}, {Stderr, "err"}, {Ping, "x"}, {Pong, "x"}, {Wait, ""}, {Run, ""}} {
+		name := strings.ToLower(d.t.String())
+		want[name] = vector{name, d.t.String(), d.t, 3, hex.EncodeToString(Append(nil, d.t, 3, []byte(d.body))), nil}
+	}
+	if *update {
+		b, err := json.MarshalIndent(want, "", "  ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, append(b, '\n'), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var golden map[string]vector
+	if err := json.Unmarshal(b, &golden); err != nil {
+		t.Fatal(err)
+	}
+	if len(golden) != len(want) {
+		t.Errorf("%d vectors in %s, %d in the code", len(golden), file, len(want))
+	}
+	for name, w := range want {
+		g := golden[name]
+		if g.Frame != w.Frame || g.Number != w.Number {
+			t.Errorf("%s: encoded %s, the vector is %s", name, w.Frame, g.Frame)
+		}
+	}
+}
+
+func TestMessagesRoundTrip(t *testing.T) {
+	for name, s := range samples() {
+		got := reflect.New(reflect.TypeOf(s.m).Elem()).Interface().(message)
+		if err := got.Parse(s.m.Append(nil)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if !reflect.DeepEqual(got, s.m) {
+			t.Errorf("%s: got %+v, want %+v", name, got, s.m)
+		}
+		// Every cut of the body is an error or a shorter message, never a
+		// panic.
+		body := s.m.Append(nil)
+		for i := range body {
+			_ = got.Parse(body[:i])
+		}
+	}
+}
+
+func TestReader(t *testing.T) {
+	var stream []byte
+	bodies := [][]byte{nil, []byte("x"), bytes.Repeat([]byte{7}, 40<<10), bytes.Repeat([]byte{9}, MaxBody), []byte("last")}
+	for i, b := range bodies {
+		stream = Append(stream, Stdout, uint32(i), b)
+	}
+	for name, wrap := range map[string]func(io.Reader) io.Reader{
+		"whole": func(r io.Reader) io.Reader { return r }, "half": iotest.HalfReader, "error with data": iotest.DataErrReader,
+	} {
+		r := NewReader(wrap(bytes.NewReader(stream)))
+		for i, want := range bodies {
+			f, err := r.Next()
+			if err != nil || f.Type != Stdout || f.Stream != uint32(i) || !bytes.Equal(f.Body, want) {
+				t.Fatalf("%s: frame %d: %v stream %d, %d bytes, %v", name, i, f.Type, f.Stream, len(f.Body), err)
+			}
+		}
+		if _, err := r.Next(); err != io.EOF {
+			t.Errorf("%s: at the end: %v, want EOF", name, err)
+		}
+	}
+	r := NewReader(iotest.OneByteReader(bytes.NewReader(stream[:20])))
+	for range 2 {
+		if _, err := r.Next(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.Next(); err != io.ErrUnexpectedEOF {
+		t.Errorf("cut frame: %v, want ErrUnexpectedEOF", err)
+	}
+}
+
+func TestReaderRefusesHostileFrames(t *testing.T) {
+	for name, b := range map[string][]byte{
+		"body too long": {0x00, 0x10, 0x00, 0x01, byte(Stdout), 0, 0, 0, 1},
+		"4 GiB":         {0xff, 0xff, 0xff, 0xff, byte(Stdout), 0, 0, 0, 1},
+		"type 0":        {0, 0, 0, 0, 0, 0, 0, 0, 1},
+		"unknown type":  {0, 0, 0, 0, 0xff, 0, 0, 0, 1},
+	} {
+		r := NewReader(bytes.NewReader(b))
+		if _, err := r.Next(); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%s: %v, want a protocol violation", name, err)
+		}
+		if len(r.buf) > 64<<10 {
+			t.Errorf("%s: the buffer grew to %d bytes for a frame that never came", name, len(r.buf))
+		}
+	}
+	if _, err := NewReader(iotest.ErrReader(io.ErrClosedPipe)).Next(); err != io.ErrClosedPipe {
+		t.Errorf("error of the connection: %v", err)
+	}
+}
+
+func FuzzReader(f *testing.F) {
+	for _, s := range samples() {
+		f.Add(Append(nil, s.t, 3, s.m.Append(nil)))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := NewReader(bytes.NewReader(b))
+		var again []byte
+		for {
+			fr, err := r.Next()
+			if err != nil {
+				break
+			}
+			again = Append(again, fr.Type, fr.Stream, fr.Body)
+			for _, m := range []message{&HelloMessage{}, &ExecMessage{}, &ExitMessage{}, &LoadMessage{}, &LoadedMessage{},
+				&CompileMessage{}, &CompiledMessage{}, &FailMessage{}, &WindowMessage{}} {
+				if m.Parse(fr.Body) != nil {
+					continue
+				}
+				// What was accepted is written and read back the same.
+				twin := reflect.New(reflect.TypeOf(m).Elem()).Interface().(message)
+				if err := twin.Parse(m.Append(nil)); err != nil || !reflect.DeepEqual(m, twin) {
+					t.Fatalf("%T: %+v became %+v (%v)", m, m, twin, err)
+				}
+			}
+		}
+		if !bytes.HasPrefix(b, again) {
+			t.Fatal("frames do not encode to the bytes they were read from")
+		}
+	})
+}
+
+func BenchmarkExecRoundTrip(b *testing.B) {
+	m := ExecMessage{ID: "e1", Args: []string{"tool"}, Env: []string{"A=1"}, Memory: 64 << 20, NoStdin: true}
+	var buf, frame []byte
+	var got ExecMessage
+	for b.Loop() {
+		buf = m.Append(buf[:0])
+		frame = Append(frame[:0], Exec, 1, buf)
+		f, _, err := Parse(frame)
+		if err != nil || got.Parse(f.Body) != nil {
+			b.Fatal(err)
+		}
+	}
+}
