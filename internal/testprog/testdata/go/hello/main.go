@@ -1,0 +1,8 @@
+// Command hello prints one line.
+package main
+
+import "os"
+
+func main() {
+	os.Stdout.WriteString("hello\n")
+}
