@@ -17,6 +17,7 @@ type LoadMessage struct {
 	ImagePath  string
 	Mounts     []LoadMount
 	Jail       bool // restrict the process before the module is read
+	HasStart   bool // the module has a start function: no instance is made ahead
 }
 
 // LoadMount is one preopened directory.
@@ -43,7 +44,8 @@ func (m *LoadMessage) Append(b []byte) []byte {
 		sub = appendUint(sub, 3, bit(mt.ReadOnly))
 		b = appendBytes(b, 9, sub)
 	}
-	return appendUint(b, 10, bit(m.Jail))
+	b = appendUint(b, 10, bit(m.Jail))
+	return appendUint(b, 11, bit(m.HasStart))
 }
 
 // Parse reads the body.
@@ -77,6 +79,8 @@ func (m *LoadMessage) Parse(body []byte) error {
 			return err
 		case 10:
 			return v.flag(&m.Jail)
+		case 11:
+			return v.flag(&m.HasStart)
 		}
 		return unknown("LOAD", tag)
 	})
@@ -180,6 +184,7 @@ type CompiledMessage struct {
 	ImageBase uint64 // bytes
 	MinMemory uint64 // bytes that the module declares as its least
 	MaxMemory uint64 // bytes that it declares as its most; 0: none declared
+	HasStart  bool   // it has a start function
 }
 
 // Append appends the body.
@@ -187,7 +192,8 @@ func (m *CompiledMessage) Append(b []byte) []byte {
 	b = appendUint(b, 1, bit(m.HasImage))
 	b = appendUint(b, 2, m.ImageBase)
 	b = appendUint(b, 3, m.MinMemory)
-	return appendUint(b, 4, m.MaxMemory)
+	b = appendUint(b, 4, m.MaxMemory)
+	return appendUint(b, 5, bit(m.HasStart))
 }
 
 // Parse reads the body.
@@ -203,6 +209,8 @@ func (m *CompiledMessage) Parse(body []byte) error {
 			return v.uint(&m.MinMemory)
 		case 4:
 			return v.uint(&m.MaxMemory)
+		case 5:
+			return v.flag(&m.HasStart)
 		}
 		return unknown("COMPILED", tag)
 	})

@@ -64,6 +64,10 @@ type ExecMessage struct {
 	Tty     bool
 	Rows    uint64
 	Cols    uint64
+	// Linger is how long, in ns, the worker should look for its next message
+	// before it sleeps: the host is quiet, and the wake of a sleeping core
+	// costs more than a short run.
+	Linger uint64
 }
 
 // Append appends the body.
@@ -84,7 +88,8 @@ func (m *ExecMessage) Append(b []byte) []byte {
 	b = appendUint(b, 10, bit(m.NoStdin))
 	b = appendUint(b, 11, bit(m.Tty))
 	b = appendUint(b, 12, m.Rows)
-	return appendUint(b, 13, m.Cols)
+	b = appendUint(b, 13, m.Cols)
+	return appendUint(b, 14, m.Linger)
 }
 
 // Parse reads the body.
@@ -118,6 +123,8 @@ func (m *ExecMessage) Parse(body []byte) error {
 			return v.uint(&m.Rows)
 		case 13:
 			return v.uint(&m.Cols)
+		case 14:
+			return v.uint(&m.Linger)
 		}
 		return unknown("EXEC", tag)
 	})

@@ -29,7 +29,7 @@ const (
 	MaxData = 64 << 10
 	// InitialWindow is the credit in bytes that each direction of a stream
 	// has at its start; see WINDOW in PROTOCOL.md.
-	InitialWindow = 256 << 10
+	InitialWindow = 128 << 10
 )
 
 // Type is the type of a frame.

@@ -30,15 +30,15 @@ func samples() map[string]struct {
 	}
 	return map[string]s{
 		"hello":        {Hello, &HelloMessage{Version, "wasm-run", "wazero 1.12.0", []string{"a", "b"}, []string{"landlock: kernel has none"}}},
-		"exec":         {Exec, &ExecMessage{"e1", []string{"tool", "", "ü\n"}, []string{"A=1", "B="}, "/w", "1000:1000", 64 << 20, 1e9, 32, 4096, true, true, 24, 80}},
+		"exec":         {Exec, &ExecMessage{"e1", []string{"tool", "", "ü\n"}, []string{"A=1", "B="}, "/w", "1000:1000", 64 << 20, 1e9, 32, 4096, true, true, 24, 80, 50_000}},
 		"exec-minimal": {Exec, &ExecMessage{Args: []string{"x"}}},
 		"exit": {Exit, &ExitMessage{Cause: CauseTrap, Code: 7, Signal: 9, Detail: "unreachable", CPU: 12345, PeakMemory: 65536, Fuel: 99,
 			Stdout: 10, Stderr: 11, MemoryHits: 1, DiskHits: 2, FileHits: 3, TableHits: 4, StackHits: 5, ReadBytes: 6, WrittenBytes: 7}},
 		"exit-0":   {Exit, &ExitMessage{Cause: CauseExited}},
-		"load":     {Load, &LoadMessage{true, true, 1024, 1 << 28, true, "/m", "/n", "/i", []LoadMount{{"/data", "/srv", true}, {"/w", "", false}}, true}},
+		"load":     {Load, &LoadMessage{true, true, 1024, 1 << 28, true, "/m", "/n", "/i", []LoadMount{{"/data", "/srv", true}, {"/w", "", false}}, true, true}},
 		"loaded":   {Loaded, &LoadedMessage{[]string{"seccomp: 2"}, []string{"landlock: none"}}},
 		"compile":  {Compile, &CompileMessage{true, true, true, "/m", "/o", true}},
-		"compiled": {Compiled, &CompiledMessage{true, 1024, 65536, 131072}},
+		"compiled": {Compiled, &CompiledMessage{true, 1024, 65536, 131072, true}},
 		"fail":     {Fail, &FailMessage{"invalid argument", "not a module"}},
 		"window":   {Window, &WindowMessage{Stdout, 65536}},
 	}

@@ -1,0 +1,183 @@
+package wasm
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sync"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/wasm/internal/rewrite"
+	"github.com/axocoatl/isolation/driver/wasm/worker"
+)
+
+// source is a module before it is compiled: its digest, and where its bytes
+// are.
+type source struct {
+	digest [sha256.Size]byte
+	size   int64
+	path   string // or
+	data   []byte
+}
+
+// digests remembers the digest of files that did not change, so that a warm
+// run costs one fstat.
+type digests struct {
+	mu    sync.Mutex
+	known map[string]knownFile // guarded by mu
+}
+
+type knownFile struct {
+	id     fileID
+	digest [sha256.Size]byte
+}
+
+// maxKnown bounds digests.known; past it the map starts anew.
+const maxKnown = 4096
+
+// resolve finds the module that m names and checks its first bytes.
+func (d *digests) resolve(ctx context.Context, m isolation.Module) (source, error) {
+	var s source
+	var err error
+	switch {
+	case m.Data != nil:
+		if err := sniff(m.Data[:min(len(m.Data), sniffLen)], int64(len(m.Data))); err != nil {
+			return source{}, err
+		}
+		s = source{digest: sha256.Sum256(m.Data), size: int64(len(m.Data)), data: m.Data}
+	case m.Path != "":
+		if s, err = d.file(ctx, m.Path); err != nil {
+			return source{}, err
+		}
+	default:
+		return source{}, fmt.Errorf("no module is named: %w", isolation.ErrInvalidArgument)
+	}
+	if m.Digest != "" && m.Digest != "sha256:"+hex.EncodeToString(s.digest[:]) {
+		return source{}, fmt.Errorf("module has digest sha256:%x, %s was asked for: %w", s.digest, m.Digest, isolation.ErrFailedPrecondition)
+	}
+	return s, nil
+}
+
+const sniffLen = 16
+
+func sniff(prefix []byte, size int64) error {
+	if err := rewrite.Sniff(prefix, size); err != nil {
+		class := isolation.ErrInvalidArgument
+		if e := (*rewrite.Error)(nil); errors.As(err, &e) && (e.Kind == rewrite.Component || e.Kind == rewrite.Unsupported) {
+			class = isolation.ErrUnsupported
+		}
+		return fmt.Errorf("module: %w: %w", err, class)
+	}
+	if size > worker.MaxModule {
+		return fmt.Errorf("module has %d bytes, at most %d are taken: %w", size, worker.MaxModule, isolation.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func (d *digests) file(ctx context.Context, path string) (source, error) {
+	f, err := openRegular(path)
+	if err != nil {
+		return source{}, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return source{}, fmt.Errorf("module: %w", err)
+	}
+	id := identify(info)
+	d.mu.Lock()
+	known, ok := d.known[path]
+	d.mu.Unlock()
+	if ok && known.id == id {
+		return source{known.digest, info.Size(), path, nil}, nil
+	}
+	prefix := make([]byte, min(sniffLen, info.Size()))
+	if _, err := f.ReadAt(prefix, 0); err != nil && err != io.EOF {
+		return source{}, fmt.Errorf("module: %w", err)
+	}
+	if err := sniff(prefix, info.Size()); err != nil {
+		return source{}, fmt.Errorf("%s: %w", path, err)
+	}
+	h := sha256.New()
+	n, err := io.Copy(h, io.NewSectionReader(f, 0, info.Size()))
+	if err == nil && n != info.Size() {
+		err = errors.New("it changed while it was read")
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return source{}, fmt.Errorf("module %s: %w", path, err)
+	}
+	s := source{size: n, path: path}
+	h.Sum(s.digest[:0])
+	if !id.settled() {
+		// Another change could still leave the same times.
+		return s, nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.known == nil || len(d.known) >= maxKnown {
+		d.known = map[string]knownFile{}
+	}
+	d.known[path] = knownFile{id, s.digest}
+	return s, nil
+}
+
+// openRegular opens a regular file without waiting for a writer of a FIFO.
+func openRegular(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|openNonblock, 0)
+	if err != nil {
+		class := isolation.ErrInvalidArgument
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			class = isolation.ErrNotFound
+		case errors.Is(err, fs.ErrPermission):
+			class = isolation.ErrPermissionDenied
+		}
+		return nil, fmt.Errorf("module: %w: %w", err, class)
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("module %s is not a regular file: %w", path, isolation.ErrInvalidArgument)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// open gives the module's bytes as a file whose content has the digest: the
+// worker must compile what was judged, also when the path changed since.
+func (s source) open() (*os.File, error) {
+	var r io.Reader = bytes.NewReader(s.data)
+	if s.path != "" {
+		f, err := openRegular(s.path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		r = io.LimitReader(f, s.size+1)
+	}
+	out, err := newPrivateFile("axo-module")
+	if err != nil {
+		return nil, fmt.Errorf("module copy: %w", err)
+	}
+	h := sha256.New()
+	n, err := io.Copy(io.MultiWriter(out, h), r)
+	if err == nil && (n != s.size || !bytes.Equal(h.Sum(nil), s.digest[:])) {
+		err = fmt.Errorf("module %s changed while it was read: %w", s.path, isolation.ErrFailedPrecondition)
+	}
+	if err != nil {
+		discard(out)
+		return nil, err
+	}
+	return out, nil
+}

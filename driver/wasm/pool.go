@@ -1,0 +1,257 @@
+package wasm
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/wasm/worker"
+	"github.com/axocoatl/isolation/guest/wire"
+)
+
+const roleRun = worker.RoleRun
+
+// poolKey says whose runs may use a worker: those of one tenant and one
+// module. Code of one tenant never runs where another's ran.
+type poolKey struct {
+	tenant   string
+	artefact key
+}
+
+// pool keeps workers with their module loaded. It bounds the processes, and
+// the memory that they are counted at.
+type pool struct {
+	launcher *launcher
+	config   *Config
+
+	mu     sync.Mutex
+	idle   map[poolKey][]*workerProcess // guarded by mu; most recently used last
+	all    map[*workerProcess]struct{}  // guarded by mu
+	spares []spare                      // guarded by mu
+	making int                          // guarded by mu; processes being started
+	bytes  int64                        // guarded by mu; counted for all
+	freed  chan struct{}                // guarded by mu; closed when room may have come
+	closed bool                         // guarded by mu
+	walls  *wire.LoadedMessage          // guarded by mu; of the last worker
+	wg     sync.WaitGroup               // starts under way
+}
+
+// spare is a started worker without a module.
+type spare struct {
+	child  *child
+	reader *wire.Reader
+}
+
+func newPool(l *launcher, c *Config) *pool {
+	return &pool{
+		launcher: l, config: c,
+		idle: map[poolKey][]*workerProcess{}, all: map[*workerProcess]struct{}{}, freed: make(chan struct{}),
+	}
+}
+
+// get returns a worker with the artefact loaded: an idle one, or a new one for
+// which room is made. A run with mounts always gets a new one.
+func (p *pool) get(ctx context.Context, gone <-chan struct{}, k poolKey, art *artefact, mounts []mount) (*workerProcess, error) {
+	cost := workerBytes + art.bytes
+	for {
+		p.mu.Lock()
+		if p.closed {
+			p.mu.Unlock()
+			return nil, errClosed
+		}
+		if list := p.idle[k]; len(mounts) == 0 && len(list) > 0 {
+			w := list[len(list)-1]
+			p.idle[k] = list[:len(list)-1]
+			p.mu.Unlock()
+			return w, nil
+		}
+		if p.roomLocked(cost) {
+			p.making++
+			p.bytes += cost
+			p.wg.Add(1)
+			p.mu.Unlock()
+			return p.start(k, art, mounts, cost)
+		}
+		victim := p.oldestLocked()
+		freed := p.freed
+		p.mu.Unlock()
+		if victim != nil {
+			victim.child.kill() // its reader does the rest
+		}
+		select {
+		case <-freed:
+		case <-gone:
+			return nil, isolation.ErrNotFound
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for a worker: %w", context.Cause(ctx))
+		}
+	}
+}
+
+func (p *pool) roomLocked(cost int64) bool {
+	n := len(p.all) + p.making
+	return n == 0 || n < p.config.MaxWorkers && p.bytes+cost <= p.config.MemoryBudget
+}
+
+// oldestLocked takes the least recently used idle worker out of the pool.
+func (p *pool) oldestLocked() *workerProcess {
+	var oldest *workerProcess
+	for _, list := range p.idle {
+		if len(list) > 0 && (oldest == nil || list[0].idle.Before(oldest.idle)) {
+			oldest = list[0]
+		}
+	}
+	if oldest != nil {
+		p.idle[oldest.key] = p.idle[oldest.key][1:]
+	}
+	return oldest
+}
+
+// start makes a worker for which room was counted.
+func (p *pool) start(k poolKey, art *artefact, mounts []mount, cost int64) (_ *workerProcess, err error) {
+	defer p.wg.Done()
+	s, err := p.takeSpare()
+	var w *workerProcess
+	if err == nil {
+		if w, err = loadWorker(s.child, s.reader, k, art, p.config, p.launcher.jail, mounts, p.drop); err != nil {
+			s.child.kill()
+			end := s.child.wait()
+			if isolation.Class(err) == nil {
+				err = fmt.Errorf("%w (worker: %v)", err, end)
+			}
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.making--
+	if err != nil {
+		p.bytes -= cost
+		p.signalLocked()
+		return nil, fmt.Errorf("start worker: %w", err)
+	}
+	w.cost = cost
+	p.all[w] = struct{}{}
+	p.walls = &w.walls
+	if w.gone {
+		p.dropLocked(w)
+	} else if p.closed {
+		w.child.kill()
+		return nil, errClosed
+	}
+	p.refillLocked()
+	return w, nil
+}
+
+func (p *pool) takeSpare() (spare, error) {
+	p.mu.Lock()
+	if n := len(p.spares); n > 0 {
+		s := p.spares[n-1]
+		p.spares = p.spares[:n-1]
+		p.mu.Unlock()
+		return s, nil
+	}
+	p.mu.Unlock()
+	ch, r, err := startWorker(p.launcher)
+	return spare{ch, r}, err
+}
+
+// refillLocked starts a spare off the caller's path.
+func (p *pool) refillLocked() {
+	if p.closed || len(p.spares) >= p.config.Spares {
+		return
+	}
+	p.wg.Add(1)
+	go func() {
+		defer p.wg.Done()
+		ch, r, err := startWorker(p.launcher)
+		if err != nil {
+			p.config.Logger.Warn("start spare worker", "error", err)
+			return
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.closed || len(p.spares) >= p.config.Spares {
+			ch.kill()
+			go ch.wait()
+			return
+		}
+		p.spares = append(p.spares, spare{ch, r})
+	}()
+}
+
+// put takes a worker back after a run. One that had mounts is not used again:
+// its jail was made for them.
+func (p *pool) put(w *workerProcess) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if w.gone {
+		return
+	}
+	if w.single || p.closed {
+		w.child.kill()
+		return
+	}
+	w.idle = time.Now()
+	p.idle[w.key] = append(p.idle[w.key], w)
+	p.signalLocked()
+}
+
+// drop forgets a worker whose process is gone. Its reader calls it.
+func (p *pool) drop(w *workerProcess) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w.gone = true
+	if _, ok := p.all[w]; ok {
+		p.dropLocked(w)
+	}
+}
+
+func (p *pool) dropLocked(w *workerProcess) {
+	delete(p.all, w)
+	p.bytes -= w.cost
+	list := p.idle[w.key]
+	for i, have := range list {
+		if have == w {
+			p.idle[w.key] = append(list[:i:i], list[i+1:]...)
+			break
+		}
+	}
+	if len(p.idle[w.key]) == 0 {
+		delete(p.idle, w.key)
+	}
+	p.signalLocked()
+}
+
+func (p *pool) signalLocked() {
+	close(p.freed)
+	p.freed = make(chan struct{})
+}
+
+// close ends all workers and waits until they are gone.
+func (p *pool) close() {
+	p.mu.Lock()
+	p.closed = true
+	for w := range p.all {
+		w.child.kill()
+	}
+	spares := p.spares
+	p.spares = nil
+	p.signalLocked()
+	p.mu.Unlock()
+	for _, s := range spares {
+		s.child.kill()
+		s.child.wait()
+	}
+	p.wg.Wait()
+	for {
+		p.mu.Lock()
+		n, freed := len(p.all), p.freed
+		p.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		<-freed
+	}
+}

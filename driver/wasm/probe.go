@@ -1,0 +1,98 @@
+package wasm
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/wasm/worker"
+)
+
+// probeModule writes "ok\n" and exits; its source is probe.wat.
+//
+//go:embed probe.wasm
+var probeModule []byte
+
+// Probe runs a module through the whole path: compile worker, run worker,
+// jail.
+func (d *Driver) Probe(ctx context.Context) (isolation.Features, error) {
+	f := isolation.Features{
+		Tier: isolation.TierWASM, Engine: Name, Version: worker.Engine,
+		Runs:    []isolation.Requirement{isolation.WasmCompiled},
+		Options: []isolation.Option{isolation.OptionMounts},
+		Depends: d.launcher.depends(),
+	}
+	fail := func(err error) (isolation.Features, error) {
+		return f, &isolation.Error{Op: "probe", Driver: Name, Err: err}
+	}
+	id := fmt.Sprintf("probe-%d-%d", os.Getpid(), d.probes.Add(1))
+	sb, err := d.Create(ctx, id, isolation.Spec{Requirement: isolation.WasmCompiled, Module: isolation.Module{Data: probeModule}, Tenant: id})
+	if err != nil {
+		return fail(err)
+	}
+	defer sb.Delete(context.WithoutCancel(ctx))
+	var out bytes.Buffer
+	p, err := sb.Exec(ctx, isolation.ProcessSpec{Args: []string{"probe"}}, isolation.Stdio{Stdout: &out})
+	if err != nil {
+		return fail(err)
+	}
+	exit, err := p.Wait(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	if !exit.Success() || out.String() != "ok\n" {
+		return fail(fmt.Errorf("probe module wrote %q and %v: %w", out.String(), exit, isolation.ErrUnavailable))
+	}
+	f.Enforces = d.enforces()
+	f.Walls, f.Warnings = d.walls()
+	return f, nil
+}
+
+func (d *Driver) enforces() []isolation.Enforcement {
+	by := func(l isolation.Limit, by string) isolation.Enforcement {
+		return isolation.Enforcement{Limit: l, Enforced: true, By: by}
+	}
+	return []isolation.Enforcement{
+		by(isolation.LimitWall, "host timer, worker killed"),
+		by(isolation.LimitCPUTime, "host watches the worker's CPU clock, worker killed"),
+		by(isolation.LimitFuel, "counted by the module, rewritten before it is compiled"),
+		by(isolation.LimitOutput, "host counts, worker killed"),
+		by(isolation.LimitMemory, "linear memory limit in the worker"+d.launcher.memoryWall()),
+		by(isolation.LimitFiles, "count of descriptors in the worker"),
+		by(isolation.LimitDisk, "count of bytes written to mounts"),
+		by(isolation.LimitPids, "a module cannot start processes or threads"),
+		{Limit: isolation.LimitCPUs, Reason: "a module uses one core at most; less cannot be set"},
+	}
+}
+
+// walls tells what stands around the module, as the last worker reported it.
+func (d *Driver) walls() (walls []isolation.Wall, warnings []string) {
+	walls = []isolation.Wall{
+		{Name: "wasm", Present: true, Detail: "WebAssembly sandbox and WASI capabilities, " + worker.Engine},
+		{Name: "process", Present: true, Detail: "worker of its own: " + d.launcher.describe()},
+	}
+	d.pool.mu.Lock()
+	report := d.pool.walls
+	d.pool.mu.Unlock()
+	if report != nil {
+		for _, w := range report.Walls {
+			name, detail, _ := strings.Cut(w, ": ")
+			walls = append(walls, isolation.Wall{Name: name, Present: true, Detail: detail})
+		}
+		for _, w := range report.Missing {
+			name, detail, _ := strings.Cut(w, ": ")
+			walls = append(walls, isolation.Wall{Name: name, Detail: detail})
+			warnings = append(warnings, "no second wall "+name+": "+detail)
+		}
+	}
+	cg := d.launcher.cgroupWall()
+	walls = append(walls, cg)
+	if !cg.Present {
+		warnings = append(warnings, "no second wall cgroup: "+cg.Detail)
+	}
+	return walls, append(warnings, d.launcher.warnings()...)
+}

@@ -1,0 +1,84 @@
+package wasm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/wasm/worker"
+)
+
+// program is the worker's executable.
+type program struct {
+	path    string   // on disk, or
+	content []byte   // embedded
+	args    []string // before the role
+	env     []string
+	how     string // for people
+	warning string
+}
+
+// reexecEnv tells a program that it was started as a worker.
+const reexecEnv = "AXO_WASM_WORKER"
+
+// servesWorkers is set by ServeIfWorker: this program can be its own worker.
+var servesWorkers bool
+
+// ServeIfWorker makes the calling program usable as its own worker, for a
+// library user who ships no axo-wasm beside it. Call it first thing in main.
+// In a process that was started as a worker it does not return. What the
+// program's packages do in their init functions then runs before the jail
+// stands: a program of its own is better, and preferred when there is one.
+func ServeIfWorker() {
+	if os.Getenv(reexecEnv) == "1" {
+		os.Exit(worker.Main(os.Args[1:]))
+	}
+	servesWorkers = true
+}
+
+func workerName() string {
+	if runtime.GOOS == "windows" {
+		return "axo-wasm.exe"
+	}
+	return "axo-wasm"
+}
+
+// findProgram chooses the worker: by config, embedded, beside this program, or
+// this program itself.
+func findProgram(c *Config) (program, error) {
+	if c.Worker != "" {
+		info, err := os.Stat(c.Worker)
+		if err != nil || !info.Mode().IsRegular() {
+			return program{}, fmt.Errorf("worker program %s: not a file (%v): %w", c.Worker, err, isolation.ErrInvalidArgument)
+		}
+		return program{path: c.Worker, how: c.Worker}, nil
+	}
+	if len(embeddedWorker) > 0 {
+		return program{content: embeddedWorker, how: "embedded axo-wasm"}, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return program{}, fmt.Errorf("find this program: %w", err)
+	}
+	beside := filepath.Join(filepath.Dir(self), workerName())
+	if info, err := os.Stat(beside); err == nil && info.Mode().IsRegular() {
+		return program{path: beside, how: beside}, nil
+	}
+	if servesWorkers {
+		return program{
+			path: self, env: []string{reexecEnv + "=1"}, how: "this program, started again",
+			warning: "workers are this program started again: its init functions run before the jail stands; put axo-wasm beside it",
+		}, nil
+	}
+	return program{}, errNoProgram
+}
+
+var errNoProgram = errors.Join(
+	&isolation.UnsupportedError{
+		Feature: "the WASM tier without a worker program",
+		Need:    "axo-wasm beside this program (go build ./cmd/axo-wasm), Config.Worker, or a call of wasm.ServeIfWorker in main",
+	},
+)
