@@ -69,7 +69,7 @@ const sniffLen = 16
 func sniff(prefix []byte, size int64) error {
 	if err := rewrite.Sniff(prefix, size); err != nil {
 		class := isolation.ErrInvalidArgument
-		if e := (*rewrite.Error)(nil); errors.As(err, &e) && (e.Kind == rewrite.Component || e.Kind == rewrite.Unsupported) {
+		if rewrite.IsKind(err, rewrite.Component, rewrite.Unsupported) {
 			class = isolation.ErrUnsupported
 		}
 		return fmt.Errorf("module: %w: %w", err, class)

@@ -113,6 +113,18 @@ func compile(fds []int, m *wire.CompileMessage) (*wire.CompiledMessage, error) {
 	return done, nil
 }
 
+// rewriteError gives what the rewriter found its class.
+func rewriteError(err error) error {
+	class := classInvalid
+	switch {
+	case rewrite.IsKind(err, rewrite.Component, rewrite.Unsupported):
+		class = classUnsupported
+	case rewrite.IsKind(err, rewrite.TooLarge):
+		class = classExhausted
+	}
+	return &classified{class, fmt.Errorf("module: %w", err)}
+}
+
 // enter makes dir the working directory: names in it need no path, so the
 // worker needs no right to look anything up above it.
 func enter(dir *os.File) error {
