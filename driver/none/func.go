@@ -1,0 +1,307 @@
+package none
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/axocoatl/isolation"
+)
+
+// maxStack bounds what a panic writes to stderr.
+const maxStack = 16 << 10
+
+// NewFunc returns the engine "func".
+func NewFunc(c FuncConfig) (*Driver, error) {
+	if err := c.setDefaults(); err != nil {
+		return nil, err
+	}
+	return newDriver(&funcEngine{funcs: maps.Clone(c.Funcs), drain: c.Drain}, c.Drain), nil
+}
+
+type funcEngine struct {
+	funcs map[string]Func
+	drain time.Duration
+	stuck atomic.Int64 // functions that run on after their Exit
+}
+
+func (e *funcEngine) name() string { return "func" }
+
+func (e *funcEngine) features() isolation.Features {
+	no := func(l isolation.Limit, why string) isolation.Enforcement {
+		return isolation.Enforcement{Limit: l, Reason: why}
+	}
+	const shared = "a Go function shares the program's "
+	f := isolation.Features{
+		Tier: isolation.TierNone, Engine: "func",
+		Runs:      []isolation.Requirement{isolation.NativeTrusted},
+		Functions: slices.Sorted(maps.Keys(e.funcs)),
+		Enforces: []isolation.Enforcement{
+			{Limit: isolation.LimitWall, Enforced: true, By: "host timer: the call ends, and the function if it heeds its context"},
+			{Limit: isolation.LimitOutput, Enforced: true, By: "host pump"},
+			no(isolation.LimitCPUTime, shared+"threads"),
+			no(isolation.LimitMemory, shared+"heap"),
+			no(isolation.LimitCPUs, shared+"scheduler"),
+			no(isolation.LimitPids, shared+"process"),
+			no(isolation.LimitFiles, shared+"descriptors"),
+			no(isolation.LimitDisk, shared+"file systems"),
+		},
+		Walls: []isolation.Wall{{Name: "process", Detail: "the function runs inside the host program"}},
+		Warnings: []string{
+			"a function that ignores its context cannot be stopped",
+			"a panic in a goroutine that a function started ends the whole program",
+		},
+	}
+	if n := e.stuck.Load(); n > 0 {
+		f.Warnings = append(f.Warnings, fmt.Sprintf("%d functions are still running after their end", n))
+	}
+	return f
+}
+
+// probe runs a function through all of the engine.
+func (e *funcEngine) probe(ctx context.Context, _ *isolation.Features) error {
+	const name = "probe"
+	self := newDriver(&funcEngine{drain: e.drain, funcs: map[string]Func{name: func(context.Context, *Call) int { return 0 }}}, e.drain)
+	defer self.Close()
+	sb, err := self.Create(ctx, name, isolation.Spec{Requirement: isolation.NativeTrusted, Func: name})
+	if err != nil {
+		return err
+	}
+	p, err := sb.Exec(ctx, isolation.ProcessSpec{Args: []string{name}}, isolation.Stdio{})
+	if err != nil {
+		return err
+	}
+	exit, err := p.Wait(ctx)
+	if err == nil && !exit.Success() {
+		err = fmt.Errorf("a function that returns 0 %v: %w", exit, isolation.ErrUnavailable)
+	}
+	return err
+}
+
+func (e *funcEngine) check(spec isolation.Spec) error {
+	const need = "the process engine or a tier with a boundary"
+	r := spec.Resources
+	switch {
+	case r.MemoryBytes > 0:
+		return unsupported("memory limit of a Go function", need)
+	case r.CPUs > 0:
+		return unsupported("cpu limit of a Go function", need)
+	case r.Pids > 0:
+		return unsupported("pids limit of a Go function", need)
+	case spec.Func == "":
+		return unsupported("a spec without func", "a registered function's name in func")
+	case e.funcs[spec.Func] == nil:
+		return fmt.Errorf("function %q is not registered: %w", spec.Func, isolation.ErrNotFound)
+	}
+	return nil
+}
+
+func (e *funcEngine) checkProcess(p isolation.ProcessSpec) error {
+	const need = "the process engine"
+	switch {
+	case p.Cwd != "":
+		return unsupported("a working directory for a Go function", need)
+	case p.User != "":
+		return unsupported("a user for a Go function", need)
+	case p.Limits.CPU > 0:
+		return unsupported("cpu time limit of a Go function", need)
+	case p.Limits.OpenFiles > 0:
+		return unsupported("open files limit of a Go function", need)
+	}
+	return nil
+}
+
+func (e *funcEngine) create(_ context.Context, _ string, spec isolation.Spec) (place, error) {
+	return &funcPlace{eng: e, fn: e.funcs[spec.Func]}, nil
+}
+
+func (e *funcEngine) close() error { return nil }
+
+type funcPlace struct {
+	eng *funcEngine
+	fn  Func
+
+	mu      sync.Mutex
+	running map[*funcTask]bool
+}
+
+func (pl *funcPlace) start(ctx context.Context, p *process) (task, error) {
+	t := &funcTask{pl: pl, p: p, returned: make(chan struct{}), ended: make(chan struct{})}
+	out, errs := newRing(nil), newRing(nil)
+	p.out, p.err = newStream(out, p.stdio.Stdout, &p.meter), newStream(errs, p.stdio.Stderr, &p.meter)
+	out.start = func() { go p.out.pump() }
+	errs.start = func() { go p.err.pump() }
+	t.in, t.out, t.err = newRing(nil), out, errs
+	stdin := p.stdio.Stdin
+	t.in.start = func() {
+		if stdin == nil {
+			t.in.finish()
+			return
+		}
+		go feed(t.in, stdin)
+	}
+	pl.mu.Lock()
+	if pl.running == nil {
+		pl.running = map[*funcTask]bool{}
+	}
+	pl.running[t] = true
+	pl.mu.Unlock()
+	// The call's context is not the start's: that one bounds Exec only.
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	t.run, t.cancel = run, cancel
+	return t, nil
+}
+
+// feed moves a caller's input into a ring until either ends.
+func feed(in *ring, from io.Reader) {
+	buf := bufs.Get().(*[bufBytes]byte)
+	defer bufs.Put(buf)
+	defer in.finish()
+	for {
+		n, err := from.Read(buf[:])
+		if n > 0 {
+			if _, werr := in.Write(buf[:n]); werr != nil {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (pl *funcPlace) kill(context.Context) error { return nil }
+
+func (pl *funcPlace) remove(context.Context) error {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	if n := len(pl.running); n > 0 {
+		return fmt.Errorf("%d functions are still running, and a Go function cannot be stopped: %w", n, isolation.ErrUnavailable)
+	}
+	return nil
+}
+
+// returnedFirst marks a function that returned before anything ended it.
+var returnedFirst = &cause{}
+
+type funcTask struct {
+	pl           *funcPlace
+	p            *process
+	run          context.Context
+	cancel       context.CancelFunc
+	in, out, err *ring
+	st           status
+	returned     chan struct{} // closed when the function is gone
+	ended        chan struct{} // closed when the call is to end
+	once         sync.Once
+}
+
+func (t *funcTask) begin() { go t.call(t.run) }
+
+func (t *funcTask) call(ctx context.Context) {
+	fine := false
+	defer func() {
+		v := recover()
+		switch {
+		case fine:
+		case v != nil:
+			// What a Go program does that panics: its status is 2 and the stack
+			// goes to stderr. (A trap is a WASM module's.)
+			t.st.code, t.st.detail = 2, oneLine(fmt.Sprintf("panic: %v", v))
+			stack := debug.Stack()
+			fmt.Fprintf(ringWriter{t.err}, "panic: %v\n\n%s", v, stack[:min(len(stack), maxStack)])
+		default:
+			t.st.code, t.st.detail = 2, "the function ended its goroutine (runtime.Goexit)"
+		}
+		t.st.forced = !t.p.cause.CompareAndSwap(nil, returnedFirst)
+		t.pl.mu.Lock()
+		delete(t.pl.running, t)
+		t.pl.mu.Unlock()
+		close(t.returned)
+	}()
+	code := t.pl.fn(ctx, &Call{
+		Args: slices.Clone(t.p.spec.Args), Env: slices.Clone(t.p.spec.Env),
+		Stdin: ringReader{t.in}, Stdout: ringWriter{t.out}, Stderr: ringWriter{t.err},
+	})
+	t.st.code = code & 0xff
+	fine = true
+}
+
+// oneLine cuts s to what fits a Detail.
+func oneLine(s string) string {
+	for i, c := range s {
+		if c == '\n' || i > 200 {
+			return s[:i]
+		}
+	}
+	return s
+}
+
+func (t *funcTask) pid() int { return 0 }
+
+func (t *funcTask) cpu() time.Duration { return 0 }
+
+func (t *funcTask) signal(sig isolation.Signal) error {
+	if !sig.Ends() {
+		return unsupported(sig.String()+" to a Go function", "the process engine")
+	}
+	t.p.stop(isolation.ReasonSignaled, sig, "")
+	return nil
+}
+
+func (t *funcTask) kill() {
+	t.once.Do(func() {
+		close(t.ended)
+		t.cancel()
+		t.in.Close()
+	})
+}
+
+func (t *funcTask) wait() status {
+	defer t.in.Close()
+	defer t.cancel()
+	select {
+	case <-t.returned:
+	case <-t.ended:
+		// A writer that blocks must not hold a function that was ended.
+		grace := time.NewTimer(t.pl.eng.drain)
+		defer grace.Stop()
+		select {
+		case <-t.returned:
+		case <-grace.C:
+		}
+	}
+	for _, r := range []struct {
+		*ring
+		s *stream
+	}{{t.out, t.p.out}, {t.err, t.p.err}} {
+		r.finish()
+		r.once.Do(func() { close(r.s.done) })
+	}
+	select {
+	case <-t.returned:
+		return t.st
+	default:
+		t.pl.eng.stuck.Add(1)
+		go func() {
+			<-t.returned
+			t.pl.eng.stuck.Add(-1)
+		}()
+		return status{forced: true, detail: "still running: a Go function cannot be stopped"}
+	}
+}
+
+func (t *funcTask) settle(st *status) {
+	st.peak = -1
+	select {
+	case <-t.returned:
+	default:
+		st.survivors = 1
+	}
+}

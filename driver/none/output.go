@@ -1,0 +1,219 @@
+package none
+
+import (
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/axocoatl/isolation"
+)
+
+// bufBytes is as much as a pipe holds by default, so that one read empties it.
+const bufBytes = 64 << 10
+
+var bufs = sync.Pool{New: func() any { return new([bufBytes]byte) }}
+
+// source is the driver's end of an output.
+type source interface {
+	io.Reader
+	// finish asks Read to deliver what is there by now and then to return
+	// io.EOF, even if writers are left. It reports whether it can.
+	finish() bool
+	// lingers reports whether the source may still have writers after that
+	// io.EOF, so that somebody must go on taking what they write.
+	lingers() bool
+	Close() error
+}
+
+// meter counts the output of a process over both streams and calls over, once,
+// when it exceeds the limit.
+type meter struct {
+	limit int64 // 0: none
+	total atomic.Int64
+	over  func()
+	once  sync.Once
+}
+
+// take counts n bytes and returns how many of them are within the limit.
+func (m *meter) take(n int) int {
+	if m.limit == 0 {
+		return n
+	}
+	beyond := m.total.Add(int64(n)) - m.limit
+	if beyond <= 0 {
+		return n
+	}
+	m.once.Do(m.over)
+	return max(0, n-int(min(beyond, int64(n))))
+}
+
+func (m *meter) exceeded() bool { return m.limit > 0 && m.total.Load() > m.limit }
+
+// stream carries one output of a process to the caller's writer.
+type stream struct {
+	src   source
+	meter *meter
+	done  chan struct{} // closed when no more is delivered: end of input, or cut and back
+
+	mu       sync.Mutex
+	w        io.Writer // nil: count and drop
+	cut      bool      // nothing is delivered, or counted, any more
+	bytes    int64
+	dropped  int64
+	inflight int64  // bytes that a Write has been given and not yet taken
+	step     uint64 // changes with every read and write
+}
+
+func newStream(src source, w io.Writer, m *meter) *stream {
+	return &stream{src: src, w: w, meter: m, done: make(chan struct{})}
+}
+
+// pump delivers until the end of the input. After a cut it takes and drops
+// what background processes write: they live until the sandbox is deleted, and
+// a closed pipe would end them with SIGPIPE before.
+func (s *stream) pump() {
+	defer s.src.Close()
+	if s.deliver() && s.src.lingers() {
+		var small [4 << 10]byte
+		for {
+			if _, err := s.src.Read(small[:]); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// deliver reports whether it ended before the end of the input.
+func (s *stream) deliver() bool {
+	defer close(s.done)
+	buf := bufs.Get().(*[bufBytes]byte)
+	defer bufs.Put(buf)
+	for {
+		n, err := s.src.Read(buf[:])
+		if n > 0 && !s.write(buf[:n]) {
+			return true
+		}
+		if err != nil {
+			return s.src.lingers()
+		}
+	}
+}
+
+// write hands b to the caller's writer and reports whether to go on.
+func (s *stream) write(b []byte) bool {
+	s.mu.Lock()
+	if s.cut {
+		s.mu.Unlock()
+		return false
+	}
+	// The limit acts before the writer is called: it may block.
+	keep := s.meter.take(len(b))
+	w := s.w
+	s.step++
+	s.bytes += int64(len(b))
+	if w == nil || keep == 0 {
+		s.dropped += int64(len(b))
+		s.mu.Unlock()
+		return true
+	}
+	s.dropped += int64(len(b) - keep)
+	s.inflight = int64(keep)
+	s.mu.Unlock()
+
+	n, err := w.Write(b[:keep])
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.step++
+	s.inflight = 0
+	s.dropped += int64(keep - min(max(n, 0), keep))
+	if err != nil || n < keep {
+		s.w = nil
+	}
+	return !s.cut
+}
+
+// end stops all delivery and accounts for it. A Write that is under way counts
+// as dropped: nobody can tell what it will take.
+func (s *stream) end() isolation.Output {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cut = true
+	return isolation.Output{Bytes: s.bytes, Dropped: s.dropped + s.inflight}
+}
+
+func (s *stream) ended() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *stream) progress() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.step
+}
+
+// stalled reports whether the stream is inside the same Write as at step.
+func (s *stream) stalled(step *uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	same := s.inflight > 0 && s.step == *step
+	*step = s.step
+	return same
+}
+
+// drain waits until the streams of an ended process have delivered. Writers
+// that background processes hold open get the grace; after it, what is in the
+// pipes by then is still delivered. A caller's writer that takes nothing for
+// the length of the grace is given up. Time is counted in ticks, so that a host
+// that was stalled for a while counts as one of them, not as a lazy writer.
+func drain(grace time.Duration, streams ...*stream) {
+	const parts = 4
+	var tick *time.Ticker
+	var ticks int
+	open := make([]*stream, 0, 2)
+	for _, s := range streams {
+		if !s.ended() {
+			open = append(open, s)
+		}
+	}
+	idle := make([]int, len(open))
+	step := make([]uint64, len(open))
+	for len(open) > 0 {
+		if tick == nil {
+			tick = time.NewTicker(max(grace/parts, time.Millisecond))
+			defer tick.Stop()
+			for i, s := range open {
+				s.stalled(&step[i])
+			}
+		}
+		// Any of them may wake us; the loop looks at all.
+		select {
+		case <-open[0].done:
+		case <-open[len(open)-1].done:
+		case <-tick.C:
+			ticks++
+			for i, s := range open {
+				if s.stalled(&step[i]) {
+					idle[i]++
+				} else {
+					idle[i] = 0
+				}
+			}
+		}
+		n := 0
+		for i, s := range open {
+			gone := s.ended() || idle[i] >= parts || ticks == parts && !s.src.finish()
+			if !gone {
+				open[n], idle[n], step[n] = s, idle[i], step[i]
+				n++
+			}
+		}
+		open = open[:n]
+	}
+}

@@ -1,0 +1,219 @@
+package none
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/axocoatl/isolation"
+)
+
+const (
+	// deleteTimeout bounds one attempt to delete whatever the caller's
+	// context says: an undo outlives cancellation, but not for ever.
+	deleteTimeout = 30 * time.Second
+	// maxKnown is how many ended ids a sandbox remembers.
+	maxKnown = 1024
+)
+
+type sandbox struct {
+	d          *Driver
+	id         string
+	created    time.Time
+	createTook time.Duration
+	place      place
+
+	mu       sync.Mutex // guards what follows; never held across a start or a kill
+	live     map[string]*process
+	known    map[string]bool // ids of ended processes
+	order    []string        // of known, oldest first
+	made     int
+	starting sync.WaitGroup // Add only under mu and before deleting
+	deleting bool
+	deleted  bool
+	attempt  *attempt // the deletion that is under way
+}
+
+type attempt struct {
+	done chan struct{}
+	err  error
+}
+
+func (s *sandbox) ID() string { return s.id }
+
+func (s *sandbox) fail(op string, o isolation.Outcome, err error) error {
+	return s.d.fail(op, s.id, o, err)
+}
+
+func (s *sandbox) State(ctx context.Context) (isolation.State, error) {
+	if err := ctx.Err(); err != nil {
+		return isolation.State{}, s.fail("state", "", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.deleted {
+		return isolation.State{}, s.fail("state", "", isolation.ErrNotFound)
+	}
+	st := isolation.State{ID: s.id, Status: isolation.StatusCreated, Created: s.created}
+	for id := range s.live {
+		st.Execs = append(st.Execs, id)
+	}
+	slices.Sort(st.Execs)
+	if len(st.Execs) > 0 {
+		st.Status = isolation.StatusRunning
+	}
+	if s.deleting {
+		st.Status = isolation.StatusStopped
+	}
+	return st, nil
+}
+
+func (s *sandbox) Exec(ctx context.Context, spec isolation.ProcessSpec, stdio isolation.Stdio) (isolation.Process, error) {
+	p, err := s.exec(ctx, spec, stdio)
+	if err != nil {
+		return nil, s.fail("exec", isolation.NotStarted, err)
+	}
+	return p, nil
+}
+
+func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio isolation.Stdio) (*process, error) {
+	begin := time.Now()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	if spec.Terminal {
+		return nil, unsupported("a terminal", "the oci or microvm tier")
+	}
+	if spec.Limits.Fuel > 0 {
+		return nil, unsupported("fuel limit", "the wasm tier")
+	}
+	if err := s.d.eng.checkProcess(spec); err != nil {
+		return nil, err
+	}
+	p := &process{sb: s, spec: spec, stdio: stdio, done: make(chan struct{}), meter: meter{limit: spec.Limits.OutputBytes}}
+	p.meter.over = func() {
+		p.stop(isolation.ReasonOutputLimit, 0, fmt.Sprintf("more than %d bytes of output", spec.Limits.OutputBytes))
+	}
+	if err := s.reserve(p); err != nil {
+		return nil, err
+	}
+	defer s.starting.Done()
+	t, err := s.place.start(ctx, p)
+	if err != nil {
+		s.forget(p, false)
+		return nil, err
+	}
+	p.task = t
+	p.began = time.Now()
+	p.startTook = p.began.Sub(begin)
+	t.begin()
+	go p.run()
+	return p, nil
+}
+
+func (s *sandbox) reserve(p *process) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.deleting {
+		return fmt.Errorf("sandbox %s was deleted: %w", s.id, isolation.ErrNotFound)
+	}
+	p.id = p.spec.ExecID
+	if p.id == "" {
+		for p.id == "" || s.takenLocked(p.id) {
+			s.made++
+			p.id = "exec-" + strconv.Itoa(s.made)
+		}
+	} else if s.takenLocked(p.id) {
+		return fmt.Errorf("process %s: %w", p.id, isolation.ErrAlreadyExists)
+	}
+	s.live[p.id] = p
+	s.starting.Add(1)
+	return nil
+}
+
+func (s *sandbox) takenLocked(id string) bool { return s.live[id] != nil || s.known[id] }
+
+// forget takes p from the live ones. An id is remembered when its process ran.
+func (s *sandbox) forget(p *process, ran bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.live, p.id)
+	if !ran {
+		return
+	}
+	s.known[p.id] = true
+	s.order = append(s.order, p.id)
+	if len(s.order) > maxKnown {
+		delete(s.known, s.order[0])
+		s.order = s.order[1:]
+	}
+}
+
+// Delete ends and removes everything. Concurrent calls share one attempt.
+func (s *sandbox) Delete(ctx context.Context) error {
+	s.mu.Lock()
+	if s.deleted {
+		s.mu.Unlock()
+		return nil
+	}
+	s.deleting = true
+	a := s.attempt
+	if a == nil {
+		a = &attempt{done: make(chan struct{})}
+		s.attempt = a
+		go s.delete(context.WithoutCancel(ctx), a)
+	}
+	s.mu.Unlock()
+	select {
+	case <-a.done:
+		if a.err != nil {
+			return s.fail("delete", "", a.err)
+		}
+		return nil
+	case <-ctx.Done():
+		return s.fail("delete", "", ctx.Err())
+	}
+}
+
+func (s *sandbox) delete(ctx context.Context, a *attempt) {
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
+	a.err = s.remove(ctx)
+	if a.err == nil {
+		s.d.forget(s.id)
+	}
+	s.mu.Lock()
+	s.deleted = a.err == nil
+	s.attempt = nil
+	s.mu.Unlock()
+	close(a.done)
+}
+
+func (s *sandbox) remove(ctx context.Context) error {
+	s.starting.Wait()
+	s.mu.Lock()
+	live := make([]*process, 0, len(s.live))
+	for _, p := range s.live {
+		live = append(live, p)
+	}
+	s.mu.Unlock()
+	for _, p := range live {
+		p.stop(isolation.ReasonCanceled, 0, "the sandbox was deleted")
+	}
+	killed := s.place.kill(ctx)
+	for _, p := range live {
+		select {
+		case <-p.done:
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("process %s has not ended: %w", p.id, ctx.Err()), killed)
+		}
+	}
+	return errors.Join(killed, s.place.remove(ctx))
+}
