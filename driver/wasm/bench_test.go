@@ -38,5 +38,5 @@ func BenchmarkWarmTiny(b *testing.B) { benchWarm(b, testprog.Wat(b, "tiny"), nil
 func BenchmarkWarmGoHello(b *testing.B) { benchWarm(b, testprog.Go(b, "hello"), nil, benchLimits) }
 
 func BenchmarkWarmGoTool(b *testing.B) {
-	benchWarm(b, testprog.Go(b, "tool"), []byte(`{"name":"a","values":[1,2,3]}`), benchLimits)
+	benchWarm(b, testprog.Go(b, "tool"), []byte(`{"customer":"a","items":[{"name":"x","price":1.5,"count":2}]}`), benchLimits)
 }

@@ -72,7 +72,7 @@ func (p *pool) get(ctx context.Context, gone <-chan struct{}, k poolKey, art *ar
 			p.bytes += cost
 			p.wg.Add(1)
 			p.mu.Unlock()
-			return p.start(k, art, mounts, cost)
+			return p.start(ctx, k, art, mounts, cost)
 		}
 		victim := p.oldestLocked()
 		freed := p.freed
@@ -110,15 +110,22 @@ func (p *pool) oldestLocked() *workerProcess {
 }
 
 // start makes a worker for which room was counted.
-func (p *pool) start(k poolKey, art *artefact, mounts []mount, cost int64) (_ *workerProcess, err error) {
+//
+// A module can make its own loading slow, so ctx and loadTimeout end that.
+func (p *pool) start(ctx context.Context, k poolKey, art *artefact, mounts []mount, cost int64) (_ *workerProcess, err error) {
 	defer p.wg.Done()
 	s, err := p.takeSpare()
 	var w *workerProcess
 	if err == nil {
+		ctx, cancel := context.WithTimeoutCause(ctx, loadTimeout, errLoadTimeout)
+		defer cancel()
+		defer context.AfterFunc(ctx, s.child.kill)()
 		if w, err = loadWorker(s.child, s.reader, k, art, p.config, p.launcher.jail, mounts, p.drop); err != nil {
 			s.child.kill()
 			end := s.child.wait()
-			if isolation.Class(err) == nil {
+			if cause := context.Cause(ctx); cause != nil {
+				err = cause
+			} else if isolation.Class(err) == nil {
 				err = fmt.Errorf("%w (worker: %v)", err, end)
 			}
 		}
@@ -143,6 +150,12 @@ func (p *pool) start(k poolKey, art *artefact, mounts []mount, cost int64) (_ *w
 	p.refillLocked()
 	return w, nil
 }
+
+// loadTimeout bounds the loading of an artefact, which takes 30 ms for one of
+// a 3 MB module.
+const loadTimeout = 30 * time.Second
+
+var errLoadTimeout = fmt.Errorf("loading the module took more than %v: %w", loadTimeout, isolation.ErrResourceExhausted)
 
 func (p *pool) takeSpare() (spare, error) {
 	p.mu.Lock()

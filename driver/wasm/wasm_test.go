@@ -283,7 +283,7 @@ func TestWorkerReuse(t *testing.T) {
 func TestInstancesStartBlank(t *testing.T) {
 	d := newDriver(t)
 	spec := wasmSpec(testprog.Go(t, "tool"))
-	in := `{"name":"a","values":[1,2,3]}`
+	in := `{"customer":"a","items":[{"name":"x","price":1.5,"count":2}]}`
 	first := run(t, d, spec, isolation.ProcessSpec{}, strings.NewReader(in))
 	if !first.exit.Success() || first.stdout == "" {
 		t.Fatalf("%v %q %q", first.exit, first.stdout, first.stderr)

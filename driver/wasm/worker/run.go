@@ -31,7 +31,7 @@ type runner struct {
 	compiled wazero.CompiledModule
 	config   wazero.ModuleConfig
 	memory   memory
-	mounts   []*rootfs.FS
+	limits   rootfs.Limits
 	parked   api.Module
 }
 
@@ -160,14 +160,14 @@ func (r *runner) current() *process { return r.c.cur }
 func (r *runner) openMounts(dirs []*os.File) error {
 	fs := wazero.NewFSConfig()
 	for i, mt := range r.load.Mounts {
-		root, err := openRoot(dirs[i], mt)
+		root, err := rootfs.OpenDir(dirs[i])
 		if err != nil {
 			return fmt.Errorf("mount %s: %w", mt.Destination, err)
 		}
-		r.mounts = append(r.mounts, root)
-		fs = fs.(sysfs.FSConfig).WithSysFSMount(root, mt.Destination)
+		fs = fs.(sysfs.FSConfig).WithSysFSMount(rootfs.New(root, mt.ReadOnly, &r.limits), mt.Destination)
+		dirs[i].Close()
 	}
-	if len(r.mounts) > 0 {
+	if len(r.load.Mounts) > 0 {
 		r.config = r.config.WithFSConfig(fs)
 	}
 	return nil
@@ -198,6 +198,7 @@ func (r *runner) exec(f wire.Frame) error {
 		limit = r.load.Memory
 	}
 	r.memory.begin(limit)
+	r.limits.Begin(m.Disk, m.Files)
 	cpu := cpuTime()
 	exit, err := r.run(&m)
 	if err != nil {
@@ -243,7 +244,7 @@ func (r *runner) run(m *wire.ExecMessage) (exit *wire.ExitMessage, err error) {
 	}()
 	if r.parked == nil {
 		if err := r.park(); err != nil {
-			return r.judge(err, m), nil
+			return r.judge(err), nil
 		}
 		r.memory.limit = min(r.memory.limit, max(m.Memory, r.memory.size))
 	}
@@ -265,7 +266,7 @@ func (r *runner) run(m *wire.ExecMessage) (exit *wire.ExitMessage, err error) {
 	if errors.As(callErr, &gone) {
 		return nil, gone.err
 	}
-	exit = r.judge(callErr, m)
+	exit = r.judge(callErr)
 	if fuel != nil {
 		left := int64(fuel.Get())
 		if left == rewrite.FuelExhausted {
@@ -278,7 +279,7 @@ func (r *runner) run(m *wire.ExecMessage) (exit *wire.ExitMessage, err error) {
 }
 
 // judge turns the end of a call into an EXIT.
-func (r *runner) judge(err error, _ *wire.ExecMessage) *wire.ExitMessage {
+func (r *runner) judge(err error) *wire.ExitMessage {
 	var code *wsys.ExitError
 	switch {
 	case err == nil:
@@ -287,15 +288,15 @@ func (r *runner) judge(err error, _ *wire.ExecMessage) *wire.ExitMessage {
 		return &wire.ExitMessage{Cause: wire.CauseExited, Code: uint64(code.ExitCode())}
 	}
 	// wazero reports a trap as "wasm error: <what>" with a stack trace below,
-	// and everything else that stopped the call as "<what> (recovered by
-	// wazero)".
+	// the overflow of the stack as "stack overflow", and everything else that
+	// stopped the call as "<what> (recovered by wazero)".
 	first, _, _ := strings.Cut(err.Error(), "\n")
-	if what, ok := strings.CutPrefix(first, "wasm error: "); ok {
-		exit := &wire.ExitMessage{Cause: wire.CauseTrap, Detail: what}
-		if what == "stack overflow" {
-			exit.StackHits = 1
-		}
-		return exit
+	what, trapped := strings.CutPrefix(first, "wasm error: ")
+	switch {
+	case what == "stack overflow":
+		return &wire.ExitMessage{Cause: wire.CauseTrap, Detail: what, StackHits: 1}
+	case trapped:
+		return &wire.ExitMessage{Cause: wire.CauseTrap, Detail: what}
 	}
 	return &wire.ExitMessage{Cause: wire.CauseFailed, Detail: firstBytes(first, 1024)}
 }
@@ -304,7 +305,8 @@ func (r *runner) judge(err error, _ *wire.ExecMessage) *wire.ExitMessage {
 // the error of the call.
 func (h hostGone) Error() string { return fmt.Sprintf("%v: %v", errHostGone, h.err) }
 
-func openRoot(dir *os.File, mt wire.LoadMount) (*rootfs.FS, error) { return nil, errNoStart }
-
-func (r *runner) countMounts(exit *wire.ExitMessage) {}
-func rewriteError(err error) error                   { return err }
+func (r *runner) countMounts(exit *wire.ExitMessage) {
+	l := &r.limits
+	exit.DiskHits, exit.FileHits = l.DiskHits.Load(), l.FileHits.Load()
+	exit.ReadBytes, exit.WrittenBytes = l.Read.Load(), l.Written.Load()
+}

@@ -77,7 +77,7 @@ func TestSameBehaviour(t *testing.T) {
 		"tiny": testprog.Wat(t, "tiny"), "exit7": testprog.Wat(t, "exit7"), "cat": testprog.Wat(t, "cat"),
 		"unreachable": testprog.Wat(t, "unreachable"), "indirect": testprog.Wat(t, "indirect"), "outofbounds": testprog.Wat(t, "outofbounds"),
 	}
-	const in = `{"name":"a","values":[1,2,3]}`
+	const in = `{"customer":"a","items":[{"name":"x","price":1.5,"count":2}]}`
 	for name, path := range programs {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
