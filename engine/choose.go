@@ -1,0 +1,223 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/axocoatl/isolation"
+)
+
+// candidate is an engine that may be chosen. Its features are asked for only
+// when everything that is known without a probe speaks for it.
+type candidate struct {
+	tier   isolation.Tier
+	name   string
+	driver isolation.Driver
+}
+
+// featuresOf probes a candidate, or knows.
+type featuresOf func(context.Context, candidate) (isolation.Features, error)
+
+// DefaultMinTier is the weakest tier for a requirement where the policy says
+// nothing.
+func DefaultMinTier(r isolation.Requirement) isolation.Tier {
+	switch r {
+	case isolation.NativeTrusted:
+		return isolation.TierNone
+	case isolation.WasmCompiled:
+		return isolation.TierWASM
+	}
+	return isolation.TierOCI
+}
+
+func (p Policy) minTier(r isolation.Requirement) isolation.Tier {
+	if t, ok := p.MinTier[r]; ok {
+		return t
+	}
+	return DefaultMinTier(r)
+}
+
+// tierOrder lists the tiers to try for a requirement, best first: the ideal,
+// then what SelectAvailable falls back to. Nothing but NativeTrusted reaches
+// tier none; what is trusted runs there unless more is asked for.
+func tierOrder(r isolation.Requirement) []isolation.Tier {
+	switch isolation.Select(r) {
+	case isolation.TierNone:
+		return []isolation.Tier{isolation.TierNone, isolation.TierOCI, isolation.TierMicroVM}
+	case isolation.TierWASM:
+		return []isolation.Tier{isolation.TierWASM}
+	case isolation.TierOCI:
+		return []isolation.Tier{isolation.TierOCI, isolation.TierMicroVM, isolation.TierWASM}
+	}
+	return []isolation.Tier{isolation.TierMicroVM, isolation.TierOCI, isolation.TierWASM}
+}
+
+// RefusedError says that no engine may run a request, and why each may not.
+type RefusedError struct {
+	Requirement isolation.Requirement
+	Decision    Decision
+}
+
+func (e *RefusedError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "no tier can run %v here (ideal: %v, at least: %v)", e.Requirement, e.Decision.Wanted, e.Decision.MinTier)
+	for _, s := range e.Decision.Skipped {
+		who := s.Tier.String()
+		if s.Engine != "" {
+			who += "/" + s.Engine
+		}
+		fmt.Fprintf(&b, "\n  %s: %s", who, s.Reason)
+		if s.Fix != "" {
+			fmt.Fprintf(&b, "; %s", s.Fix)
+		}
+	}
+	return b.String()
+}
+
+// Is reports that a refusal is of class Unsupported.
+func (e *RefusedError) Is(target error) bool { return target == isolation.ErrUnsupported }
+
+// choose picks the engine for a request. It is the one place where a tier is
+// chosen: Explain and Run both call it.
+func choose(ctx context.Context, p Policy, all []candidate, r Request, asked []isolation.Limit, features featuresOf) (Decision, candidate, error) {
+	d := Decision{
+		Wanted: isolation.Select(r.Spec.Requirement), MinTier: p.minTier(r.Spec.Requirement),
+		Skipped: []Skip{}, Enforced: []isolation.Enforcement{},
+	}
+	if r.MinTier != nil && *r.MinTier > d.MinTier {
+		d.MinTier = *r.MinTier
+	}
+	for _, t := range tierOrder(r.Spec.Requirement) {
+		if r.Tier != nil && *r.Tier != t {
+			continue
+		}
+		if t < d.MinTier {
+			d.skip(t, "", fmt.Sprintf("weaker than the least tier for %v, which is %v", r.Spec.Requirement, d.MinTier),
+				"let the policy's min_tier allow it if that is meant")
+			continue
+		}
+		engines := 0
+		for _, c := range all {
+			if c.tier != t || r.Engine != "" && c.name != r.Engine {
+				continue
+			}
+			engines++
+			f, reason, fix, err := consider(ctx, p, r, d.MinTier, c, asked, features)
+			if err != nil {
+				return d, candidate{}, err
+			}
+			if reason != "" {
+				d.skip(t, c.name, reason, fix)
+				continue
+			}
+			d.Got, d.Engine, d.Emulated = t, c.name, f.Emulated
+			d.Degraded = f.Interpreted && r.Spec.Requirement != isolation.WasmCompiled
+			d.Warnings = f.Warnings
+			d.enforce(f, r)
+			return d, c, nil
+		}
+		if engines == 0 {
+			if r.Engine != "" {
+				d.skip(t, r.Engine, "no engine of this name is in this tier of this program", "axo doctor lists the engines")
+			} else {
+				d.skip(t, "", "no engine of this tier is built into this program", "use a version that has it")
+			}
+		}
+	}
+	if r.Tier != nil && !slices.Contains(tierOrder(r.Spec.Requirement), *r.Tier) {
+		d.skip(*r.Tier, "", fmt.Sprintf("%v never runs in this tier", r.Spec.Requirement), "")
+	}
+	return d, candidate{}, &RefusedError{r.Spec.Requirement, d}
+}
+
+func (d *Decision) skip(t isolation.Tier, engine, reason, fix string) {
+	d.Skipped = append(d.Skipped, Skip{t, engine, reason, fix})
+}
+
+// enforce lists each limit of the run, those of the policy's defaults included.
+func (d *Decision) enforce(f isolation.Features, r Request) {
+	for _, l := range isolation.LimitsOf(r.Spec, r.Process) {
+		d.Enforced = append(d.Enforced, f.Enforcement(l))
+	}
+}
+
+// consider returns why c cannot be used, or no reason. Its error means that the
+// caller gave up.
+func consider(ctx context.Context, p Policy, r Request, minTier isolation.Tier, c candidate, asked []isolation.Limit, features featuresOf) (f isolation.Features, reason, fix string, err error) {
+	if len(p.Engines) > 0 && !slices.Contains(p.Engines, c.name) {
+		return f, "the policy does not allow this engine", "add it to the policy's engines", nil
+	}
+	f, err = features(ctx, c)
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			return f, "", "", cause
+		}
+		reason, fix = probeReason(err)
+		return f, reason, fix, nil
+	}
+	spec, req := r.Spec, r.Spec.Requirement
+	switch {
+	case spec.Func != "" && !slices.Contains(f.Functions, spec.Func):
+		return f, fmt.Sprintf("no Go function %q is registered", spec.Func), "", nil
+	case spec.Func == "" && f.Functions != nil:
+		return f, "it runs registered Go functions only, and none is named", "", nil
+	case !f.CanRun(req):
+		return f, cannotRun(c, req), "", nil
+	}
+	if f.Interpreted && req != isolation.WasmCompiled {
+		if lang := language(spec); !slices.Contains(f.Languages, lang) {
+			return f, fmt.Sprintf("no WASI interpreter for %s is installed", lang), "", nil
+		}
+	}
+	if f.Emulated {
+		switch {
+		case !p.AllowEmulated && !r.AllowEmulated:
+			return f, "its virtual machine is emulated, and nobody allowed that", "--allow-emulated, or the policy's allow_emulated", nil
+		case minTier == isolation.TierMicroVM && !p.EmulatedIsMicroVM:
+			return f, "an emulated virtual machine does not count as a microVM", "the policy's emulated_is_microvm", nil
+		}
+	}
+	for _, o := range isolation.OptionsOf(spec, r.Process) {
+		if !f.Has(o) {
+			return f, fmt.Sprintf("it has no option %s", o), "leave it out", nil
+		}
+	}
+	for _, l := range asked {
+		if e := f.Enforcement(l); !e.Enforced && !r.AllowUnenforced {
+			return f, fmt.Sprintf("it cannot enforce the limit %s: %s", l, e.Reason), "leave the limit out, or --allow-unenforced", nil
+		}
+	}
+	return f, "", "", nil
+}
+
+func cannotRun(c candidate, req isolation.Requirement) string {
+	if c.tier == isolation.TierWASM {
+		return fmt.Sprintf("it runs compiled WebAssembly modules, not %v", req)
+	}
+	return fmt.Sprintf("it does not run %v", req)
+}
+
+func language(s isolation.Spec) string {
+	switch s.Requirement {
+	case isolation.Python:
+		return "python"
+	case isolation.Shell:
+		return "sh"
+	}
+	if s.Language == "" {
+		return "arbitrary programs"
+	}
+	return s.Language
+}
+
+// probeReason makes a failed probe a sentence and what would mend it.
+func probeReason(err error) (reason, fix string) {
+	var u *isolation.UnsupportedError
+	if errors.As(err, &u) && u.Need != "" {
+		return u.Feature + " is not supported here", "it needs " + u.Need
+	}
+	return "its probe failed: " + err.Error(), "axo doctor tells more"
+}

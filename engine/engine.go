@@ -1,0 +1,180 @@
+// Package engine runs tool code in the strongest tier that the host has and
+// that can run it: it probes, chooses, explains, admits, runs, and accounts.
+// It knows drivers only by the contract of the root package.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/axocoatl/isolation"
+)
+
+// Engine runs requests. It is safe for concurrent use.
+type Engine struct {
+	config     Config
+	candidates []candidate
+	probes     *probes
+	admission  admission
+	prefix     string
+	serial     atomic.Int64
+
+	mu     sync.Mutex
+	closed bool           // guarded by mu
+	runs   sync.WaitGroup // added to under mu
+}
+
+// New makes an Engine. Drivers are not probed before they are needed.
+func New(c Config) (*Engine, error) {
+	if c.MaxRuns == 0 {
+		c.MaxRuns = 1024
+	}
+	if c.MaxQueue == 0 {
+		c.MaxQueue = 4096
+	}
+	if c.ProbeTimeout == 0 {
+		c.ProbeTimeout = 3 * time.Second
+	}
+	if c.Policy.Admission == 0 {
+		c.Policy.Admission = 30 * time.Second
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.MaxRuns < 0 || c.MaxQueue < 0 || c.ProbeTimeout < 0 || c.Policy.Admission < 0 {
+		return nil, fmt.Errorf("engine config: negative bound: %w", isolation.ErrInvalidArgument)
+	}
+	if c.StateDir != "" {
+		if !filepath.IsAbs(c.StateDir) {
+			return nil, fmt.Errorf("state directory %q is not absolute: %w", c.StateDir, isolation.ErrInvalidArgument)
+		}
+		if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
+	}
+	e := &Engine{
+		config: c, probes: newProbes(c), admission: newAdmission(c.MaxRuns, c.MaxQueue),
+		prefix: fmt.Sprintf("run-%d-%s-", os.Getpid(), strconv.FormatInt(c.Now().UnixNano(), 36)),
+	}
+	for _, r := range c.Registry.All() {
+		e.candidates = append(e.candidates, candidate{r.Tier, r.Driver.Name(), r.Driver})
+	}
+	return e, nil
+}
+
+// Explain says what Run would do with a request, and runs nothing of it. The
+// error is a *RefusedError when no engine may run it.
+func (e *Engine) Explain(ctx context.Context, r Request) (Decision, error) {
+	r, asked, err := e.complete(r)
+	if err != nil {
+		return Decision{}, err
+	}
+	d, _, err := choose(ctx, e.config.Policy, e.candidates, r, asked, e.probes.features)
+	return d, err
+}
+
+// complete validates a request and fills in the policy's defaults. It returns
+// the limits that the caller asked for by name.
+func (e *Engine) complete(r Request) (Request, []isolation.Limit, error) {
+	if r.ID == "" {
+		r.ID = e.prefix + strconv.FormatInt(e.serial.Add(1), 10)
+	}
+	if err := isolation.ValidateID(r.ID); err != nil {
+		return r, nil, err
+	}
+	if err := r.Spec.Validate(); err != nil {
+		return r, nil, err
+	}
+	if err := r.Process.Validate(); err != nil {
+		return r, nil, err
+	}
+	if c := r.Capture; c.Head < 0 || c.Tail < 0 || c.SpillBytes < 0 {
+		return r, nil, fmt.Errorf("capture: negative size: %w", isolation.ErrInvalidArgument)
+	}
+	if r.Capture.SpillBytes > 0 && e.config.StateDir == "" {
+		return r, nil, fmt.Errorf("capture: a spill file needs a state directory: %w", isolation.ErrFailedPrecondition)
+	}
+	p := e.config.Policy
+	if p.MaxWall > 0 && r.Process.Limits.Wall > p.MaxWall {
+		return r, nil, fmt.Errorf("wall limit %v is more than the policy's %v: %w", r.Process.Limits.Wall, p.MaxWall, isolation.ErrPermissionDenied)
+	}
+	asked := isolation.LimitsOf(r.Spec, r.Process)
+	fill(&r.Process.Limits.Wall, p.DefaultLimits.Wall)
+	if p.MaxWall > 0 {
+		fill(&r.Process.Limits.Wall, p.MaxWall)
+	}
+	fill(&r.Process.Limits.CPU, p.DefaultLimits.CPU)
+	fill(&r.Process.Limits.Fuel, p.DefaultLimits.Fuel)
+	fill(&r.Process.Limits.OutputBytes, p.DefaultLimits.OutputBytes)
+	fill(&r.Process.Limits.OpenFiles, p.DefaultLimits.OpenFiles)
+	fill(&r.Spec.Resources.MemoryBytes, p.DefaultResources.MemoryBytes)
+	fill(&r.Spec.Resources.CPUs, p.DefaultResources.CPUs)
+	fill(&r.Spec.Resources.Pids, p.DefaultResources.Pids)
+	fill(&r.Spec.Resources.DiskBytes, p.DefaultResources.DiskBytes)
+	return r, asked, nil
+}
+
+func fill[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+// Doctor probes every engine anew, one after another: probes that share the
+// cores would fail each other's deadlines.
+func (e *Engine) Doctor(ctx context.Context) []EngineReport {
+	var out []EngineReport
+	for _, c := range e.candidates {
+		began := e.config.Now()
+		f, err := e.probes.anew(ctx, c)
+		r := EngineReport{Tier: c.tier, Engine: c.name, OK: err == nil, Features: f, Took: e.config.Now().Sub(began)}
+		r.TookMS = float64(r.Took) / float64(time.Millisecond)
+		if err != nil {
+			r.Reason, r.Fix = probeReason(err)
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// begin counts a run that Close waits for.
+func (e *Engine) begin() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return fmt.Errorf("engine is closed: %w", isolation.ErrFailedPrecondition)
+	}
+	e.runs.Add(1)
+	return nil
+}
+
+// Close refuses new runs, waits for those under way, and closes the drivers.
+func (e *Engine) Close() error {
+	e.mu.Lock()
+	already := e.closed
+	e.closed = true
+	e.mu.Unlock()
+	e.runs.Wait()
+	if already {
+		return nil
+	}
+	var errs []error
+	for _, c := range e.candidates {
+		if err := c.driver.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("close %s: %w", c.name, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,8 @@
+package engine
+
+import (
+	"fmt"
+	"syscall"
+)
+
+func changeTime(st *syscall.Stat_t) string { return fmt.Sprint(st.Ctim.Nano()) }

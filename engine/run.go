@@ -1,0 +1,189 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/axocoatl/isolation"
+)
+
+// undoTimeout bounds what a run does to clean up after its caller gave up.
+const undoTimeout = 30 * time.Second
+
+// Run runs one request to its end. What the program did is the Result, however
+// it ended. The error is the engine's: a *RefusedError when no engine may run
+// it, or one that says by isolation.OutcomeOf whether the program may have
+// run.
+//
+// When ctx ends while the program runs, it is ended, and the Result has the
+// reason canceled with the output so far; the error is nil.
+func (e *Engine) Run(ctx context.Context, r Request) (*Result, error) {
+	if err := e.begin(); err != nil {
+		return nil, notStarted(r.ID, err)
+	}
+	defer e.runs.Done()
+	r, asked, err := e.complete(r)
+	if err != nil {
+		return nil, notStarted(r.ID, err)
+	}
+	run := run{e: e, r: r, began: e.config.Now()}
+	res, err := run.do(ctx, asked)
+	if err != nil {
+		run.event(EventFailed, "error", err.Error())
+		return nil, err
+	}
+	return res, nil
+}
+
+func notStarted(id string, err error) error {
+	return &isolation.Error{Op: "run", ID: id, Outcome: isolation.NotStarted, Err: err}
+}
+
+// run is one run under way.
+type run struct {
+	e      *Engine
+	r      Request
+	began  time.Time
+	out    capture
+	errOut capture
+}
+
+func (r *run) event(k EventKind, fields ...string) {
+	if r.e.config.OnEvent == nil {
+		return
+	}
+	ev := Event{Time: r.e.config.Now(), RunID: r.r.ID, Kind: k}
+	for i := 0; i+1 < len(fields); i += 2 {
+		if ev.Fields == nil {
+			ev.Fields = map[string]string{}
+		}
+		ev.Fields[fields[i]] = fields[i+1]
+	}
+	r.e.config.OnEvent(ev)
+}
+
+func (r *run) do(ctx context.Context, asked []isolation.Limit) (_ *Result, err error) {
+	now := r.e.config.Now
+	if err := r.e.admission.enter(ctx, r.e.config.Policy.Admission); err != nil {
+		return nil, notStarted(r.r.ID, err)
+	}
+	defer r.e.admission.leave()
+	r.event(EventAdmitted)
+	d, c, err := choose(ctx, r.e.config.Policy, r.e.candidates, r.r, asked, r.e.probes.features)
+	if err != nil {
+		var refused *RefusedError
+		if errors.As(err, &refused) {
+			r.event(EventRefused, "error", err.Error())
+			return nil, err
+		}
+		return nil, notStarted(r.r.ID, err)
+	}
+	r.event(EventChosen, "tier", d.Got.String(), "engine", d.Engine)
+	if err := r.openCaptures(); err != nil {
+		return nil, notStarted(r.r.ID, err)
+	}
+	defer r.closeCaptures()
+	chosen := now()
+	sb, err := c.driver.Create(ctx, r.r.ID, r.r.Spec)
+	if err != nil {
+		return nil, notStarted(r.r.ID, err)
+	}
+	r.event(EventCreated)
+	created := now()
+	exit, err := r.exec(ctx, sb)
+	ended := now()
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	if derr := sb.Delete(undo); derr != nil {
+		// A result that hides a leak is not the truth.
+		err = errors.Join(err, &isolation.Error{Op: "delete", Driver: d.Engine, ID: r.r.ID, Outcome: isolation.OutcomeUnknown, Err: derr})
+	} else {
+		r.event(EventDeleted)
+	}
+	if err != nil {
+		return nil, err
+	}
+	exit.Usage.Phases.Select = chosen.Sub(r.began)
+	exit.Usage.Phases.Create = created.Sub(chosen)
+	exit.Usage.Phases.Teardown = now().Sub(ended)
+	return r.result(d, exit), nil
+}
+
+// exec runs the process, and ends it when ctx does.
+func (r *run) exec(ctx context.Context, sb isolation.Sandbox) (isolation.Exit, error) {
+	p, err := sb.Exec(ctx, r.r.Process, isolation.Stdio{Stdin: r.r.Stdin, Stdout: &r.out, Stderr: &r.errOut})
+	if err != nil {
+		return isolation.Exit{}, notStarted(r.r.ID, err)
+	}
+	r.event(EventStarted, "exec_id", p.ID())
+	exit, err := p.Wait(ctx)
+	if err != nil && ctx.Err() != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		// Delete ends the process with the reason canceled.
+		if err := sb.Delete(undo); err != nil {
+			return isolation.Exit{}, &isolation.Error{Op: "cancel", ID: r.r.ID, Outcome: isolation.OutcomeUnknown, Err: err}
+		}
+		exit, err = p.Wait(undo)
+	}
+	if err != nil {
+		return isolation.Exit{}, &isolation.Error{Op: "wait", ID: r.r.ID, Outcome: isolation.OutcomeUnknown, Err: err}
+	}
+	r.event(EventExited, "reason", string(exit.Reason))
+	return exit, nil
+}
+
+func (r *run) openCaptures() error {
+	c := r.r.Capture
+	r.out = capture{head: c.Head, tail: c.Tail, live: r.r.Stdout}
+	r.errOut = capture{head: c.Head, tail: c.Tail, live: r.r.Stderr}
+	if c.SpillBytes == 0 {
+		return nil
+	}
+	dir := filepath.Join(r.e.config.StateDir, "spill")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("spill: %w", err)
+	}
+	for _, s := range []struct {
+		c    *capture
+		name string
+	}{{&r.out, "stdout"}, {&r.errOut, "stderr"}} {
+		f, err := os.OpenFile(filepath.Join(dir, r.r.ID+"."+s.name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err != nil {
+			r.closeCaptures()
+			return fmt.Errorf("spill: %w", err)
+		}
+		s.c.file, s.c.fileLeft = f, c.SpillBytes
+	}
+	return nil
+}
+
+func (r *run) closeCaptures() {
+	for _, c := range []*capture{&r.out, &r.errOut} {
+		if c.file != nil {
+			c.file.Close()
+		}
+	}
+}
+
+func (r *run) result(d Decision, exit isolation.Exit) *Result {
+	res := &Result{
+		ID: r.r.ID, Tier: d.Got, Engine: d.Engine, Decision: d, Exit: exit,
+		Stdout: r.out.text(), Stderr: r.errOut.text(),
+		StdoutBytes: exit.Stdout.Bytes, StderrBytes: exit.Stderr.Bytes,
+		Usage: exit.Usage,
+	}
+	kept := func(t Text) int64 { return int64(len(t.Head) + len(t.Tail)) }
+	res.Truncated = kept(res.Stdout) < res.StdoutBytes || kept(res.Stderr) < res.StderrBytes
+	if r.out.file != nil {
+		res.StdoutFile, res.StderrFile = r.out.file.Name(), r.errOut.file.Name()
+	}
+	if res.Exit.LimitsHit == nil {
+		res.Exit.LimitsHit = []isolation.LimitHit{}
+	}
+	return res
+}
