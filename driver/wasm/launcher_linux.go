@@ -1,9 +1,14 @@
 package wasm
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -12,99 +17,311 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/wasm/worker"
 )
 
+// launcher starts worker processes. All are started by one thread, which lives
+// until close: the kernel ties a parent-death signal to the thread.
 type launcher struct {
-	config *Config
-	prog   program
-	jail   bool
-	err    error
+	config   *Config
+	prog     program
+	progErr  error
+	memfd    *os.File // the embedded program
+	jail     bool
+	groups   *memoryGroups
+	groupErr error
+
+	once  sync.Once
+	calls chan func()
+	done  chan struct{}
 }
 
 func newLauncher(c *Config) (*launcher, error) {
-	l := &launcher{config: c, jail: true}
-	l.prog, l.err = findProgram(c)
+	l := &launcher{config: c, jail: true, calls: make(chan func()), done: make(chan struct{})}
+	l.prog, l.progErr = findProgram(c)
+	if l.progErr == nil && l.prog.content != nil {
+		if l.progErr = l.seal(); l.progErr != nil {
+			l.progErr = fmt.Errorf("embedded worker: %w", l.progErr)
+		}
+	}
+	if c.NoCgroup {
+		l.groupErr = errors.New("turned off by configuration")
+	} else {
+		l.groups, l.groupErr = findMemoryGroups()
+	}
 	return l, nil
 }
 
-type child struct {
-	*os.File
-	busy atomic.Bool // reads look for a while before they sleep
-	pid  int
-	cmd  *exec.Cmd
-	once sync.Once
-	end  childEnd
+// seal puts the embedded program into a memory file that nobody can change.
+func (l *launcher) seal() error {
+	fd, err := unix.MemfdCreate("axo-wasm", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return os.NewSyscallError("memfd_create", err)
+	}
+	l.memfd = os.NewFile(uintptr(fd), "axo-wasm")
+	if _, err := l.memfd.Write(l.prog.content); err != nil {
+		return err
+	}
+	_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
+	l.prog.path = fmt.Sprintf("/proc/self/fd/%d", fd)
+	return err
 }
 
-func (l *launcher) start(role string) (*child, error) {
-	if l.err != nil {
-		return nil, l.err
+// onThread runs f on the launcher's thread.
+func (l *launcher) onThread(f func()) {
+	l.once.Do(func() {
+		go func() {
+			runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+			for {
+				select {
+				case f := <-l.calls:
+					f()
+				case <-l.done:
+					return
+				}
+			}
+		}()
+	})
+	finished := make(chan struct{})
+	l.calls <- func() {
+		defer close(finished)
+		f()
 	}
+	<-finished
+}
+
+// child is a worker process and the connection to it.
+type child struct {
+	*os.File
+	pid    int
+	busy   atomic.Bool // reads look for a while before they sleep
+	cmd    *exec.Cmd
+	pidfd  *os.File
+	stderr *os.File
+	role   string
+	group  *memoryGroup
+	entry  Entry
+	limits *Config
+
+	killed atomic.Bool
+	once   sync.Once
+	end    childEnd
+}
+
+func (l *launcher) start(role string) (_ *child, err error) {
+	if l.progErr != nil {
+		return nil, l.progErr
+	}
+	var undo undo
+	defer func() { undo.unless(err == nil) }()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socketpair", err)
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		return nil, err
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "worker"), os.NewFile(uintptr(fds[1]), "worker")
+	undo.add(func() { ours.Close() })
+	defer theirs.Close()
+	// Nobody reads the pipe while the worker lives: what does not fit is lost
+	// to the worker, and the host keeps no goroutine for it.
+	errRead, errWrite, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
-	unix.SetNonblock(fds[0], true)
-	theirs := os.NewFile(uintptr(fds[1]), "worker")
-	defer theirs.Close()
-	cmd := exec.Command(l.prog.path, role)
-	cmd.ExtraFiles = []*os.File{theirs}
-	cmd.Env = append([]string{}, l.prog.env...)
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
+	undo.add(func() { errRead.Close() })
+	defer errWrite.Close()
+	if err := unix.SetNonblock(int(errWrite.Fd()), true); err != nil {
 		return nil, err
 	}
-	return &child{File: os.NewFile(uintptr(fds[0]), "worker"), pid: cmd.Process.Pid, cmd: cmd}, nil
+	c := &child{File: ours, stderr: errRead, role: role, limits: l.config}
+	if err := l.account(c, role); err != nil {
+		return nil, err
+	}
+	undo.add(c.unaccount)
+	pidfd := -1
+	c.cmd = &exec.Cmd{
+		Path: l.prog.path, Args: []string{workerName(), role},
+		// A fixed environment: nothing of the caller's reaches a worker.
+		Env: append([]string{"GODEBUG=madvdontneed=1"}, l.prog.env...), Dir: "/",
+		Stderr: errWrite, ExtraFiles: []*os.File{theirs},
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL, PidFD: &pidfd},
+	}
+	l.onThread(func() { err = c.cmd.Start() })
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", l.prog.how, err)
+	}
+	c.pid = c.cmd.Process.Pid
+	undo.add(func() { c.kill(); c.cmd.Wait() })
+	if pidfd >= 0 {
+		c.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
+	}
+	if c.entry != nil {
+		if err := c.entry.AddProcess(c.pid); err != nil {
+			return nil, err
+		}
+	}
+	// The worker runs no code but ours before it is sent a module: limits
+	// that come now come in time.
+	if err := c.setLimits(); err != nil {
+		return nil, err
+	}
+	if c.group != nil {
+		if err := c.group.attach(c.pid); err != nil {
+			return nil, fmt.Errorf("worker's control group: %w", err)
+		}
+	}
+	return c, nil
 }
 
-func (c *child) sendFiles(frame []byte, files []*os.File) error {
-	var fds []int
-	for _, f := range files {
-		fds = append(fds, int(f.Fd()))
+// account makes the journal entry and the control group of a worker, before it
+// exists.
+func (l *launcher) account(c *child, role string) (err error) {
+	name := fmt.Sprintf("axo-wasm-%d-%d", os.Getpid(), launches.Add(1))
+	if r := l.config.Recorder; r != nil {
+		if c.entry, err = r.Record(name); err != nil {
+			return fmt.Errorf("journal: %w", err)
+		}
 	}
-	rc, err := c.SyscallConn()
+	if l.groups == nil {
+		return nil
+	}
+	limit := l.config.MaxMemory + headroom
+	if role == worker.RoleCompile {
+		limit = l.config.CompileMemory
+	}
+	if c.entry != nil {
+		if err := c.entry.AddPath("cgroup", l.groups.path(name)); err != nil {
+			return err
+		}
+	}
+	if c.group, err = l.groups.create(name, limit); err != nil {
+		c.unaccount()
+		return fmt.Errorf("worker's control group: %w", err)
+	}
+	return nil
+}
+
+var launches atomic.Int64
+
+// unaccount removes the control group and the journal entry.
+func (c *child) unaccount() {
+	if c.group != nil {
+		if err := c.group.delete(); err != nil {
+			c.limits.Logger.Warn("remove control group", "path", c.group.dir, "error", err)
+			return // the journal keeps it for the sweeper
+		}
+	}
+	if c.entry != nil {
+		if err := c.entry.Done(); err != nil {
+			c.limits.Logger.Warn("close journal entry", "error", err)
+		}
+	}
+}
+
+// openFiles is what a worker may have open: its own few, and a module's.
+const openFiles = 4096
+
+func (c *child) setLimits() error {
+	type limit struct {
+		what int
+		v    uint64
+	}
+	list := []limit{{unix.RLIMIT_CORE, 0}, {unix.RLIMIT_NOFILE, openFiles}}
+	if c.role == worker.RoleCompile {
+		seconds := uint64(max(1, c.limits.CompileTime/time.Second))
+		// No RLIMIT_AS on run workers: they reserve address space for their
+		// modules.
+		list = append(list, limit{unix.RLIMIT_CPU, seconds}, limit{unix.RLIMIT_AS, uint64(c.limits.CompileMemory) + goReserve},
+			limit{unix.RLIMIT_FSIZE, maxArtefactFile})
+	}
+	for _, l := range list {
+		r := unix.Rlimit{Cur: l.v, Max: l.v}
+		if err := unix.Prlimit(c.pid, l.what, &r, nil); err != nil {
+			return fmt.Errorf("worker's limit %d: %w", l.what, err)
+		}
+	}
+	return nil
+}
+
+// goReserve is address space that the Go runtime maps without using it.
+const goReserve = 512 << 20
+
+// sendFiles writes a frame with descriptors.
+func (c *child) sendFiles(frame []byte, files []*os.File) error {
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = int(f.Fd())
+	}
+	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
+	rights := unix.UnixRights(fds...)
 	var serr error
-	err = rc.Write(func(fd uintptr) bool {
-		serr = unix.Sendmsg(int(fd), frame, unix.UnixRights(fds...), nil, 0)
+	err = raw.Write(func(fd uintptr) bool {
+		serr = unix.Sendmsg(int(fd), frame, rights, nil, unix.MSG_NOSIGNAL)
 		return serr != unix.EAGAIN
 	})
+	runtime.KeepAlive(files)
 	if err == nil {
-		err = serr
+		err = os.NewSyscallError("sendmsg", serr)
 	}
 	return err
 }
 
-func (c *child) kill() { c.cmd.Process.Kill() }
+// kill ends the process. It does not wait.
+func (c *child) kill() {
+	if c.killed.Swap(true) {
+		return
+	}
+	_ = c.cmd.Process.Kill() // an error means that it has ended
+}
 
+// wait returns when the process has ended and nothing of it is left.
 func (c *child) wait() childEnd {
 	c.once.Do(func() {
-		c.cmd.Wait()
+		err := c.cmd.Wait()
 		st := c.cmd.ProcessState
+		if st == nil {
+			c.end.status = fmt.Sprint(err)
+			return
+		}
 		c.end.status = st.String()
 		c.end.cpu = st.UserTime() + st.SystemTime()
+		if ws, ok := st.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+			c.end.cpuLimit = ws.Signal() == syscall.SIGXCPU ||
+				c.role == worker.RoleCompile && ws.Signal() == syscall.SIGKILL && c.end.cpu >= c.limits.CompileTime
+		}
+		c.end.stderr = c.lastWords()
+		c.end.memoryLimit = c.group != nil && c.group.oomKilled() || strings.Contains(c.end.stderr, "out of memory")
+		if c.pidfd != nil {
+			c.pidfd.Close()
+		}
+		c.unaccount()
 	})
 	return c.end
 }
 
+// lastWords reads what the worker said, and takes the first line: a Go program
+// that dies goes on with the stacks of its goroutines.
+func (c *child) lastWords() string {
+	defer c.stderr.Close()
+	b, _ := io.ReadAll(io.LimitReader(c.stderr, 4096))
+	first, _, _ := bytes.Cut(bytes.TrimSpace(b), []byte("\n"))
+	return strings.ToValidUTF8(string(first[:min(len(first), 300)]), "?")
+}
+
+// cpuTime reads the CPU clock of the process (clock_getcpuclockid(3)).
 func (c *child) cpuTime() (time.Duration, bool) {
+	const sched = 2
 	var ts unix.Timespec
-	if err := unix.ClockGettime(int32(^c.pid<<3|2), &ts); err != nil {
+	if err := unix.ClockGettime(int32(^c.pid<<3|sched), &ts); err != nil {
 		return 0, false
 	}
 	return time.Duration(ts.Nano()), true
 }
-
-func (l *launcher) close()                     {}
-func (l *launcher) depends() []string          { return []string{l.prog.path} }
-func (l *launcher) memoryWall() string         { return "" }
-func (l *launcher) describe() string           { return l.prog.how }
-func (l *launcher) cgroupWall() isolation.Wall { return isolation.Wall{Name: "cgroup"} }
-func (l *launcher) warnings() []string         { return nil }
-
-var _ = syscall.SIGKILL
 
 // Read reads from the worker. While busy is set it looks again and again for a
 // short time before it sleeps.
@@ -127,17 +344,65 @@ func (c *child) Read(b []byte) (int, error) {
 			}
 		}
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return 0, err
-	}
-	if rerr == unix.EAGAIN || rerr == unix.EINTR {
+	case rerr == unix.EAGAIN || rerr == unix.EINTR:
 		return c.File.Read(b)
-	}
-	if rerr != nil {
+	case rerr != nil:
 		return 0, os.NewSyscallError("read", rerr)
-	}
-	if n == 0 {
+	case n == 0:
 		return 0, io.EOF
 	}
 	return n, nil
+}
+
+// undo runs its functions, last first, unless all went well.
+type undo []func()
+
+func (u *undo) add(f func()) { *u = append(*u, f) }
+
+func (u *undo) unless(ok bool) {
+	for i := len(*u) - 1; i >= 0 && !ok; i-- {
+		(*u)[i]()
+	}
+}
+
+func (l *launcher) close() {
+	close(l.done)
+	if l.memfd != nil {
+		l.memfd.Close()
+	}
+}
+
+// depends lists the files that workers are made of.
+func (l *launcher) depends() []string {
+	if l.progErr != nil || l.memfd != nil {
+		return nil
+	}
+	return []string{l.prog.path}
+}
+
+func (l *launcher) describe() string { return l.prog.how }
+
+func (l *launcher) warnings() []string {
+	if l.prog.warning != "" {
+		return []string{l.prog.warning}
+	}
+	return nil
+}
+
+// memoryWall is the second wall behind the memory limit, in words.
+func (l *launcher) memoryWall() string {
+	if l.groups == nil {
+		return ""
+	}
+	return fmt.Sprintf("; %s of the worker, %d MiB above", l.groups.kind, headroom>>20)
+}
+
+func (l *launcher) cgroupWall() isolation.Wall {
+	if l.groups == nil {
+		return isolation.Wall{Name: "cgroup", Detail: l.groupErr.Error()}
+	}
+	return isolation.Wall{Name: "cgroup", Present: true, Detail: l.groups.kind + " memory below " + l.groups.base}
 }
