@@ -1,0 +1,89 @@
+// Command axo runs tool code in the strongest isolation that this host has.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() { os.Exit(Main()) }
+
+// Main runs the command line and returns the exit status.
+func Main() int {
+	ctx, stop := signals()
+	defer stop()
+	root := newRoot()
+	err := root.ExecuteContext(ctx)
+	var status *statusError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &status):
+		if status.err != nil {
+			fmt.Fprintln(os.Stderr, "axo:", status.err)
+		}
+		return status.code
+	}
+	fmt.Fprintln(os.Stderr, "axo:", err)
+	return exitUsage
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "axo",
+		Short: "Run tool code in the strongest isolation that this host has",
+		Long: `axo runs a WebAssembly module, a script, a command or a trusted program in the
+strongest tier of isolation that this host really has and that can run it, holds
+it to its limits, and tells the truth about how it ended.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return fmt.Errorf("%w (see %s --help)", err, c.CommandPath())
+	})
+	root.PersistentFlags().String("state-dir", "", "directory for compiled modules, probes and the journal (default $AXO_STATE_DIR, else "+defaultStateDir()+")")
+	root.AddCommand(newRun(), newExplain(), newDoctor(), newVersion())
+	return root
+}
+
+// interrupted is why a run was canceled by a signal.
+type interrupted struct{ sig syscall.Signal }
+
+func (i interrupted) Error() string { return "interrupted by " + i.sig.String() }
+
+// signals returns a context that the first SIGINT or SIGTERM ends, with the
+// signal as its cause. A second one ends the program at once.
+func signals() (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	ch := make(chan os.Signal, 2)
+	signal.Notify(ch, os.Interrupt, syscall.SIGTERM)
+	done := make(chan struct{})
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case s := <-ch:
+				sig, ok := s.(syscall.Signal)
+				if !ok {
+					sig = syscall.SIGINT
+				}
+				if n > 0 {
+					os.Exit(128 + int(sig))
+				}
+				cancel(interrupted{sig})
+			case <-done:
+				return
+			}
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(ch)
+		close(done)
+		cancel(nil)
+	}
+}

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/engine"
+)
+
+// requestFlags are the flags of run and explain.
+type requestFlags struct {
+	tier, minTier, engine, lang string
+	python, shell, native       bool
+	pythonCode, shellCode       string
+	timeout, cpuTime            time.Duration
+	memory, disk, outputLimit   string
+	fuel                        uint64
+	pids, files                 int64
+	cpus                        float64
+	env, dirs                   []string
+	cwd, user, tenant           string
+	interactive, tty            bool
+	allowUnenforced, emulated   bool
+}
+
+func (f *requestFlags) register(fs *pflag.FlagSet) {
+	fs.StringVar(&f.tier, "tier", "", "run in exactly this tier: none, wasm, oci, microvm")
+	fs.StringVar(&f.minTier, "min-tier", "", "run in this tier or a stronger one")
+	fs.StringVar(&f.engine, "engine", "", "run with exactly this engine (axo doctor lists them)")
+	fs.StringVar(&f.lang, "lang", "", "language of the source file, such as js")
+	fs.StringVar(&f.pythonCode, "python", "", "run Python: code, or the path of a .py file")
+	fs.StringVar(&f.shellCode, "shell", "", "run a shell command")
+	fs.BoolVar(&f.native, "native", false, "run a program that you trust, without isolation")
+	fs.DurationVar(&f.timeout, "timeout", 0, "end it after this time, such as 2s or 500ms")
+	fs.DurationVar(&f.cpuTime, "cpu-time", 0, "end it after this much CPU time")
+	fs.StringVar(&f.memory, "memory", "", "memory limit, such as 64M or 1G")
+	fs.StringVar(&f.disk, "disk", "", "limit of what it may write to files")
+	fs.StringVar(&f.outputLimit, "output-limit", "", "end it when stdout and stderr together exceed this size")
+	fs.Uint64Var(&f.fuel, "fuel", 0, "WASM: end it after this many instructions, about")
+	fs.Int64Var(&f.pids, "pids", 0, "limit of processes and threads")
+	fs.Int64Var(&f.files, "open-files", 0, "limit of open files")
+	fs.Float64Var(&f.cpus, "cpus", 0, "cores that it may use, such as 0.5")
+	fs.StringArrayVarP(&f.env, "env", "e", nil, "environment variable KEY=VALUE, or KEY to pass yours on; may be repeated")
+	fs.StringArrayVar(&f.dirs, "dir", nil, "give it a directory: HOST:GUEST, or HOST:GUEST:ro; may be repeated")
+	fs.StringVar(&f.cwd, "cwd", "", "working directory inside")
+	fs.StringVar(&f.user, "user", "", "user inside: name or uid[:gid]")
+	fs.StringVar(&f.tenant, "tenant", "", "whose code it is; nothing is shared between tenants")
+	fs.BoolVarP(&f.interactive, "interactive", "i", false, "pass stdin on even from a terminal")
+	fs.BoolVarP(&f.tty, "tty", "t", false, "give it a terminal")
+	fs.BoolVar(&f.allowUnenforced, "allow-unenforced", false, "run even if a limit cannot be enforced, and list it")
+	fs.BoolVar(&f.emulated, "allow-emulated", false, "allow an emulated virtual machine")
+	// What follows the program's name is the program's.
+	fs.SetInterspersed(false)
+}
+
+const requestUsage = `  axo %[1]s [flags] FILE.wasm [ARG...]      a WebAssembly module
+  axo %[1]s [flags] --python CODE|FILE [-- ARG...]
+  axo %[1]s [flags] --shell CODE [-- ARG...]
+  axo %[1]s [flags] --native [--] CMD [ARG...]   a program that you trust
+  axo %[1]s [flags] -- CMD [ARG...]         any program`
+
+// request turns the command line into a request.
+func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request, error) {
+	r := engine.Request{Engine: f.engine, AllowUnenforced: f.allowUnenforced, AllowEmulated: f.emulated}
+	if err := f.program(c, args, &r); err != nil {
+		return r, err
+	}
+	for _, t := range []struct {
+		flag, v string
+		to      **isolation.Tier
+	}{{"tier", f.tier, &r.Tier}, {"min-tier", f.minTier, &r.MinTier}} {
+		if t.v == "" {
+			continue
+		}
+		tier, err := isolation.ParseTier(t.v)
+		if err != nil {
+			return r, fmt.Errorf("--%s: %w", t.flag, err)
+		}
+		*t.to = &tier
+	}
+	for _, s := range []struct {
+		flag, v string
+		to      *int64
+	}{
+		{"memory", f.memory, &r.Spec.Resources.MemoryBytes}, {"disk", f.disk, &r.Spec.Resources.DiskBytes},
+		{"output-limit", f.outputLimit, &r.Process.Limits.OutputBytes},
+	} {
+		if s.v == "" {
+			continue
+		}
+		n, err := parseSize(s.v)
+		if err != nil {
+			return r, fmt.Errorf("--%s: %w", s.flag, err)
+		}
+		*s.to = n
+	}
+	if c.Flags().Changed("timeout") && f.timeout <= 0 || c.Flags().Changed("cpu-time") && f.cpuTime <= 0 {
+		return r, fmt.Errorf("--timeout and --cpu-time: want a time above zero, such as 2s")
+	}
+	r.Process.Limits.Wall, r.Process.Limits.CPU = f.timeout, f.cpuTime
+	r.Process.Limits.Fuel, r.Process.Limits.OpenFiles = f.fuel, f.files
+	r.Spec.Resources.Pids, r.Spec.Resources.CPUs = f.pids, f.cpus
+	r.Process.Cwd, r.Process.User, r.Process.Terminal = f.cwd, f.user, f.tty
+	r.Spec.Tenant = f.tenant
+	for _, e := range f.env {
+		if !strings.Contains(e, "=") {
+			v, ok := os.LookupEnv(e)
+			if !ok {
+				return r, fmt.Errorf("--env %s: it is not set here; write %s=VALUE", e, e)
+			}
+			e += "=" + v
+		}
+		r.Process.Env = append(r.Process.Env, e)
+	}
+	for _, d := range f.dirs {
+		m, err := parseDir(d)
+		if err != nil {
+			return r, err
+		}
+		r.Spec.Mounts = append(r.Spec.Mounts, m)
+	}
+	return r, nil
+}
+
+// program finds out what is to run.
+func (f *requestFlags) program(c *cobra.Command, args []string, r *engine.Request) error {
+	python, shell := c.Flags().Changed("python"), c.Flags().Changed("shell")
+	kinds := 0
+	for _, k := range []bool{python, shell, f.native} {
+		if k {
+			kinds++
+		}
+	}
+	if kinds > 1 {
+		return fmt.Errorf("--python, --shell and --native exclude each other")
+	}
+	switch {
+	case python:
+		return f.script(r, isolation.Python, "python3", f.pythonCode, ".py", args)
+	case shell:
+		return f.script(r, isolation.Shell, "sh", f.shellCode, "", args)
+	}
+	if len(args) == 0 {
+		return fmt.Errorf("nothing to run: name a FILE.wasm, --python CODE, --shell CODE, --native CMD or -- CMD (see %s --help)", c.CommandPath())
+	}
+	r.Process.Args = args
+	switch {
+	case f.native:
+		r.Spec.Requirement = isolation.NativeTrusted
+	case c.ArgsLenAtDash() == 0:
+		r.Spec.Requirement, r.Spec.Language = isolation.Arbitrary, f.lang
+	case f.lang != "":
+		r.Spec.Requirement, r.Spec.Language = isolation.Arbitrary, f.lang
+	case isModule(args[0]):
+		path, err := filepath.Abs(args[0])
+		if err != nil {
+			return err
+		}
+		r.Spec.Requirement, r.Spec.Module.Path = isolation.WasmCompiled, path
+		r.Process.Args = append([]string{filepath.Base(path)}, args[1:]...)
+	default:
+		return fmt.Errorf("%s is not a WebAssembly module; for a program write -- %s (isolated) or --native %s (trusted)", args[0], args[0], args[0])
+	}
+	return nil
+}
+
+// script makes the command line of an interpreter.
+func (f *requestFlags) script(r *engine.Request, req isolation.Requirement, interpreter, code, ext string, args []string) error {
+	if code == "" {
+		return fmt.Errorf("the code is empty")
+	}
+	if ext != "" && strings.HasSuffix(code, ext) && !strings.ContainsAny(code, "\n;(") {
+		b, err := os.ReadFile(code)
+		if err != nil {
+			return &statusError{exitNotFound, err}
+		}
+		code = string(b)
+	}
+	r.Spec.Requirement = req
+	r.Process.Args = append([]string{interpreter, "-c", code}, args...)
+	return nil
+}
+
+// isModule goes by the name, or by the first bytes of a file of another name.
+func isModule(path string) bool {
+	if strings.HasSuffix(path, ".wasm") {
+		return true
+	}
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() {
+		return false
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var magic [4]byte
+	_, err = f.ReadAt(magic[:], 0)
+	return err == nil && string(magic[:]) == "\x00asm"
+}
+
+func parseDir(v string) (isolation.Mount, error) {
+	parts := strings.Split(v, ":")
+	bad := fmt.Errorf("--dir %s: want HOST:GUEST or HOST:GUEST:ro, with GUEST an absolute path", v)
+	if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || !strings.HasPrefix(parts[1], "/") {
+		return isolation.Mount{}, bad
+	}
+	m := isolation.Mount{Destination: parts[1]}
+	if len(parts) == 3 {
+		if parts[2] != "ro" && parts[2] != "rw" {
+			return isolation.Mount{}, bad
+		}
+		m.ReadOnly = parts[2] == "ro"
+	}
+	var err error
+	m.Source, err = filepath.Abs(parts[0])
+	return m, err
+}
+
+// parseSize reads "64M", "64MiB", "1.5G" or a number of bytes. Units are
+// powers of 1024.
+func parseSize(v string) (int64, error) {
+	number := strings.TrimRight(v, "kKmMgGtTiIbB")
+	unit := strings.ToLower(v[len(number):])
+	shift, ok := map[string]uint{
+		"": 0, "b": 0, "k": 10, "kb": 10, "kib": 10, "m": 20, "mb": 20, "mib": 20, "g": 30, "gb": 30, "gib": 30, "t": 40, "tb": 40, "tib": 40,
+	}[unit]
+	n, err := strconv.ParseFloat(number, 64)
+	if !ok || err != nil || !(n > 0) || n*float64(int64(1)<<shift) > math.MaxInt64/2 {
+		return 0, fmt.Errorf("size %q: want a number above zero with an optional unit K, M, G or T, such as 64M", v)
+	}
+	return int64(n * float64(int64(1)<<shift)), nil
+}

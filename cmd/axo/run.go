@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/engine"
+)
+
+func newRun() *cobra.Command {
+	var f requestFlags
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "run [flags] (FILE.wasm | --python CODE | --shell CODE | --native CMD | -- CMD) [ARG...]",
+		Short: "Run something in the strongest tier that can run it",
+		Long: "Run something once, in the strongest tier of isolation that this host has and that\ncan run it, and pass its input, output and exit status through.\n\n" +
+			fmt.Sprintf(requestUsage, "run") + "\n\n" + exitHelp,
+		Example: `  echo '{"items":[]}' | axo run --timeout 2s tool.wasm
+  axo run --memory 64M --dir ./data:/data:ro --json summary.wasm /data
+  axo run --native -- uname -a`,
+		RunE: func(c *cobra.Command, args []string) error {
+			r, err := f.request(c, args)
+			if err != nil {
+				return err
+			}
+			return run(c, r, f.interactive, asJSON)
+		},
+	}
+	f.register(c.Flags())
+	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object with the result instead of the output")
+	return c
+}
+
+func run(c *cobra.Command, r engine.Request, interactive, asJSON bool) error {
+	e, err := openEngine(c)
+	if err != nil {
+		return failed(c, err, asJSON)
+	}
+	defer e.Close()
+	// A terminal is passed on only if asked: most tools read no input, and
+	// one that does would seem to hang.
+	if interactive || !term.IsTerminal(int(os.Stdin.Fd())) {
+		r.Stdin = os.Stdin
+	}
+	if asJSON {
+		r.Capture = engine.DefaultCapture
+	} else {
+		r.Stdout, r.Stderr = os.Stdout, os.Stderr
+	}
+	res, err := e.Run(c.Context(), r)
+	if err != nil {
+		return failed(c, err, asJSON)
+	}
+	if asJSON {
+		if err := printJSON(c.OutOrStdout(), res); err != nil {
+			return &statusError{exitEngine, err}
+		}
+	}
+	status := &statusError{code: statusOf(res.Exit, context.Cause(c.Context()))}
+	if !asJSON && res.Exit.Reason != isolation.ReasonExited {
+		status.err = errors.New(res.Exit.String())
+	}
+	if status.code == exitOK {
+		return nil
+	}
+	return status
+}
+
+// failure is what --json prints when the engine could not run something.
+type failure struct {
+	Error failureDetail `json:"error"`
+}
+
+type failureDetail struct {
+	Class    string            `json:"class"` // of nine, or "internal"
+	Message  string            `json:"message"`
+	Outcome  isolation.Outcome `json:"outcome"`
+	Decision *engine.Decision  `json:"decision,omitempty"` // when no tier may run it
+}
+
+// failed reports an error of the engine, and gives it its exit status.
+func failed(c *cobra.Command, err error, asJSON bool) error {
+	status := &statusError{code: failureStatus(c.Context(), err), err: err}
+	if !asJSON {
+		return status
+	}
+	d := failureDetail{Class: "internal", Message: err.Error(), Outcome: isolation.OutcomeOf(err)}
+	if class := isolation.Class(err); class != nil {
+		d.Class = class.Error()
+	}
+	var refused *engine.RefusedError
+	if errors.As(err, &refused) {
+		d.Outcome, d.Decision = isolation.NotStarted, &refused.Decision
+	}
+	if perr := printJSON(c.OutOrStdout(), failure{d}); perr != nil {
+		return &statusError{exitEngine, perr}
+	}
+	status.err = nil
+	return status
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/axocoatl/isolation/driver/all"
+	"github.com/axocoatl/isolation/engine"
+)
+
+// defaultStateDir follows the XDG base directory specification; root's is the
+// system's.
+func defaultStateDir() string {
+	if d := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(d) {
+		return filepath.Join(d, "axo")
+	}
+	if os.Geteuid() == 0 {
+		return "/var/lib/axo"
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return filepath.Join(os.TempDir(), fmt.Sprintf("axo-%d", os.Getuid()))
+	}
+	return filepath.Join(home, ".local", "state", "axo")
+}
+
+func stateDir(c *cobra.Command) (string, error) {
+	dir, err := c.Flags().GetString("state-dir")
+	if err != nil {
+		return "", err
+	}
+	if dir == "" {
+		dir = os.Getenv("AXO_STATE_DIR")
+	}
+	if dir == "" {
+		dir = defaultStateDir()
+	}
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", &statusError{exitEngine, fmt.Errorf("state directory: %w; choose another with --state-dir", err)}
+	}
+	return dir, nil
+}
+
+// openEngine makes the engine with all drivers. The caller closes it.
+func openEngine(c *cobra.Command) (*engine.Engine, error) {
+	dir, err := stateDir(c)
+	if err != nil {
+		return nil, err
+	}
+	reg, err := all.Registry(all.Config{StateDir: dir, Worker: os.Getenv("AXO_WASM_WORKER_PATH")})
+	if err != nil {
+		return nil, &statusError{exitEngine, err}
+	}
+	e, err := engine.New(engine.Config{Registry: reg, StateDir: dir})
+	if err != nil {
+		for _, r := range reg.All() {
+			_ = r.Driver.Close()
+		}
+		return nil, &statusError{exitEngine, err}
+	}
+	return e, nil
+}

@@ -1,0 +1,68 @@
+// Package all names every driver that this module has and makes a registry of
+// them. It is a value, made for whoever asks: nothing registers itself.
+package all
+
+import (
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/none"
+	"github.com/axocoatl/isolation/driver/wasm"
+)
+
+// Config makes the drivers. The zero value is usable.
+type Config struct {
+	// StateDir keeps compiled modules across processes. Empty keeps nothing.
+	StateDir string
+	// Worker is the path of axo-wasm; see wasm.Config.
+	Worker string
+	// Spares is how many WASM workers are kept started ahead.
+	Spares int
+	// NoCgroup leaves control groups alone.
+	NoCgroup bool
+	// Recorder is the journal; nil: none.
+	Recorder wasm.Recorder
+	// Funcs are Go functions that NativeTrusted requests may name.
+	Funcs  map[string]none.Func
+	Logger *slog.Logger
+}
+
+// Registry returns the drivers in order of preference within their tier. The
+// caller closes them, as engine.Close does.
+func Registry(c Config) (isolation.Registry, error) {
+	var r isolation.Registry
+	wc := wasm.Config{Worker: c.Worker, Spares: c.Spares, NoCgroup: c.NoCgroup, Recorder: c.Recorder, Logger: c.Logger}
+	if c.StateDir != "" {
+		wc.CacheDir = filepath.Join(c.StateDir, "wasm")
+	}
+	w, err := wasm.New(wc)
+	if err != nil {
+		return r, err
+	}
+	r.Add(isolation.TierWASM, w)
+	p, err := none.New(none.Config{NoCgroup: c.NoCgroup})
+	if err != nil {
+		return closeAll(r, err)
+	}
+	r.Add(isolation.TierNone, p)
+	if len(c.Funcs) > 0 {
+		f, err := none.NewFunc(none.FuncConfig{Funcs: c.Funcs})
+		if err != nil {
+			return closeAll(r, err)
+		}
+		r.Add(isolation.TierNone, f)
+	}
+	return r, nil
+}
+
+// closeAll leaves nothing of a registry that could not be completed.
+func closeAll(r isolation.Registry, err error) (isolation.Registry, error) {
+	for _, e := range r.All() {
+		if cerr := e.Driver.Close(); cerr != nil {
+			err = fmt.Errorf("%w; close %s: %w", err, e.Driver.Name(), cerr)
+		}
+	}
+	return isolation.Registry{}, err
+}
