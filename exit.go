@@ -13,14 +13,14 @@ type Exit struct {
 	// or it had ended by itself before the limit counted.
 	Code int `json:"code"`
 	// Signal ended the process; 0 when none did.
-	Signal Signal `json:"signal,omitempty"`
+	Signal Signal `json:"signal"`
 	// Reason says what ended the process.
 	Reason Reason `json:"reason"`
 	// Detail is one line for a person: the trap, the limit, what was lost.
 	Detail string `json:"detail,omitempty"`
 	// LimitsHit is what the process ran into on the way, also when it then
 	// exited 0.
-	LimitsHit []LimitHit `json:"limits_hit,omitempty"`
+	LimitsHit []LimitHit `json:"limits_hit"`
 	Usage     Usage      `json:"usage"`
 	Stdout    Output     `json:"stdout"`
 	Stderr    Output     `json:"stderr"`

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation"
 )
 
 const (
@@ -80,4 +82,8 @@ func hostMemory() int64 {
 		return 4 << 30
 	}
 	return int64(si.Totalram) * int64(si.Unit)
+}
+
+var cpuTimeEnforcement = isolation.Enforcement{
+	Limit: isolation.LimitCPUTime, Enforced: true, By: "host watches the worker's CPU clock, worker killed",
 }

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"time"
+
+	"github.com/axocoatl/isolation"
 )
 
 const (
@@ -39,3 +41,7 @@ func discard(f *os.File) {
 func checkPrivate(string) error { return nil }
 
 func hostMemory() int64 { return 4 << 30 }
+
+var cpuTimeEnforcement = isolation.Enforcement{
+	Limit: isolation.LimitCPUTime, Reason: "the CPU time of a running process can be read on Linux only",
+}

@@ -58,7 +58,7 @@ func (d *Driver) enforces() []isolation.Enforcement {
 	}
 	return []isolation.Enforcement{
 		by(isolation.LimitWall, "host timer, worker killed"),
-		by(isolation.LimitCPUTime, "host watches the worker's CPU clock, worker killed"),
+		cpuTimeEnforcement,
 		by(isolation.LimitFuel, "counted by the module, rewritten before it is compiled"),
 		by(isolation.LimitOutput, "host counts, worker killed"),
 		by(isolation.LimitMemory, "linear memory limit in the worker"+d.launcher.memoryWall()),

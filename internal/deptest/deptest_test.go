@@ -1,0 +1,133 @@
+// Package deptest holds the layers of this module to their directions.
+package deptest
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/axocoatl/isolation"
+
+type pkg struct {
+	ImportPath  string
+	Imports     []string
+	TestImports []string
+	Standard    bool
+	ForTest     string
+}
+
+// packages lists the packages of this module with what they import directly.
+func packages(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,TestImports,Standard", module+"/...")
+	cmd.Dir = "../.."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []pkg
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, p)
+	}
+	return list
+}
+
+func standard(path string) bool {
+	first, _, _ := strings.Cut(path, "/")
+	return !strings.Contains(first, ".")
+}
+
+// TestLayers checks every direct import against the rules of
+// docs/ARCHITECTURE.md.
+func TestLayers(t *testing.T) {
+	for _, p := range packages(t) {
+		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
+		for _, im := range p.Imports {
+			if rule := broken(name, im); rule != "" {
+				t.Errorf("%s imports %s: %s", p.ImportPath, im, rule)
+			}
+		}
+	}
+}
+
+// homes are the only places of third-party runtimes.
+var homes = map[string]string{
+	"github.com/tetratelabs/wazero": "driver/wasm",
+	"github.com/spf13/cobra":        "cmd/axo",
+}
+
+func broken(name, im string) string {
+	if standard(im) {
+		return ""
+	}
+	inner, own := strings.CutPrefix(im, module)
+	inner = strings.TrimPrefix(inner, "/")
+	under := func(s, dir string) bool { return s == dir || strings.HasPrefix(s, dir+"/") }
+	tier := func(s string) string {
+		parts := strings.SplitN(s, "/", 3)
+		if len(parts) >= 2 && parts[0] == "driver" {
+			return parts[1]
+		}
+		return ""
+	}
+	for lib, home := range homes {
+		if under(im, lib) && !under(name, home) {
+			return "its home is " + home
+		}
+	}
+	switch {
+	case name == "":
+		return "the root package imports the standard library only"
+	case name == "internal/testprog" || name == "internal/deptest":
+		return ""
+	case under(name, "internal"):
+		if own || !under(im, "golang.org/x/sys") {
+			if own && under(inner, "internal") {
+				return ""
+			}
+			return "internal packages import the standard library and x/sys"
+		}
+	case under(name, "guest/wire"):
+		return "guest/wire imports the standard library only"
+	case name == "driver/all" || under(name, "cmd") || under(name, "demo") || under(name, "bench"):
+		return ""
+	case name == "drivertest":
+		if inner != "" || !own {
+			return "the conformance suite imports the root package only"
+		}
+	case tier(name) != "":
+		if own && (under(inner, "engine") || under(inner, "cmd") || under(inner, "pool")) {
+			return "drivers do not know what is above them"
+		}
+		if o := tier(inner); own && o != "" && o != tier(name) {
+			return "drivers do not import each other"
+		}
+	case name == "engine":
+		if own && tier(inner) != "" {
+			return "the engine knows drivers by the contract only"
+		}
+	}
+	return ""
+}
+
+func TestRulesCatch(t *testing.T) {
+	for _, c := range []struct{ name, im string }{
+		{"", module + "/engine"}, {"", "golang.org/x/sys/unix"}, {"engine", module + "/driver/wasm"},
+		{"driver/none", module + "/driver/wasm"}, {"driver/wasm", module + "/engine"}, {"engine", "github.com/tetratelabs/wazero"},
+		{"internal/cgroup", module}, {"guest/wire", "golang.org/x/sys/unix"},
+	} {
+		if broken(c.name, c.im) == "" {
+			t.Errorf("%q may import %q", c.name, c.im)
+		}
+	}
+}

@@ -1,0 +1,21 @@
+#!/bin/sh
+# Installs what the tests need and a plain machine may lack: a C compiler for
+# WebAssembly and the WebAssembly tools, from Debian's packages.
+set -eu
+start=$(date +%s)
+packages="gcc libc6-dev wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32"
+missing=""
+for p in $packages; do
+	dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $p"
+done
+if [ -n "$missing" ]; then
+	if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+		echo "tests need these packages, install them as root:$missing" >&2
+		exit 1
+	fi
+	apt-get update -q >/dev/null
+	# shellcheck disable=SC2086
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing >/dev/null
+fi
+go mod download
+echo "setup took $(($(date +%s) - start)) s"
