@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -66,4 +69,60 @@ func setDrain(drain *time.Duration) error {
 		*drain = defaultDrain
 	}
 	return nil
+}
+
+// defaultPath is where programs are looked for when nobody says.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// Config makes a driver of engine "process". The zero value is usable.
+type Config struct {
+	// Dir is the working directory of processes that name none. Empty: the
+	// root directory, whatever the host program's own is.
+	Dir string
+	// Path is the list of directories where programs are looked for when the
+	// environment of a process has no PATH. Empty: the system's usual one.
+	Path string
+	// NoCgroup leaves control groups alone, as on a host without. The limits
+	// that need them are then not enforced, and refused.
+	NoCgroup bool
+	// Recorder is told what a sandbox may leave behind before it is there, so
+	// that a later process can clean up after one that was killed. nil: none.
+	Recorder Recorder
+	// Drain is how long output may still come after a process ended. 0: 100 ms.
+	Drain time.Duration
+}
+
+func (c *Config) setDefaults() error {
+	if c.Dir == "" {
+		c.Dir = "/"
+		if runtime.GOOS == "windows" {
+			c.Dir = os.Getenv("SystemDrive") + `\`
+		}
+	}
+	if !filepath.IsAbs(c.Dir) {
+		return fmt.Errorf("dir %q is not an absolute path: %w", c.Dir, isolation.ErrInvalidArgument)
+	}
+	if c.Path == "" {
+		c.Path = defaultPath
+		if runtime.GOOS == "windows" {
+			c.Path = filepath.Join(os.Getenv("SystemRoot"), "System32")
+		}
+	}
+	return setDrain(&c.Drain)
+}
+
+// Recorder writes down what must not be left behind.
+type Recorder interface {
+	// Record opens an entry for a sandbox.
+	Record(id string) (Entry, error)
+}
+
+// Entry is what one sandbox may leave behind.
+type Entry interface {
+	// AddPath names a directory before it is made; kind is "cgroup".
+	AddPath(kind, path string) error
+	// AddProcess names a process, on hosts without a cgroup to find it by.
+	AddProcess(pid int) error
+	// Done closes the entry: nothing is left.
+	Done() error
 }

@@ -66,6 +66,7 @@ type status struct {
 	code   int
 	signal isolation.Signal
 	forced bool // the kill by the driver is what ended it
+	lost   bool // how it ended is not known
 	detail string
 
 	oom       int64 // kills by the kernel for want of memory

@@ -91,7 +91,11 @@ func TestFuncTimeout(t *testing.T) {
 	// A caller's reader that blocks keeps nobody.
 	r, w := io.Pipe()
 	defer w.Close()
-	exit = callFunc(t, func(_ context.Context, c *none.Call) int { _, err := c.Stdin.Read(make([]byte, 1)); fmt.Fprint(c.Stderr, err); return 0 },
+	exit = callFunc(t, func(_ context.Context, c *none.Call) int {
+		_, err := c.Stdin.Read(make([]byte, 1))
+		fmt.Fprint(c.Stderr, err)
+		return 0
+	},
 		isolation.Limits{Wall: 20 * time.Millisecond}, isolation.Stdio{Stdin: r})
 	if exit.Reason != isolation.ReasonTimeoutWall || exit.Survivors != 0 {
 		t.Errorf("exit = %+v, want timeout_wall and nothing left", exit)

@@ -55,6 +55,7 @@ type stream struct {
 	src   source
 	meter *meter
 	done  chan struct{} // closed when no more is delivered: end of input, or cut and back
+	gone  chan struct{} // closed when the pump has returned
 
 	mu       sync.Mutex
 	w        io.Writer // nil: count and drop
@@ -66,18 +67,19 @@ type stream struct {
 }
 
 func newStream(src source, w io.Writer, m *meter) *stream {
-	return &stream{src: src, w: w, meter: m, done: make(chan struct{})}
+	return &stream{src: src, w: w, meter: m, done: make(chan struct{}), gone: make(chan struct{})}
 }
 
 // pump delivers until the end of the input. After a cut it takes and drops
 // what background processes write: they live until the sandbox is deleted, and
 // a closed pipe would end them with SIGPIPE before.
 func (s *stream) pump() {
+	defer close(s.gone)
 	defer s.src.Close()
 	if s.deliver() && s.src.lingers() {
 		var small [4 << 10]byte
 		for {
-			if _, err := s.src.Read(small[:]); err != nil {
+			if _, err := s.src.Read(small[:]); err != nil && !s.src.lingers() {
 				return
 			}
 		}
@@ -141,6 +143,28 @@ func (s *stream) end() isolation.Output {
 	defer s.mu.Unlock()
 	s.cut = true
 	return isolation.Output{Bytes: s.bytes, Dropped: s.dropped + s.inflight}
+}
+
+// close makes the pump of an ended stream return and waits for it, unless it
+// cannot be woken or the caller's writer has it.
+func (s *stream) close() {
+	wakes := s.src.finish()
+	_ = s.src.Close()
+	s.mu.Lock()
+	writing := s.inflight > 0
+	s.mu.Unlock()
+	if wakes && !writing {
+		<-s.gone
+	}
+}
+
+func (s *stream) isGone() bool {
+	select {
+	case <-s.gone:
+		return true
+	default:
+		return false
+	}
 }
 
 func (s *stream) ended() bool {

@@ -134,7 +134,7 @@ func (p *process) watchCPU(limit time.Duration, ended <-chan struct{}) {
 func (p *process) verdict(st status) isolation.Exit {
 	l := p.spec.Limits
 	e := isolation.Exit{Code: -1, Signal: st.signal, Detail: st.detail, LimitsHit: st.hits}
-	if st.signal == 0 && !st.forced {
+	if st.signal == 0 && !st.forced && !st.lost {
 		e.Code = st.code
 	}
 	detail := func(s string) {
@@ -146,6 +146,8 @@ func (p *process) verdict(st status) isolation.Exit {
 	}
 	c := p.cause.Load()
 	switch {
+	case st.lost:
+		e.Reason = isolation.ReasonSandboxLost
 	case st.forced && c != nil:
 		e.Reason = c.reason
 		if c.signal != 0 {

@@ -1,0 +1,201 @@
+package none
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A brand is the value of RLIMIT_RTTIME (microseconds) that tells whose
+// process it is: bit 62, which makes it endless, the sandbox, the exec.
+type brand uint64
+
+const (
+	brandMark     brand = 1 << 62
+	brandExecBits       = 24
+	brandExecMask brand = 1<<brandExecBits - 1
+)
+
+// newBrand returns the brand of a new sandbox.
+func newBrand() brand {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return brandMark | brand(binary.LittleEndian.Uint64(b[:]))&(brandMark-1)&^brandExecMask
+}
+
+// exec returns the brand of the n-th exec of the sandbox b.
+func (b brand) exec(n uint64) brand { return b&^brandExecMask | brand(n)&brandExecMask }
+
+func (b brand) sandbox() brand { return b &^ brandExecMask }
+
+// brandOf returns the brand of a process; 0 if it has none or is gone.
+func brandOf(pid int) brand {
+	var l unix.Rlimit
+	if unix.Prlimit(pid, unix.RLIMIT_RTTIME, nil, &l) != nil || brand(l.Max)>>62 != 1 {
+		return 0
+	}
+	return brand(l.Max)
+}
+
+// tree finds and ends the processes that match, wherever they went.
+type tree struct {
+	match func(brand) bool
+	pids  func() ([]int, error) // candidates
+}
+
+// allPids lists the host's processes.
+func allPids() ([]int, error) {
+	d, err := os.Open("/proc")
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	pids := make([]int, 0, len(names))
+	for _, n := range names {
+		if pid, err := strconv.Atoi(n); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// live returns the members that run, zombies not counted.
+func (t tree) live() ([]int, error) {
+	pids, err := t.pids()
+	if err != nil {
+		return nil, err
+	}
+	n := 0
+	for _, pid := range pids {
+		if t.match(brandOf(pid)) {
+			if s, ok := statOf(pid); ok && !s.dead() {
+				pids[n] = pid
+				n++
+			}
+		}
+	}
+	return pids[:n], nil
+}
+
+const (
+	// maxRounds bounds how often a tree that keeps growing is looked at again.
+	maxRounds = 64
+	// maxHeld bounds the descriptors that this takes of the host program.
+	// More members than that are killed without being stopped before.
+	maxHeld = 256
+)
+
+// kill sends SIGKILL to all members. They are all stopped first, round after
+// round until none is new, so that none forks while the others are killed.
+// It does not wait for their ends; it returns how many there were.
+func (t tree) kill() (int, error) {
+	held := map[int]int{} // pid to pidfd
+	defer func() {
+		for _, fd := range held {
+			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+			_ = unix.Close(fd)
+		}
+	}()
+	killed := 0
+	for range maxRounds {
+		pids, err := t.live()
+		if err != nil {
+			return len(held) + killed, err
+		}
+		fresh := false
+		for _, pid := range pids {
+			if _, ok := held[pid]; ok {
+				continue
+			}
+			fd, err := unix.PidfdOpen(pid, 0)
+			if err != nil {
+				continue
+			}
+			// The number may have been given to another process before it
+			// was opened. If it has the brand now, the descriptor is a
+			// member's, or that of a process that is gone.
+			if !t.match(brandOf(pid)) {
+				_ = unix.Close(fd)
+				continue
+			}
+			fresh = true
+			if len(held) == maxHeld {
+				_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+				_ = unix.Close(fd)
+				killed++
+				continue
+			}
+			held[pid] = fd
+			_ = unix.PidfdSendSignal(fd, unix.SIGSTOP, nil, 0)
+		}
+		if !fresh {
+			break
+		}
+	}
+	return len(held) + killed, nil
+}
+
+// cpu is the time of all members and of the children that they have waited
+// for. What orphans used that somebody else reaped is not in it.
+func (t tree) cpu() time.Duration {
+	pids, err := t.live()
+	if err != nil {
+		return 0
+	}
+	var sum time.Duration
+	for _, pid := range pids {
+		var ts unix.Timespec
+		if unix.ClockGettime(processClock(pid), &ts) == nil {
+			sum += time.Duration(ts.Nano())
+		}
+		if s, ok := statOf(pid); ok {
+			sum += s.childTime
+		}
+	}
+	return sum
+}
+
+// processClock is the CPU clock of another process (clock_getcpuclockid(3)).
+func processClock(pid int) int32 { return ^int32(pid)<<3 | 2 }
+
+// userHz is the unit of times in /proc, the same on every Linux (time(7)).
+const userHz = 100
+
+type procStat struct {
+	state     byte
+	childTime time.Duration
+}
+
+func (s procStat) dead() bool { return s.state == 'Z' || s.state == 'X' }
+
+// statOf reads /proc/pid/stat (proc_pid_stat(5)).
+func statOf(pid int) (procStat, bool) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return procStat{}, false
+	}
+	// The name, in parentheses, may hold anything, also parentheses.
+	i := bytes.LastIndexByte(b, ')')
+	if i < 0 {
+		return procStat{}, false
+	}
+	f := bytes.Fields(b[i+1:])
+	const state, cutime, cstime = 0, 13, 14 // fields 3, 16, 17
+	if len(f) <= cstime || len(f[state]) != 1 {
+		return procStat{}, false
+	}
+	ticks := func(b []byte) time.Duration {
+		n, _ := strconv.ParseInt(string(b), 10, 64)
+		return time.Duration(n) * (time.Second / userHz)
+	}
+	return procStat{state: f[state][0], childTime: ticks(f[cutime]) + ticks(f[cstime])}, true
+}

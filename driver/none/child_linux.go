@@ -1,0 +1,126 @@
+package none
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/none/internal/spawn"
+)
+
+// softFiles is the soft limit on descriptors of a program whose spec names
+// none: what every Linux starts with. The host program's own is no measure, as
+// Go raises it to the hard one.
+const softFiles = 1024
+
+// child is a program that was started, and its pidfd.
+type child struct {
+	pid int
+	fd  *os.File
+}
+
+func startChild(s *spawn.Spawner, g program, p isolation.ProcessSpec, files [3]*os.File, b brand, tasks []*os.File) (*child, error) {
+	limits, err := rlimits(p.Limits, b)
+	if err != nil {
+		return nil, err
+	}
+	spec := spawn.Spec{
+		Path: g.path, Args: p.Args, Env: p.Env, Dir: g.dir, Files: files[:],
+		Rlimits: limits, Tasks: tasks, ParentDeathSignal: syscall.SIGKILL,
+	}
+	if g.cred != nil {
+		spec.Cred = &spawn.Credential{UID: g.cred.uid, GID: g.cred.gid, Groups: g.cred.groups}
+	}
+	pid, fd, err := s.Start(spec)
+	if err != nil {
+		return nil, startError(g, err)
+	}
+	return &child{pid: pid, fd: fd}, nil
+}
+
+func rlimits(l isolation.Limits, b brand) ([]spawn.Rlimit, error) {
+	var host unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &host); err != nil {
+		return nil, os.NewSyscallError("getrlimit", err)
+	}
+	files := spawn.Rlimit{Resource: unix.RLIMIT_NOFILE, Cur: min(softFiles, host.Max), Max: host.Max}
+	if n := uint64(l.OpenFiles); n > 0 {
+		if n > host.Max && !privileged() {
+			return nil, fmt.Errorf("limit of %d open files: the host program's own is %d: %w", n, host.Max, isolation.ErrPermissionDenied)
+		}
+		files.Cur, files.Max = n, n
+	}
+	out := []spawn.Rlimit{
+		{Resource: unix.RLIMIT_CORE},
+		{Resource: unix.RLIMIT_RTTIME, Cur: uint64(b), Max: uint64(b)},
+		files,
+	}
+	if l.CPU > 0 {
+		// For each process of the tree, in whole seconds: what is left if the
+		// host program is stopped and cannot watch. The margin keeps it from
+		// being first.
+		s := uint64(l.CPU.Seconds()) + 2
+		out = append(out, spawn.Rlimit{Resource: unix.RLIMIT_CPU, Cur: s, Max: s + 1})
+	}
+	return out, nil
+}
+
+// startError gives a failed start its class.
+func startError(g program, err error) error {
+	class, why := error(nil), ""
+	switch {
+	case errors.Is(err, os.ErrClosed):
+		class, why = isolation.ErrFailedPrecondition, "the driver is closed"
+	case errors.Is(err, unix.ENOENT):
+		// The file was there a moment ago.
+		class, why = isolation.ErrNotFound, "the file, or the interpreter that it names, is not there"
+	case errors.Is(err, unix.ENOEXEC):
+		class, why = isolation.ErrInvalidArgument, "not a program for this host, and no script either"
+	case errors.Is(err, unix.E2BIG), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENAMETOOLONG):
+		class = isolation.ErrInvalidArgument
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		class = isolation.ErrPermissionDenied
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+		class = isolation.ErrResourceExhausted
+	default:
+		return fmt.Errorf("start %s: %w", g.path, err)
+	}
+	if why == "" {
+		return fmt.Errorf("start %s: %w (%w)", g.path, err, class)
+	}
+	return fmt.Errorf("start %s: %w: %s (%w)", g.path, err, why, class)
+}
+
+// wait parks until the program ended, and reaps it.
+func (c *child) wait() (ws unix.WaitStatus, ru unix.Rusage, err error) {
+	defer c.fd.Close()
+	try := func(flags int) bool {
+		var pid int
+		pid, err = unix.Wait4(c.pid, &ws, flags, &ru)
+		return pid != 0 && err != unix.EINTR
+	}
+	rc, rerr := c.fd.SyscallConn()
+	if rerr == nil {
+		rerr = rc.Read(func(uintptr) bool { return try(unix.WNOHANG) })
+	}
+	for rerr != nil && !try(0) { // a kernel whose pidfds cannot be polled
+	}
+	return ws, ru, err
+}
+
+// signal does nothing to a program that was reaped.
+func (c *child) signal(s unix.Signal) error {
+	rc, err := c.fd.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	var serr error
+	if err := rc.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), s, nil, 0) }); err != nil {
+		return nil
+	}
+	return serr
+}

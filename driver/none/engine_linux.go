@@ -1,0 +1,152 @@
+package none
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/none/internal/spawn"
+)
+
+// nativeEngine runs programs on Linux.
+type nativeEngine struct {
+	cfg     Config
+	spawner spawn.Spawner
+
+	mu    sync.Mutex
+	found *groups // nil: not looked for yet
+}
+
+func newNative(c Config) (*nativeEngine, error) { return &nativeEngine{cfg: c}, nil }
+
+func (e *nativeEngine) close() error {
+	e.spawner.Close()
+	return nil
+}
+
+// groups says where control groups can be made, as of the last look.
+func (e *nativeEngine) groups(again bool) *groups {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.found == nil || again {
+		if e.cfg.NoCgroup {
+			e.found = noGroups("turned off by configuration")
+		} else {
+			e.found = findGroups()
+		}
+	}
+	return e.found
+}
+
+func (e *nativeEngine) features() isolation.Features { return nativeFeatures() }
+
+// Why a resource limit does not stand in for a missing controller.
+const (
+	notAS    = "; RLIMIT_AS does not stand in for it: it bounds the addresses of each process, of which runtimes reserve gigabytes that they never touch, and not the memory of all"
+	notNPROC = "; RLIMIT_NPROC does not stand in for it: it counts all processes of a user on the host, and does not bind root"
+)
+
+func (e *nativeEngine) probe(ctx context.Context, f *isolation.Features) error {
+	g := e.groups(true)
+	add := func(l isolation.Limit, controller, missing string) {
+		x := isolation.Enforcement{Limit: l}
+		if _, x.Enforced = g.base[controller]; x.Enforced {
+			x.By = g.version()
+		} else {
+			x.Reason = g.why[controller] + missing
+		}
+		f.Enforces = append(f.Enforces, x)
+	}
+	add(isolation.LimitMemory, ctlMemory, notAS)
+	add(isolation.LimitPids, ctlPids, notNPROC)
+	add(isolation.LimitCPUs, ctlCPU, "")
+	cpu := "process clocks, polled, and RLIMIT_CPU behind it"
+	if g.countsCPU() {
+		cpu = g.version() + ", polled, and RLIMIT_CPU behind it"
+	} else {
+		f.Warnings = append(f.Warnings, "without a cgroup, CPU time of background processes that ended is not counted")
+	}
+	f.Enforces = append(f.Enforces,
+		isolation.Enforcement{Limit: isolation.LimitCPUTime, Enforced: true, By: cpu},
+		isolation.Enforcement{Limit: isolation.LimitFiles, Enforced: true, By: "RLIMIT_NOFILE, of each process"})
+	if !g.any() {
+		f.Warnings = append(f.Warnings,
+			"without a cgroup, background processes are known by a resource limit that they inherit: one that changes its RLIMIT_RTTIME is lost",
+			"without a cgroup, a kill for want of memory looks like any other SIGKILL",
+			"without a cgroup, a host program that is killed takes its programs along, but not what they left in the background")
+	}
+	// The run below has each limit that was promised above.
+	var r isolation.Resources
+	if f.Enforcement(isolation.LimitMemory).Enforced {
+		r.MemoryBytes = 64 << 20
+	}
+	if f.Enforcement(isolation.LimitPids).Enforced {
+		r.Pids = 16
+	}
+	if f.Enforcement(isolation.LimitCPUs).Enforced {
+		r.CPUs = 1
+	}
+	return probeProgram(ctx, e, r, f)
+}
+
+func (e *nativeEngine) check(spec isolation.Spec) error {
+	if spec.Func != "" {
+		return unsupported("func", `engine "func"`)
+	}
+	if spec.Resources.IsZero() {
+		return nil
+	}
+	g := e.groups(false)
+	for _, l := range []struct {
+		asked            bool
+		what, controller string
+	}{
+		{spec.Resources.MemoryBytes > 0, "memory limit", ctlMemory},
+		{spec.Resources.Pids > 0, "pids limit", ctlPids},
+		{spec.Resources.CPUs > 0, "cpu limit", ctlCPU},
+	} {
+		if _, ok := g.base[l.controller]; l.asked && !ok {
+			return unsupported(l.what, "a cgroup with the controller "+l.controller+": "+g.why[l.controller])
+		}
+	}
+	return nil
+}
+
+func (e *nativeEngine) checkProcess(isolation.ProcessSpec) error { return nil }
+
+func (e *nativeEngine) create(_ context.Context, id string, spec isolation.Spec) (_ place, err error) {
+	pl := &nativePlace{eng: e, id: id, res: spec.Resources, brand: newBrand()}
+	if r := e.cfg.Recorder; r != nil {
+		if pl.entry, err = r.Record(id); err != nil {
+			return nil, fmt.Errorf("record %s: %w", id, err)
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, pl.entry.Done())
+			}
+		}()
+	}
+	g := e.groups(false)
+	if !g.any() {
+		return pl, nil
+	}
+	// Another program on the host may have a sandbox of this id.
+	name := fmt.Sprintf("axo-none-%s-%x", id, uint64(pl.brand)>>brandExecBits)
+	if pl.entry != nil { // before there is anything to leave behind
+		for _, dir := range g.paths(name, spec.Resources) {
+			if err := pl.entry.AddPath("cgroup", dir); err != nil {
+				return nil, fmt.Errorf("record %s: %w", id, err)
+			}
+		}
+	}
+	if pl.group, err = g.create(name, spec.Resources); err != nil {
+		if errors.Is(err, os.ErrPermission) {
+			err = fmt.Errorf("%w (%w)", err, isolation.ErrPermissionDenied)
+		}
+		return nil, fmt.Errorf("make cgroup: %w", err)
+	}
+	return pl, nil
+}

@@ -1,0 +1,474 @@
+package none
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation"
+)
+
+// The controllers that the engine uses.
+const (
+	ctlMemory = "memory"
+	ctlPids   = "pids"
+	ctlCPU    = "cpu"
+	ctlAcct   = "cpuacct" // version 1 only
+)
+
+// groups is where control groups can be made. On version 1 every controller
+// may have a hierarchy of its own; on version 2 all share one.
+type groups struct {
+	v2   bool
+	base map[string]string // controller to directory
+	why  map[string]string // controller to the reason that it is missing
+}
+
+// findGroups finds the host program's own groups, below which the sandboxes'
+// are made. That something can be made there is found by making it.
+func findGroups() *groups {
+	own, mounts, err := ownGroups()
+	if err != nil {
+		return noGroups(err.Error())
+	}
+	g := &groups{base: map[string]string{}, why: map[string]string{}}
+	for _, c := range []string{ctlMemory, ctlPids, ctlCPU, ctlAcct} {
+		if m, ok := mounts[c]; ok {
+			g.try(c, m.join(own[c]))
+		} else {
+			g.why[c] = "no hierarchy with the controller is mounted"
+		}
+	}
+	if len(g.base) > 0 {
+		return g
+	}
+	m, ok := mounts[""]
+	if !ok {
+		return noGroups("no control groups are mounted")
+	}
+	return findUnified(m, m.join(own[""]))
+}
+
+func noGroups(why string) *groups {
+	g := &groups{why: map[string]string{}}
+	for _, c := range []string{ctlMemory, ctlPids, ctlCPU, ctlAcct} {
+		g.why[c] = why
+	}
+	return g
+}
+
+// findUnified looks for a place in a version 2 hierarchy. A group with
+// processes cannot give controllers to its children, so that unless it is the
+// root, or the host program was put into a leaf of its own, the place is
+// beside the host program's group, not below it.
+func findUnified(m mount, own string) *groups {
+	var last *groups
+	for dir := own; ; dir = filepath.Dir(dir) {
+		g := &groups{v2: true, base: map[string]string{}, why: map[string]string{}}
+		for _, c := range []string{ctlMemory, ctlPids, ctlCPU} {
+			if err := enable(dir, c); err != nil {
+				g.why[c] = fmt.Sprintf("controller cannot be enabled in %s: %v", dir, err)
+				continue
+			}
+			g.try(c, dir)
+		}
+		if len(g.base) > 0 {
+			return g
+		}
+		if last == nil {
+			last = g
+		}
+		if dir == m.point || len(dir) <= len(m.point) {
+			return last
+		}
+	}
+}
+
+func enable(dir, controller string) error {
+	file := filepath.Join(dir, "cgroup.subtree_control")
+	b, err := os.ReadFile(file)
+	if err != nil || slices.Contains(strings.Fields(string(b)), controller) {
+		return err
+	}
+	return write(file, "+"+controller)
+}
+
+// try makes a group of a name that nobody else uses, and removes it.
+func (g *groups) try(controller, dir string) {
+	name := filepath.Join(dir, fmt.Sprintf("axo-try-%x", uint64(newBrand())))
+	err := os.Mkdir(name, 0o755)
+	if err == nil {
+		err = os.Remove(name)
+	}
+	if err != nil {
+		g.why[controller] = err.Error()
+		return
+	}
+	g.base[controller] = dir
+}
+
+func (g *groups) version() string {
+	if g.v2 {
+		return "cgroup v2"
+	}
+	return "cgroup v1"
+}
+
+// any reports whether a group can be made at all.
+func (g *groups) any() bool { return len(g.needed(isolation.Resources{})) > 0 }
+
+// countsCPU: on version 2 every group does, whatever its controllers.
+func (g *groups) countsCPU() bool { return g.any() && (g.v2 || g.base[ctlAcct] != "") }
+
+// group is one sandbox's: a directory in each hierarchy that it needs.
+type group struct {
+	v2      bool
+	dir     map[string]string // controller to directory
+	dirs    []string          // each once, pids first
+	tasks   []*os.File        // cgroup.procs of each
+	maxPids string            // what pids.max is to be
+}
+
+// create makes a group with the limits of r. Memory, pids and CPU time are
+// also counted where they are not limited.
+func (g *groups) create(name string, r isolation.Resources) (_ *group, err error) {
+	gr := &group{v2: g.v2, dir: map[string]string{}, maxPids: "max"}
+	defer func() {
+		if err != nil {
+			_ = gr.delete(context.Background())
+		}
+	}()
+	for _, c := range g.needed(r) {
+		dir := filepath.Join(g.base[c], name)
+		if !slices.Contains(gr.dirs, dir) {
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				return nil, err
+			}
+			gr.dirs = append(gr.dirs, dir)
+		}
+		gr.dir[c] = dir
+	}
+	if err := gr.limit(r); err != nil {
+		return nil, err
+	}
+	for _, dir := range gr.dirs {
+		f, err := os.OpenFile(filepath.Join(dir, "cgroup.procs"), os.O_WRONLY, 0)
+		if err != nil {
+			return nil, err
+		}
+		gr.tasks = append(gr.tasks, f)
+	}
+	return gr, nil
+}
+
+// needed lists the controllers of a group: pids first, whose directory is
+// where the members are listed.
+func (g *groups) needed(r isolation.Resources) []string {
+	all := []string{ctlPids, ctlMemory, ctlAcct}
+	if r.CPUs > 0 || g.v2 {
+		all = append(all, ctlCPU)
+	}
+	return slices.DeleteFunc(all, func(c string) bool { return g.base[c] == "" })
+}
+
+// paths are the directories of a group of this name.
+func (g *groups) paths(name string, r isolation.Resources) []string {
+	var out []string
+	for _, c := range g.needed(r) {
+		if dir := filepath.Join(g.base[c], name); !slices.Contains(out, dir) {
+			out = append(out, dir)
+		}
+	}
+	return out
+}
+
+// joins are the files by which a child becomes a member.
+func (g *group) joins() []*os.File {
+	if g == nil {
+		return nil
+	}
+	return g.tasks
+}
+
+func (g *group) limit(r isolation.Resources) error {
+	if n := r.MemoryBytes; n > 0 {
+		// Swap would turn a limit into a slow-down; where the kernel does not
+		// account for it, there is no file.
+		limits := []struct{ file, value string }{{"memory.limit_in_bytes", itoa(n)}, {"memory.memsw.limit_in_bytes", itoa(n)}}
+		if g.v2 {
+			limits[0].file, limits[1].file, limits[1].value = "memory.max", "memory.swap.max", "0"
+		}
+		if err := g.set(ctlMemory, limits[0].file, limits[0].value); err != nil {
+			return err
+		}
+		if err := g.set(ctlMemory, limits[1].file, limits[1].value); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if r.Pids > 0 {
+		g.maxPids = itoa(r.Pids)
+		if err := g.set(ctlPids, "pids.max", g.maxPids); err != nil {
+			return err
+		}
+	}
+	if r.CPUs > 0 {
+		const period = 100_000 // microseconds
+		// The kernel takes no quota below 1 ms.
+		quota := itoa(int64(math.Max(1000, math.Ceil(r.CPUs*period))))
+		if g.v2 {
+			return g.set(ctlCPU, "cpu.max", quota+" "+itoa(period))
+		}
+		if err := g.set(ctlCPU, "cpu.cfs_period_us", itoa(period)); err != nil {
+			return err
+		}
+		return g.set(ctlCPU, "cpu.cfs_quota_us", quota)
+	}
+	return nil
+}
+
+func (g *group) set(controller, file, value string) error {
+	return write(filepath.Join(g.dir[controller], file), value)
+}
+
+func write(file, value string) error {
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
+
+func itoa(n int64) string { return strconv.FormatInt(n, 10) }
+
+// counters are what the kernel has counted of a group by now.
+type counters struct {
+	cpu    time.Duration
+	hasCPU bool
+	peak   int64 // 0: not known
+	oom    int64 // processes that it killed for want of memory
+	pids   int64 // forks that it refused
+}
+
+// read is of nothing where there is no group.
+func (g *group) read() (c counters) {
+	if g == nil {
+		return c
+	}
+	oom, peak := "memory.oom_control", "memory.max_usage_in_bytes"
+	if g.v2 {
+		oom, peak = "memory.events", "memory.peak"
+	}
+	if dir, ok := g.dir[ctlMemory]; ok {
+		c.oom = value(dir, oom, "oom_kill")
+		c.peak = value(dir, peak, "")
+	}
+	if dir, ok := g.dir[ctlPids]; ok {
+		c.pids = value(dir, "pids.events", "max")
+	}
+	if dir, ok := g.dir[ctlAcct]; ok {
+		c.cpu, c.hasCPU = time.Duration(value(dir, "cpuacct.usage", "")), true
+	} else if g.v2 {
+		c.cpu, c.hasCPU = time.Duration(value(g.dirs[0], "cpu.stat", "usage_usec"))*time.Microsecond, true
+	}
+	return c
+}
+
+// value reads a number: the whole file, or the line of key.
+func value(dir, file, key string) int64 {
+	var buf [1024]byte // more than any of these files has
+	fd, err := unix.Open(filepath.Join(dir, file), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	n, err := unix.Read(fd, buf[:])
+	unix.Close(fd)
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(buf[:n])) {
+		f := strings.Fields(line)
+		if key == "" && len(f) == 1 || len(f) == 2 && f[0] == key {
+			n, _ := strconv.ParseInt(f[len(f)-1], 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+// pids lists the members, as this process sees them.
+func (g *group) pids() ([]int, error) {
+	b, err := os.ReadFile(filepath.Join(g.dirs[0], "cgroup.procs"))
+	if err != nil {
+		return nil, err
+	}
+	var out []int
+	for f := range strings.FieldsSeq(string(b)) {
+		if pid, err := strconv.Atoi(f); err == nil && pid > 0 { // 0: of a namespace outside
+			out = append(out, pid)
+		}
+	}
+	return out, nil
+}
+
+// kill ends all members and waits until none is left. On version 2 the kernel
+// does it. On version 1 forks are refused meanwhile, so that a pass over the
+// members misses none. (Freezing them would do as well, but a frozen process
+// does not die before it is thawed.)
+func (g *group) kill(ctx context.Context) error {
+	pids, err := g.pids()
+	if err != nil || len(pids) == 0 {
+		return err
+	}
+	if !g.v2 || write(filepath.Join(g.dirs[0], "cgroup.kill"), "1") != nil {
+		if _, ok := g.dir[ctlPids]; ok {
+			if err := g.set(ctlPids, "pids.max", "0"); err != nil {
+				return err
+			}
+			defer g.set(ctlPids, "pids.max", g.maxPids)
+		}
+	}
+	for wait := time.Millisecond / 4; ; wait = min(2*wait, 20*time.Millisecond) {
+		if err := g.killPass(); err != nil {
+			return err
+		}
+		if pids, err = g.pids(); err != nil || len(pids) == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("processes %v have not ended: %w", pids, ctx.Err())
+		case <-time.After(wait):
+		}
+	}
+}
+
+// killPass kills who is a member before and after his pidfd was opened: a
+// number that was given to another process in between is not.
+func (g *group) killPass() error {
+	pids, err := g.pids()
+	if err != nil {
+		return err
+	}
+	for batch := range slices.Chunk(pids, maxHeld) {
+		held := map[int]int{}
+		for _, pid := range batch {
+			if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+				held[pid] = fd
+			}
+		}
+		still, err := g.pids()
+		for pid, fd := range held {
+			if slices.Contains(still, pid) {
+				_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+			}
+			_ = unix.Close(fd)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// delete removes the directories. A process that was killed is a member until
+// the kernel is done with it.
+func (g *group) delete(ctx context.Context) error {
+	if g == nil {
+		return nil
+	}
+	for _, f := range g.tasks {
+		f.Close()
+	}
+	g.tasks = nil
+	for _, dir := range g.dirs {
+		for wait := time.Millisecond / 4; ; wait = min(2*wait, 20*time.Millisecond) {
+			err := unix.Rmdir(dir)
+			if err == nil || err == unix.ENOENT {
+				break
+			}
+			if err == unix.EINTR {
+				continue
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("remove %s: %w (%w)", dir, err, ctx.Err())
+			case <-time.After(wait):
+			}
+			if err == unix.EBUSY {
+				continue
+			}
+			return fmt.Errorf("remove %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// mount is where a hierarchy is mounted, and which part of it.
+type mount struct{ root, point string }
+
+// join returns the directory of a group. One outside of what is mounted, as
+// a container may see it, is the mount itself.
+func (m mount) join(path string) string {
+	rel, err := filepath.Rel(m.root, path)
+	if err != nil || !filepath.IsLocal(rel) {
+		return m.point
+	}
+	return filepath.Join(m.point, rel)
+}
+
+// ownGroups reads this process's group for each controller (cgroups(7)), and
+// where its hierarchy is mounted (proc_pid_mountinfo(5)). Version 2 is under "".
+func ownGroups() (own map[string]string, mounts map[string]mount, err error) {
+	own, mounts = map[string]string{}, map[string]mount{}
+	err = lines("/proc/self/cgroup", func(line string) {
+		if f := strings.SplitN(line, ":", 3); len(f) == 3 {
+			for c := range strings.SplitSeq(f[1], ",") {
+				own[c] = f[2]
+			}
+		}
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	err = lines("/proc/self/mountinfo", func(line string) {
+		before, after, ok := strings.Cut(line, " - ")
+		f, g := strings.Fields(before), strings.Fields(after)
+		if !ok || len(f) < 5 || len(g) < 3 {
+			return
+		}
+		switch g[0] {
+		case "cgroup2":
+			mounts[""] = mount{f[3], f[4]}
+		case "cgroup":
+			for c := range strings.SplitSeq(g[2], ",") {
+				mounts[c] = mount{f[3], f[4]}
+			}
+		}
+	})
+	return own, mounts, err
+}
+
+func lines(file string, f func(string)) error {
+	h, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	s := bufio.NewScanner(h)
+	for s.Scan() {
+		f(s.Text())
+	}
+	return s.Err()
+}

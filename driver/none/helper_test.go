@@ -1,0 +1,77 @@
+package none_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// helpers are the programs that the tests run, in the test binary itself:
+// argv[1] names one.
+var helpers = map[string]func(args []string) int{}
+
+const helperPrefix = "helper:"
+
+// helper returns the argv of a helper.
+func helper(name string, args ...string) []string {
+	self, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	return append([]string{self, helperPrefix + name}, args...)
+}
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 {
+		if name, ok := strings.CutPrefix(os.Args[1], helperPrefix); ok {
+			os.Exit(helpers[name](os.Args[2:]))
+		}
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func init() {
+	helpers["env"] = func([]string) int {
+		for _, e := range os.Environ() {
+			fmt.Println(e)
+		}
+		return 0
+	}
+	helpers["hog"] = func(args []string) int { // touches MiB after MiB
+		n, _ := strconv.Atoi(args[0])
+		var keep [][]byte
+		for range n {
+			b := make([]byte, 1<<20)
+			for i := 0; i < len(b); i += 4096 {
+				b[i] = 1
+			}
+			keep = append(keep, b)
+		}
+		return len(keep) & 0
+	}
+	helpers["spin"] = func([]string) int {
+		for n := uint64(0); ; n++ {
+			if n == 1<<63 {
+				return 1
+			}
+		}
+	}
+	helpers["flood"] = func(args []string) int { // writes so many MiB
+		n, _ := strconv.Atoi(args[0])
+		b := make([]byte, 1<<20)
+		for range n {
+			if _, err := os.Stdout.Write(b); err != nil {
+				return 1
+			}
+		}
+		return 0
+	}
+}
+
+// ctxOf is the test's context, also during cleanup.
+func ctxOf(t testing.TB) context.Context { return context.WithoutCancel(t.Context()) }

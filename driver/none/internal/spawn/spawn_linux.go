@@ -1,0 +1,390 @@
+// Package spawn starts a program with things settled before its first
+// instruction that os/exec cannot settle: resource limits, membership of
+// version 1 control groups, and which descriptors there are at all.
+//
+// The child is made with vfork semantics: the caller's thread is suspended
+// until the program runs or could not be started, and no page table is copied
+// where the architecture has the entry for it (see rawVM). Between the two
+// the child runs Go code on the parent's stack and may do nothing but raw
+// system calls.
+package spawn
+
+import (
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Rlimit is a resource limit (setrlimit(2)), soft and hard.
+type Rlimit struct {
+	Resource int
+	Cur, Max uint64
+}
+
+// Credential is whom the program runs as.
+type Credential struct {
+	UID, GID uint32
+	Groups   []uint32
+}
+
+// Spec is what to start. The program gets Files as descriptors 0, 1, 2, ...
+// and no others, is the leader of a new session, has all signals at their
+// default and unblocked, and a file mode mask of 022.
+type Spec struct {
+	Path    string
+	Args    []string // argv, with the program's name first
+	Env     []string
+	Dir     string
+	Files   []*os.File
+	Rlimits []Rlimit
+	// Tasks are open cgroup.procs files: the child writes itself into each.
+	Tasks []*os.File
+	Cred  *Credential
+	// ParentDeathSignal is sent to the program when the Spawner is closed or
+	// the process that has it dies. 0: none.
+	ParentDeathSignal syscall.Signal
+}
+
+// Error is a start that failed in the child. It names the step.
+type Error struct {
+	Step string
+	Err  syscall.Errno
+}
+
+func (e *Error) Error() string { return e.Step + ": " + e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
+// The steps of a child.
+const (
+	stepNone = iota
+	stepSession
+	stepCgroup
+	stepFiles
+	stepDir
+	stepUser
+	stepParent
+	stepLimits
+	stepExec
+)
+
+var stepNames = [...]string{
+	stepSession: "new session", stepCgroup: "join cgroup", stepFiles: "set descriptors", stepDir: "enter directory",
+	stepUser: "change user", stepParent: "tie to parent", stepLimits: "set limits", stepExec: "execute",
+}
+
+// Spawner starts programs from one thread of its own: the kernel sends a
+// parent-death signal when the *thread* ends that made the child, and Go ends
+// threads as it likes.
+type Spawner struct {
+	mu     sync.Mutex
+	calls  chan func()
+	closed bool
+	done   chan struct{}
+}
+
+// Close ends the thread, and with it what is tied to it.
+func (s *Spawner) Close() {
+	s.mu.Lock()
+	s.closed = true
+	calls := s.calls
+	s.calls = nil
+	s.mu.Unlock()
+	if calls != nil {
+		close(calls)
+		<-s.done
+	}
+}
+
+// Start starts a program and returns its pid and a pidfd for it.
+func (s *Spawner) Start(spec Spec) (pid int, pidfd *os.File, err error) {
+	c, err := prepare(spec)
+	defer func() {
+		for _, fd := range c.moved {
+			unix.Close(fd)
+		}
+	}()
+	if err != nil {
+		return 0, nil, err
+	}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return 0, nil, os.ErrClosed
+	}
+	if s.calls == nil {
+		s.calls, s.done = make(chan func()), make(chan struct{})
+		go s.serve(s.calls)
+	}
+	finished := make(chan struct{})
+	// Sent under the lock, so that Close never closes a channel in use.
+	s.calls <- func() {
+		pid, pidfd, err = c.start()
+		close(finished)
+	}
+	s.mu.Unlock()
+	<-finished
+	runtime.KeepAlive(spec)
+	return pid, pidfd, err
+}
+
+func (s *Spawner) serve(calls <-chan func()) {
+	defer close(s.done)
+	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	for f := range calls {
+		f()
+	}
+}
+
+// child is a Spec as the kernel wants it. Nothing in it is allocated or grown
+// after the clone.
+type child struct {
+	path, dir      *byte
+	argv, envp     []*byte
+	files          []int
+	moved          []int // of files: made here
+	tasks          []int
+	rlimits        []rlimit
+	groups         []uint32
+	uid, gid       uint32
+	setUser        bool
+	deathSignal    uintptr
+	parent         uintptr
+	pidfd          int32
+	sigDefault     [4]uint64 // a struct sigaction of zeroes, which is SIG_DFL
+	sigMask        uint64
+	zero           [1]byte  // "0": the writer itself
+	result         *outcome // written by the child
+	closeRangeFrom uintptr
+}
+
+type rlimit struct {
+	resource uintptr
+	value    [2]uint64
+}
+
+// outcome is how far a child got. It is in memory that parent and child share.
+type outcome struct{ step, errno uintptr }
+
+func prepare(s Spec) (*child, error) {
+	c := &child{parent: uintptr(os.Getpid()), deathSignal: uintptr(s.ParentDeathSignal), zero: [1]byte{'0'}}
+	var err error
+	if c.path, err = syscall.BytePtrFromString(s.Path); err != nil {
+		return c, err
+	}
+	if c.dir, err = syscall.BytePtrFromString(s.Dir); err != nil {
+		return c, err
+	}
+	if c.argv, err = syscall.SlicePtrFromStrings(s.Args); err != nil {
+		return c, err
+	}
+	if c.envp, err = syscall.SlicePtrFromStrings(s.Env); err != nil {
+		return c, err
+	}
+	// Fd() would make a pipe's end blocking, which theirs already is.
+	if c.files, err = numbers(s.Files); err != nil {
+		return c, err
+	}
+	for i, fd := range c.files {
+		if fd >= len(c.files) {
+			continue
+		}
+		// It would be overwritten by the program's before its turn came.
+		if c.files[i], err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, len(c.files)); err != nil {
+			return c, os.NewSyscallError("fcntl", err)
+		}
+		c.moved = append(c.moved, c.files[i])
+	}
+	if c.tasks, err = numbers(s.Tasks); err != nil {
+		return c, err
+	}
+	c.closeRangeFrom = uintptr(len(c.files))
+	for _, l := range s.Rlimits {
+		c.rlimits = append(c.rlimits, rlimit{uintptr(l.Resource), [2]uint64{l.Cur, l.Max}})
+	}
+	if s.Cred != nil {
+		c.setUser, c.uid, c.gid = true, s.Cred.UID, s.Cred.GID
+		c.groups = append(make([]uint32, 0, len(s.Cred.Groups)+1), s.Cred.Groups...)
+	}
+	return c, nil
+}
+
+func numbers(files []*os.File) ([]int, error) {
+	var out []int
+	for _, f := range files {
+		rc, err := f.SyscallConn()
+		if err != nil {
+			return nil, err
+		}
+		if err := rc.Control(func(fd uintptr) { out = append(out, int(fd)) }); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func (c *child) start() (int, *os.File, error) {
+	free, err := c.share()
+	if err != nil {
+		return 0, nil, err
+	}
+	defer free()
+	syscall.ForkLock.Lock()
+	pid, errno := c.clone()
+	syscall.ForkLock.Unlock()
+	if errno != 0 {
+		return 0, nil, os.NewSyscallError("clone", errno)
+	}
+	if step := c.result.step; step != stepNone {
+		var ws unix.WaitStatus
+		for {
+			if _, err := unix.Wait4(int(pid), &ws, 0, nil); err != unix.EINTR {
+				break
+			}
+		}
+		unix.Close(int(c.pidfd))
+		return 0, nil, &Error{Step: stepNames[step], Err: syscall.Errno(c.result.errno)}
+	}
+	// Non-blocking, so that the runtime parks who waits for it.
+	if err := unix.SetNonblock(int(c.pidfd), true); err != nil {
+		_ = unix.PidfdSendSignal(int(c.pidfd), unix.SIGKILL, nil, 0)
+		unix.Close(int(c.pidfd))
+		return 0, nil, err
+	}
+	return int(pid), os.NewFile(uintptr(c.pidfd), "pidfd"), nil
+}
+
+// share finds the memory for the outcome.
+func (c *child) share() (free func(), err error) {
+	if sharesMemory {
+		c.result = new(outcome)
+		return func() {}, nil
+	}
+	b, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANON)
+	if err != nil {
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	c.result = (*outcome)(unsafe.Pointer(&b[0]))
+	return func() { _ = unix.Munmap(b) }, nil
+}
+
+//go:linkname beforeFork syscall.runtime_BeforeFork
+func beforeFork()
+
+//go:linkname afterFork syscall.runtime_AfterFork
+func afterFork()
+
+//go:linkname afterForkInChild syscall.runtime_AfterForkInChild
+func afterForkInChild()
+
+const (
+	cloneFlags = unix.CLONE_VFORK | unix.CLONE_PIDFD | memoryFlag | uintptr(unix.SIGCHLD)
+	maxSignal  = 64
+	// fallbackFiles bounds the closing one by one on kernels before 5.11.
+	fallbackFiles = 65536
+)
+
+// clone makes the child. The child never returns from here: it executes the
+// program or exits. It must not grow the stack, allocate, or call anything but
+// raw system calls: other threads of the parent run, and hold what locks they
+// do.
+//
+//go:noinline
+//go:norace
+//go:nocheckptr
+func (c *child) clone() (pid uintptr, errno syscall.Errno) {
+	var (
+		e    syscall.Errno
+		i    int
+		step uintptr
+	)
+	beforeFork() // blocks signals on this thread
+	// Directly: a return address on the stack would be overwritten by what
+	// the child calls.
+	pid = rawVM(cloneFlags, uintptr(unsafe.Pointer(&c.pidfd)))
+	if pid != 0 {
+		afterFork()
+		if pid > ^uintptr(4095) {
+			return 0, syscall.Errno(-pid)
+		}
+		return pid, 0
+	}
+
+	afterForkInChild() // signal handlers of the runtime to their default
+
+	// Also what the host program ignores: an ignored signal is inherited.
+	for i = 1; i <= maxSignal; i++ {
+		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(i), uintptr(unsafe.Pointer(&c.sigDefault[0])), 0, 8, 0, 0)
+	}
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&c.sigMask)), 0, 8, 0, 0)
+	syscall.RawSyscall(unix.SYS_UMASK, 0o022, 0, 0)
+
+	step = stepSession
+	if _, _, e = syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0); e != 0 {
+		goto fail
+	}
+	step = stepCgroup
+	for i = range c.tasks {
+		if _, _, e = syscall.RawSyscall(unix.SYS_WRITE, uintptr(c.tasks[i]), uintptr(unsafe.Pointer(&c.zero[0])), 1); e != 0 {
+			goto fail
+		}
+	}
+	step = stepFiles
+	for i = range c.files {
+		if _, _, e = syscall.RawSyscall(unix.SYS_DUP3, uintptr(c.files[i]), uintptr(i), 0); e != 0 {
+			goto fail
+		}
+	}
+	if _, _, e = syscall.RawSyscall(unix.SYS_CLOSE_RANGE, c.closeRangeFrom, ^uintptr(0)>>32, unix.CLOSE_RANGE_CLOEXEC); e != 0 {
+		for i = int(c.closeRangeFrom); i < fallbackFiles; i++ {
+			syscall.RawSyscall(unix.SYS_FCNTL, uintptr(i), unix.F_SETFD, unix.FD_CLOEXEC)
+		}
+	}
+	// Limits before the user changes: to raise one takes a privilege.
+	step = stepLimits
+	for i = range c.rlimits {
+		if _, _, e = syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, c.rlimits[i].resource, uintptr(unsafe.Pointer(&c.rlimits[i].value[0])), 0, 0, 0); e != 0 {
+			goto fail
+		}
+	}
+	step = stepUser
+	if c.setUser {
+		if _, _, e = syscall.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(c.groups)), uintptr(unsafe.Pointer(unsafe.SliceData(c.groups))), 0); e != 0 {
+			goto fail
+		}
+		if _, _, e = syscall.RawSyscall(unix.SYS_SETRESGID, uintptr(c.gid), uintptr(c.gid), uintptr(c.gid)); e != 0 {
+			goto fail
+		}
+		if _, _, e = syscall.RawSyscall(unix.SYS_SETRESUID, uintptr(c.uid), uintptr(c.uid), uintptr(c.uid)); e != 0 {
+			goto fail
+		}
+	}
+	// As the user: who may not enter the directory does not start in it.
+	step = stepDir
+	if _, _, e = syscall.RawSyscall(unix.SYS_CHDIR, uintptr(unsafe.Pointer(c.dir)), 0, 0); e != 0 {
+		goto fail
+	}
+	// After the user: to change that clears the signal.
+	step = stepParent
+	if c.deathSignal != 0 {
+		if _, _, e = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, c.deathSignal, 0, 0, 0, 0); e != 0 {
+			goto fail
+		}
+		// The parent may have died before the signal was set.
+		if ppid, _, _ := syscall.RawSyscall(unix.SYS_GETPPID, 0, 0, 0); ppid != c.parent {
+			e = syscall.ESRCH
+			goto fail
+		}
+	}
+	step = stepExec
+	_, _, e = syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(c.path)),
+		uintptr(unsafe.Pointer(&c.argv[0])), uintptr(unsafe.Pointer(&c.envp[0])))
+fail:
+	c.result.step, c.result.errno = step, uintptr(e)
+	for {
+		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 253, 0, 0)
+	}
+}

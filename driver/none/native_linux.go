@@ -1,0 +1,315 @@
+package none
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation"
+)
+
+// nativePlace is one sandbox of native programs.
+type nativePlace struct {
+	eng   *nativeEngine
+	id    string
+	res   isolation.Resources
+	brand brand
+	group *group // nil: none
+	entry Entry  // nil: none
+
+	mu     sync.Mutex
+	execs  uint64
+	active map[*nativeTask]bool
+	// crowded: what the group counts cannot be told apart by exec any more,
+	// because background processes of an earlier one are left.
+	crowded bool
+	left    []*stream // of ended processes, held open by background processes
+}
+
+// members are the processes that match, wherever they are now.
+func (pl *nativePlace) members(match func(brand) bool) tree {
+	t := tree{match: match, pids: allPids}
+	if pl.group != nil {
+		t.pids = pl.group.pids
+	}
+	return t
+}
+
+func (pl *nativePlace) everything() tree {
+	return pl.members(func(b brand) bool { return b != 0 && b.sandbox() == pl.brand })
+}
+
+func (pl *nativePlace) start(_ context.Context, p *process) (task, error) {
+	g, err := pl.eng.cfg.resolve(p.spec)
+	if err != nil {
+		return nil, err
+	}
+	io, err := newPipes(p)
+	if err != nil {
+		return nil, err
+	}
+	t := &nativeTask{pl: pl, p: p, io: io}
+	pl.join(t)
+	if !t.first { // else all is zero
+		t.before = pl.group.read()
+	}
+	t.child, err = startChild(&pl.eng.spawner, g, p.spec, io.theirs, t.brand, pl.group.joins())
+	if err != nil {
+		pl.leave(t, false)
+		io.abandon(p)
+		return nil, err
+	}
+	t.hostPeak = ownPeak()
+	io.closeTheirs()
+	if pl.entry != nil && pl.group == nil {
+		if err := pl.entry.AddProcess(t.child.pid); err != nil {
+			pl.leave(t, false)
+			io.abandon(p)
+			_ = t.child.signal(unix.SIGKILL)
+			_, _, _ = t.child.wait()
+			return nil, fmt.Errorf("record process: %w", err)
+		}
+	}
+	return t, nil
+}
+
+// join gives t its brand and notes whether it is alone in the group.
+func (pl *nativePlace) join(t *nativeTask) {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	pl.execs++
+	t.brand = pl.brand.exec(pl.execs)
+	t.first = pl.execs == 1
+	t.alone = !pl.crowded && len(pl.active) == 0
+	for other := range pl.active {
+		other.alone = false
+	}
+	if pl.active == nil {
+		pl.active = map[*nativeTask]bool{}
+	}
+	pl.active[t] = true
+}
+
+func (pl *nativePlace) leave(t *nativeTask, survivors bool) {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	delete(pl.active, t)
+	pl.crowded = pl.crowded || survivors
+}
+
+// linger keeps the streams that background processes hold open, and forgets
+// those that have ended by now.
+func (pl *nativePlace) linger(streams ...*stream) {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	pl.left = slices.DeleteFunc(append(pl.left, streams...), (*stream).isGone)
+}
+
+// kill ends all members and waits until none is left.
+func (pl *nativePlace) kill(ctx context.Context) error {
+	if pl.group != nil {
+		return pl.group.kill(ctx)
+	}
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		n, err := pl.everything().kill()
+		if err != nil || n == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d processes have not ended: %w", n, ctx.Err())
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (pl *nativePlace) remove(ctx context.Context) error {
+	pl.mu.Lock()
+	left := pl.left
+	pl.left = nil
+	pl.mu.Unlock()
+	for _, s := range left {
+		s.close()
+	}
+	if err := pl.group.delete(ctx); err != nil {
+		return err
+	}
+	if pl.entry == nil {
+		return nil
+	}
+	return pl.entry.Done()
+}
+
+// nativeTask is one program, and what it started.
+type nativeTask struct {
+	pl       *nativePlace
+	p        *process
+	io       *pipes
+	child    *child
+	brand    brand
+	before   counters
+	hostPeak int64 // resident peak of the host program at the start
+	first    bool  // in its sandbox
+	alone    bool  // guarded by pl.mu: what the group counts is this program's
+
+	endedAt time.Time
+
+	mu       sync.Mutex // guards what follows
+	over     bool       // the program has ended
+	killDone chan struct{}
+	maxCPU   time.Duration
+}
+
+func (t *nativeTask) begin() { t.io.begin(t.p) }
+
+func (t *nativeTask) pid() int { return t.child.pid }
+
+func (t *nativeTask) signal(sig isolation.Signal) error {
+	if sig == isolation.SIGKILL {
+		// It competes with the driver's own causes: the first one counts.
+		t.p.cause.CompareAndSwap(nil, &cause{reason: isolation.ReasonSignaled, signal: sig})
+	}
+	err := t.child.signal(unix.Signal(sig))
+	if err == nil || errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return classify(fmt.Errorf("send %v: %w", sig, err))
+}
+
+func (t *nativeTask) isAlone() bool {
+	t.pl.mu.Lock()
+	defer t.pl.mu.Unlock()
+	return t.alone
+}
+
+func (t *nativeTask) members() tree {
+	return t.pl.members(func(b brand) bool { return b == t.brand })
+}
+
+// killTimeout bounds the kill of one program's tree; Delete tries again.
+const killTimeout = 5 * time.Second
+
+func (t *nativeTask) kill() {
+	t.mu.Lock()
+	if t.over {
+		t.mu.Unlock()
+		return
+	}
+	done := make(chan struct{})
+	t.killDone = done
+	t.mu.Unlock()
+	// The program itself first: one that sees its child die would exit by
+	// itself and seem to have ended before the kill.
+	_ = t.child.signal(unix.SIGKILL)
+	go func() {
+		defer close(done)
+		if t.pl.group != nil && t.isAlone() {
+			ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+			defer cancel()
+			_ = t.pl.group.kill(ctx)
+			return
+		}
+		_, _ = t.members().kill()
+	}()
+}
+
+func (t *nativeTask) cpu() time.Duration {
+	var used time.Duration
+	if now := t.pl.group.read(); now.hasCPU && t.isAlone() {
+		used = now.cpu - t.before.cpu
+	} else {
+		used = t.members().cpu()
+	}
+	// A member that ends takes its time with it: what was seen stays.
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.maxCPU = max(t.maxCPU, used)
+	return t.maxCPU
+}
+
+func (t *nativeTask) wait() status {
+	ws, ru, err := t.child.wait()
+	t.endedAt = time.Now()
+	t.io.closeStdin()
+	t.mu.Lock()
+	t.over = true
+	killDone := t.killDone
+	t.mu.Unlock()
+	if killDone != nil {
+		<-killDone
+	}
+	if err != nil {
+		// Its end was seen and its status was not: somebody else in the host
+		// program reaps children that are not theirs.
+		return status{lost: true, detail: "its exit status was taken by another waiter: " + err.Error()}
+	}
+	st := status{
+		cpu:  time.Duration(ru.Utime.Nano() + ru.Stime.Nano()),
+		read: ru.Inblock * 512, written: ru.Oublock * 512, // getrusage(2)
+		peak: -1,
+	}
+	// An exec out of this program starts from the host program's peak, so
+	// that only a larger one is the program's own.
+	if rss := ru.Maxrss << 10; rss > t.hostPeak {
+		st.peak = rss
+	}
+	if ws.Signaled() {
+		st.signal = isolation.Signal(ws.Signal())
+		st.forced = ws.Signal() == unix.SIGKILL && killDone != nil
+	} else {
+		st.code = ws.ExitStatus()
+	}
+	return st
+}
+
+func (t *nativeTask) settle(st *status) {
+	now := t.pl.group.read()
+	alone := t.isAlone()
+	st.cpu = max(st.cpu, t.maxCPU)
+	if alone && now.hasCPU {
+		st.cpu = max(st.cpu, now.cpu-t.before.cpu)
+	}
+	if alone && t.first && now.peak > 0 {
+		st.peak = now.peak
+	}
+	if n := now.oom - t.before.oom; n > 0 {
+		st.oom = n
+		st.hits = append(st.hits, isolation.LimitHit{Limit: isolation.LimitMemory, Count: n, Value: t.pl.res.MemoryBytes})
+	}
+	if n := now.pids - t.before.pids; n > 0 {
+		st.hits = append(st.hits, isolation.LimitHit{Limit: isolation.LimitPids, Count: n, Value: t.pl.res.Pids})
+	}
+	st.survivors = t.survivors()
+	t.pl.leave(t, st.survivors > 0)
+	if !t.p.out.isGone() || !t.p.err.isGone() {
+		t.pl.linger(t.p.out, t.p.err)
+	}
+}
+
+// survivors counts the members that are left. Those that are about to go get
+// the time of the drain; when none is there it costs no wait.
+func (t *nativeTask) survivors() int {
+	end := t.endedAt.Add(t.pl.eng.cfg.Drain)
+	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		left, err := t.members().live()
+		if err != nil || len(left) == 0 || time.Now().After(end) {
+			return len(left)
+		}
+		time.Sleep(wait)
+	}
+}
+
+// ownPeak is the resident peak of the host program.
+func ownPeak() int64 {
+	var ru unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &ru) != nil {
+		return math.MaxInt64
+	}
+	return ru.Maxrss << 10
+}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package none_test
+
+const raceEnabled = false

@@ -1,0 +1,27 @@
+//go:build !unix
+
+package none
+
+import (
+	"errors"
+	"os"
+	"syscall"
+
+	"github.com/axocoatl/isolation"
+)
+
+var portableWarnings = []string{
+	"background children are not known: they are neither counted nor ended with the sandbox",
+	"a host program that is killed leaves its processes behind",
+}
+
+func procAttr(*credential) *syscall.SysProcAttr { return nil }
+
+func groupSignal(int, syscall.Signal) error { return errors.ErrUnsupported }
+
+// exitStatus: a kill is an exit with status 1 here (os.Process.Kill).
+func exitStatus(ps *os.ProcessState) status {
+	return status{code: ps.ExitCode(), forced: ps.ExitCode() == 1}
+}
+
+func hostSignal(s isolation.Signal) (os.Signal, bool) { return os.Kill, s == isolation.SIGKILL }
