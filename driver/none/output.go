@@ -18,7 +18,8 @@ var bufs = sync.Pool{New: func() any { return new([bufBytes]byte) }}
 type source interface {
 	io.Reader
 	// finish asks Read to deliver what is there by now and then to return
-	// io.EOF, even if writers are left. It reports whether it can.
+	// io.EOF, once, even if writers are left. It reports whether it can.
+	// To ask again changes nothing.
 	finish() bool
 	// lingers reports whether the source may still have writers after that
 	// io.EOF, so that somebody must go on taking what they write.

@@ -22,7 +22,9 @@ type pipeSource struct {
 	once sync.Once
 	err  error
 
-	quota  int         // what may still be taken after that
+	ask    sync.Once
+	wakes  bool
+	quota  int         // what may still be taken once asked to finish
 	swept  bool        // what was there is delivered: from here on it lingers
 	hungUp atomic.Bool // no writer is left
 }
@@ -74,7 +76,11 @@ func (s *pipeSource) sweep(b []byte) int {
 	return n
 }
 
-func (s *pipeSource) finish() bool { return s.f.SetReadDeadline(time.Unix(1, 0)) == nil }
+// finish acts once: after the sweep a deadline would end the lingering.
+func (s *pipeSource) finish() bool {
+	s.ask.Do(func() { s.wakes = s.f.SetReadDeadline(time.Unix(1, 0)) == nil })
+	return s.wakes
+}
 
 func (s *pipeSource) lingers() bool { return !s.hungUp.Load() }
 
