@@ -1,0 +1,304 @@
+package drivertest
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/axocoatl/isolation"
+)
+
+var abilityChecks = []check{
+	{"told and found", checkAbilities},
+	{"attach", checkAttach},
+	{"attach to an ended one", checkAttachEnded},
+	{"attach errors", checkAttachErrors},
+	{"pause", checkPause},
+	{"reset", checkReset},
+	{"stats", checkStats},
+	{"files", checkFileAbility},
+	{"snapshot", checkSnapshot},
+	{"fork", checkFork},
+	{"recover", checkRecover},
+}
+
+func abilityNames() []string {
+	return []string{
+		isolation.AbilityAttach, isolation.AbilityPause, isolation.AbilitySnapshot, isolation.AbilityRestore,
+		isolation.AbilityFork, isolation.AbilityRecover, isolation.AbilityReset, isolation.AbilityResize,
+		isolation.AbilityFiles, isolation.AbilityStats,
+	}
+}
+
+func has[T any](v any) bool {
+	_, ok := isolation.As[T](v)
+	return ok
+}
+
+// checkAbilities compares what Features tells with what As finds.
+func checkAbilities(t testing.TB, s *suite) {
+	r := s.start(t, job{program: Exit0})
+	r.wait(t)
+	found := map[string]bool{
+		isolation.AbilityAttach:   has[isolation.Attacher](r.sb),
+		isolation.AbilityPause:    has[isolation.Pauser](r.sb),
+		isolation.AbilitySnapshot: has[isolation.Snapshotter](r.sb),
+		isolation.AbilityRestore:  has[isolation.Restorer](s.d),
+		isolation.AbilityFork:     has[isolation.Forker](r.sb),
+		isolation.AbilityRecover:  has[isolation.Recoverer](s.d),
+		isolation.AbilityReset:    has[isolation.Resetter](r.sb),
+		isolation.AbilityFiles:    has[isolation.Files](r.sb),
+		isolation.AbilityStats:    has[isolation.Stats](r.sb),
+	}
+	for name, is := range found {
+		if told := slices.Contains(s.features.Abilities, name); told != is {
+			t.Errorf("ability %s: told %v, found %v", name, told, is)
+		}
+	}
+	// Resizer is of a process with a terminal; one without need not have it.
+	if has[isolation.Resizer](r.p) && !slices.Contains(s.features.Abilities, isolation.AbilityResize) {
+		t.Error("ability resize is found and not told")
+	}
+}
+
+// ability returns an ability that the driver tells, and skips if it has none.
+func ability[T any](t testing.TB, s *suite, name string, v any) T {
+	t.Helper()
+	a, ok := isolation.As[T](v)
+	if !ok {
+		s.skip(t, "the driver has no ability %s", name)
+	}
+	return a
+}
+
+func checkAttach(t testing.TB, s *suite) {
+	in := newGate(strings.NewReader("0123456789"))
+	defer in.open()
+	r := s.start(t, job{program: Echo, stdio: isolation.Stdio{Stdin: in}})
+	a := ability[isolation.Attacher](t, s, isolation.AbilityAttach, r.sb)
+	live := newCapture()
+	p, err := a.Attach(s.ctx(t), r.p.ID(), isolation.Offsets{}, isolation.Stdio{Stdout: live})
+	if err != nil {
+		t.Fatalf("Attach: %v", err)
+	}
+	if p.ID() != r.p.ID() {
+		t.Errorf("ID() is %q, want %q", p.ID(), r.p.ID())
+	}
+	in.open()
+	e, err := p.Wait(s.ctx(t))
+	if err != nil || !e.Success() || live.String() != "0123456789" || e.Stdout != (isolation.Output{Bytes: 10}) {
+		t.Errorf("%v %v, output %q, %+v", e, err, live, e.Stdout)
+	}
+	succeeded(t, r.wait(t), r)
+	if r.out.String() != "0123456789" {
+		t.Errorf("the first caller got %q", r.out)
+	}
+}
+
+func checkAttachEnded(t testing.TB, s *suite) {
+	r := s.start(t, job{program: Echo, stdio: isolation.Stdio{Stdin: strings.NewReader("0123456789")}})
+	a := ability[isolation.Attacher](t, s, isolation.AbilityAttach, r.sb)
+	first := r.wait(t)
+	for from := range int64(11) {
+		out := newCapture()
+		p, err := a.Attach(s.ctx(t), r.p.ID(), isolation.Offsets{Stdout: from}, isolation.Stdio{Stdout: out})
+		if err != nil {
+			t.Fatalf("Attach from %d: %v", from, err)
+		}
+		e, err := p.Wait(s.ctx(t))
+		if err != nil || e.Reason != first.Reason || e.Code != first.Code || e.Stdout.Bytes != 10 {
+			t.Errorf("from %d: %+v, %v, want %+v", from, e, err, first)
+		}
+		if want := "0123456789"[from:]; out.String() != want {
+			t.Errorf("from %d: output %q, want %q", from, out, want)
+		}
+	}
+}
+
+func checkAttachErrors(t testing.TB, s *suite) {
+	// More than anybody holds, so that the beginning is dropped.
+	const n = 64 << 20
+	r := s.start(t, job{program: Flood, args: []string{strconv.Itoa(n)}, stdio: isolation.Stdio{Stdout: io.Discard}})
+	a := ability[isolation.Attacher](t, s, isolation.AbilityAttach, r.sb)
+	r.wait(t)
+	_, err := a.Attach(s.ctx(t), "nobody", isolation.Offsets{}, isolation.Stdio{})
+	is(t, "Attach to an unknown id", err, isolation.ErrNotFound)
+	_, err = a.Attach(s.ctx(t), r.p.ID(), isolation.Offsets{Stdout: n + 1}, isolation.Stdio{})
+	is(t, "Attach beyond the end", err, isolation.ErrInvalidArgument)
+	_, err = a.Attach(s.ctx(t), r.p.ID(), isolation.Offsets{Stderr: -1}, isolation.Stdio{})
+	is(t, "Attach before the beginning", err, isolation.ErrInvalidArgument)
+	_, err = a.Attach(s.ctx(t), r.p.ID(), isolation.Offsets{}, isolation.Stdio{})
+	is(t, "Attach to what was dropped", err, isolation.ErrFailedPrecondition)
+	s.delete(t, r.sb)
+	_, err = a.Attach(s.ctx(t), r.p.ID(), isolation.Offsets{}, isolation.Stdio{})
+	is(t, "Attach after Delete", err, isolation.ErrNotFound)
+}
+
+func checkPause(t testing.TB, s *suite) {
+	spec, ps := s.command(t, job{program: Exit0})
+	sb := s.create(t, spec)
+	a := ability[isolation.Pauser](t, s, isolation.AbilityPause, sb)
+	const limit = time.Second
+	r := s.startIn(t, sb, job{program: Ready, args: []string{"0.2"}, process: wall(limit)})
+	r.awaitReady(t)
+	for range 2 { // both are idempotent
+		if err := a.Pause(s.ctx(t)); err != nil {
+			t.Fatalf("Pause: %v", err)
+		}
+	}
+	st, err := sb.State(s.ctx(t))
+	if err != nil || st.Status != isolation.StatusPaused {
+		t.Errorf("state is %+v, %v, want paused", st, err)
+	}
+	_, err = sb.Exec(s.ctx(t), ps, isolation.Stdio{})
+	is(t, "Exec while paused", err, isolation.ErrFailedPrecondition)
+	notStarted(t, "Exec while paused", err)
+	time.Sleep(limit + limit/2) // the limit does not run meanwhile
+	for range 2 {
+		if err := a.Resume(s.ctx(t)); err != nil {
+			t.Fatalf("Resume: %v", err)
+		}
+	}
+	succeeded(t, r.wait(t), r)
+	// What is paused can be killed, and deleted.
+	for _, end := range []func(*run){
+		func(r *run) { r.kill(t, isolation.SIGKILL); killed(t, r.wait(t), isolation.SIGKILL) },
+		func(r *run) { s.delete(t, r.sb); ended(t, r.wait(t), isolation.ReasonCanceled) },
+	} {
+		r := s.start(t, job{program: Ready, args: []string{"60"}})
+		r.awaitReady(t)
+		a := ability[isolation.Pauser](t, s, isolation.AbilityPause, r.sb)
+		if err := a.Pause(s.ctx(t)); err != nil {
+			t.Fatalf("Pause: %v", err)
+		}
+		end(r)
+	}
+}
+
+func checkReset(t testing.TB, s *suite) {
+	r := s.start(t, job{program: Ready, args: []string{"60"}, process: func(p *isolation.ProcessSpec) { p.ExecID = "one" }})
+	r.awaitReady(t)
+	a := ability[isolation.Resetter](t, s, isolation.AbilityReset, r.sb)
+	if err := a.Reset(s.ctx(t)); err != nil {
+		t.Fatalf("Reset: %v", err)
+	}
+	ended(t, r.wait(t), isolation.ReasonCanceled)
+	s.state(t, r.sb, isolation.StatusCreated)
+	again := s.startIn(t, r.sb, job{program: Exit0, process: func(p *isolation.ProcessSpec) { p.ExecID = "one" }})
+	succeeded(t, again.wait(t), again)
+	s.delete(t, r.sb)
+	is(t, "Reset after Delete", a.Reset(s.ctx(t)), isolation.ErrNotFound)
+}
+
+func checkStats(t testing.TB, s *suite) {
+	r := s.start(t, job{program: Ready, args: []string{"60"}})
+	r.awaitReady(t)
+	a := ability[isolation.Stats](t, s, isolation.AbilityStats, r.sb)
+	u, err := a.Stats(s.ctx(t))
+	if err != nil || u.Wall < 0 || u.CPU < 0 || u.PeakMemoryBytes < -1 {
+		t.Errorf("Stats: %+v, %v", u, err)
+	}
+	s.delete(t, r.sb)
+	_, err = a.Stats(s.ctx(t))
+	is(t, "Stats after Delete", err, isolation.ErrNotFound)
+}
+
+func checkFileAbility(t testing.TB, s *suite) {
+	spec, _ := s.command(t, job{program: Exit0})
+	sb := s.create(t, spec)
+	a := ability[isolation.Files](t, s, isolation.AbilityFiles, sb)
+	const name = "/tmp/drivertest"
+	want := bytes.Repeat([]byte("content\x00\n"), 20_000)
+	if err := a.WriteFile(s.ctx(t), name, 0o640, bytes.NewReader(want)); err != nil {
+		t.Fatalf("WriteFile: %v", err)
+	}
+	info, err := a.Stat(s.ctx(t), name)
+	if err != nil {
+		t.Fatalf("Stat: %v", err)
+	}
+	if info.Size() != int64(len(want)) || info.Mode() != 0o640 || info.IsDir() {
+		t.Errorf("Stat: %d bytes, mode %v", info.Size(), info.Mode())
+	}
+	f, err := a.ReadFile(s.ctx(t), name)
+	if err != nil {
+		t.Fatalf("ReadFile: %v", err)
+	}
+	got, err := io.ReadAll(f)
+	if err = errors.Join(err, f.Close()); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("ReadFile: %d bytes, %v, want %d", len(got), err, len(want))
+	}
+	err = a.WriteFile(s.ctx(t), name, 0o640, io.MultiReader(strings.NewReader("x"), brokenReader{}))
+	if err == nil {
+		t.Error("WriteFile from a reader that fails: no error")
+	}
+	if err := a.Remove(s.ctx(t), name); err != nil {
+		t.Fatalf("Remove: %v", err)
+	}
+	_, err = a.Stat(s.ctx(t), name)
+	is(t, "Stat of nothing", err, isolation.ErrNotFound)
+	_, err = a.ReadFile(s.ctx(t), name)
+	is(t, "ReadFile of nothing", err, isolation.ErrNotFound)
+	is(t, "Remove of nothing", a.Remove(s.ctx(t), name), isolation.ErrNotFound)
+	for _, bad := range []string{"", "relative", "a\x00b"} {
+		is(t, "WriteFile of a bad name", a.WriteFile(s.ctx(t), bad, fs.ModePerm, strings.NewReader("")), isolation.ErrInvalidArgument)
+	}
+}
+
+func checkSnapshot(t testing.TB, s *suite) {
+	spec, _ := s.command(t, job{program: Exit0})
+	sb := s.create(t, spec)
+	a := ability[isolation.Snapshotter](t, s, isolation.AbilitySnapshot, sb)
+	b := ability[isolation.Restorer](t, s, isolation.AbilityRestore, s.d)
+	name := "snap-" + s.id()
+	if err := a.Snapshot(s.ctx(t), name); err != nil {
+		t.Fatalf("Snapshot: %v", err)
+	}
+	for range 2 {
+		clone, err := b.Restore(s.ctx(t), s.id(), name)
+		if err != nil {
+			t.Fatalf("Restore: %v", err)
+		}
+		t.Cleanup(func() { s.delete(t, clone) })
+		r := s.startIn(t, clone, job{program: Exit7})
+		if e := r.wait(t); e.Code != 7 {
+			t.Errorf("in a clone: %v", e)
+		}
+	}
+	_, err := b.Restore(s.ctx(t), s.id(), "no-"+name)
+	is(t, "Restore of nothing", err, isolation.ErrNotFound)
+	_, err = b.Restore(s.ctx(t), sb.ID(), name)
+	is(t, "Restore under an id in use", err, isolation.ErrAlreadyExists)
+}
+
+func checkFork(t testing.TB, s *suite) {
+	spec, _ := s.command(t, job{program: Exit0})
+	sb := s.create(t, spec)
+	a := ability[isolation.Forker](t, s, isolation.AbilityFork, sb)
+	ids := []string{s.id(), s.id()}
+	forks, err := a.Fork(s.ctx(t), ids)
+	if err != nil || len(forks) != len(ids) {
+		t.Fatalf("Fork: %d sandboxes, %v", len(forks), err)
+	}
+	for i, f := range forks {
+		t.Cleanup(func() { s.delete(t, f) })
+		if f.ID() != ids[i] {
+			t.Errorf("ID() is %q, want %q", f.ID(), ids[i])
+		}
+		r := s.startIn(t, f, job{program: Exit7})
+		if e := r.wait(t); e.Code != 7 {
+			t.Errorf("in a fork: %v", e)
+		}
+	}
+}
+
+func checkRecover(t testing.TB, s *suite) {
+	a := ability[isolation.Recoverer](t, s, isolation.AbilityRecover, s.d)
+	_, err := a.Recover(s.ctx(t), s.id())
+	is(t, "Recover of nothing", err, isolation.ErrNotFound)
+}
