@@ -2,8 +2,10 @@ package none
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"strconv"
 	"time"
@@ -96,7 +98,7 @@ const (
 
 // kill sends SIGKILL to all members. They are all stopped first, round after
 // round until none is new, so that none forks while the others are killed.
-// It does not wait for their ends; it returns how many there were.
+// It returns how many there were, and does not wait for their ends.
 func (t tree) kill() (int, error) {
 	held := map[int]int{} // pid to pidfd
 	defer func() {
@@ -142,6 +144,21 @@ func (t tree) kill() (int, error) {
 		}
 	}
 	return len(held) + killed, nil
+}
+
+// end kills until no member is left.
+func (t tree) end(ctx context.Context) error {
+	for wait := time.Millisecond / 4; ; wait = min(2*wait, 20*time.Millisecond) {
+		n, err := t.kill()
+		if err != nil || n == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d processes have not ended: %w", n, ctx.Err())
+		case <-time.After(wait):
+		}
+	}
 }
 
 // cpu is the time of all members and of the children that they have waited

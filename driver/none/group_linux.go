@@ -25,6 +25,9 @@ const (
 	ctlPids   = "pids"
 	ctlCPU    = "cpu"
 	ctlAcct   = "cpuacct" // version 1 only
+	// ctlCore is what every group of version 2 has: members, a way to kill
+	// them, and their CPU time.
+	ctlCore = "core"
 )
 
 // groups is where control groups can be made. On version 1 every controller
@@ -73,24 +76,25 @@ func noGroups(why string) *groups {
 // root, or the host program was put into a leaf of its own, the place is
 // beside the host program's group, not below it.
 func findUnified(m mount, own string) *groups {
-	var last *groups
+	var first *groups
 	for dir := own; ; dir = filepath.Dir(dir) {
 		g := &groups{v2: true, base: map[string]string{}, why: map[string]string{}}
+		g.try(ctlCore, dir)
 		for _, c := range []string{ctlMemory, ctlPids, ctlCPU} {
 			if err := enable(dir, c); err != nil {
-				g.why[c] = fmt.Sprintf("controller cannot be enabled in %s: %v", dir, err)
-				continue
+				g.why[c] = fmt.Sprintf("the controller cannot be enabled in %s: %v", dir, err)
+			} else {
+				g.try(c, dir)
 			}
-			g.try(c, dir)
 		}
-		if len(g.base) > 0 {
+		if g.base[ctlMemory] != "" {
 			return g
 		}
-		if last == nil {
-			last = g
+		if first == nil || !first.any() && g.any() {
+			first = g
 		}
-		if dir == m.point || len(dir) <= len(m.point) {
-			return last
+		if len(dir) <= len(m.point) {
+			return first
 		}
 	}
 }
@@ -100,6 +104,12 @@ func enable(dir, controller string) error {
 	b, err := os.ReadFile(file)
 	if err != nil || slices.Contains(strings.Fields(string(b)), controller) {
 		return err
+	}
+	if b, err = os.ReadFile(filepath.Join(dir, "cgroup.controllers")); err != nil {
+		return err
+	}
+	if !slices.Contains(strings.Fields(string(b)), controller) {
+		return errors.New("it is not there")
 	}
 	return write(file, "+"+controller)
 }
@@ -135,7 +145,7 @@ func (g *groups) countsCPU() bool { return g.any() && (g.v2 || g.base[ctlAcct] !
 type group struct {
 	v2      bool
 	dir     map[string]string // controller to directory
-	dirs    []string          // each once, pids first
+	dirs    []string          // each once
 	tasks   []*os.File        // cgroup.procs of each
 	maxPids string            // what pids.max is to be
 }
@@ -172,10 +182,10 @@ func (g *groups) create(name string, r isolation.Resources) (_ *group, err error
 	return gr, nil
 }
 
-// needed lists the controllers of a group: pids first, whose directory is
-// where the members are listed.
+// needed lists the controllers of a group. The directory of the first is where
+// the members are listed.
 func (g *groups) needed(r isolation.Resources) []string {
-	all := []string{ctlPids, ctlMemory, ctlAcct}
+	all := []string{ctlCore, ctlPids, ctlMemory, ctlAcct}
 	if r.CPUs > 0 || g.v2 {
 		all = append(all, ctlCPU)
 	}

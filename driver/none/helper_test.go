@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/axocoatl/isolation/driver/none"
 )
 
 // helpers are the programs that the tests run, in the test binary itself:
@@ -71,6 +73,11 @@ func init() {
 		}
 		return 0
 	}
+}
+
+// stdCall is the call of a function that runs as a program.
+func stdCall(args []string) *none.Call {
+	return &none.Call{Args: args, Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 }
 
 // ctxOf is the test's context, also during cleanup.

@@ -116,17 +116,7 @@ func (pl *nativePlace) kill(ctx context.Context) error {
 	if pl.group != nil {
 		return pl.group.kill(ctx)
 	}
-	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		n, err := pl.everything().kill()
-		if err != nil || n == 0 {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%d processes have not ended: %w", n, ctx.Err())
-		case <-time.After(wait):
-		}
-	}
+	return pl.everything().end(ctx)
 }
 
 func (pl *nativePlace) remove(ctx context.Context) error {
@@ -209,13 +199,11 @@ func (t *nativeTask) kill() {
 	_ = t.child.signal(unix.SIGKILL)
 	go func() {
 		defer close(done)
-		if t.pl.group != nil && t.isAlone() {
-			ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
-			defer cancel()
-			_ = t.pl.group.kill(ctx)
-			return
-		}
-		_, _ = t.members().kill()
+		// Its own processes only, not all of the group: another program may
+		// be starting there. What it leaves is counted, and ended by Delete.
+		ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+		defer cancel()
+		_ = t.members().end(ctx)
 	}()
 }
 

@@ -1,6 +1,7 @@
 package none_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -135,18 +136,21 @@ func sh(script string) isolation.ProcessSpec {
 // token is an argument of sleep(1) by which its processes are found again.
 func token() string { return fmt.Sprintf("9%d", 1e8+rand.Int64N(9e8)) }
 
-// holders counts the live processes with tok among their arguments.
-func holders(tok string) int {
-	n := 0
-	dirs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, f := range dirs {
+// sleepers lists the live processes that sleep for tok.
+func sleepers(tok string) []int {
+	var out []int
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range files {
 		b, _ := os.ReadFile(f)
-		if slices.Contains(strings.Split(string(b), "\x00"), tok) {
-			n++
+		if argv := strings.Split(string(b), "\x00"); filepath.Base(argv[0]) == "sleep" && slices.Contains(argv, tok) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+			out = append(out, pid)
 		}
 	}
-	return n
+	return out
 }
+
+func holders(tok string) int { return len(sleepers(tok)) }
 
 func TestExit(t *testing.T) {
 	eachMode(t, func(t *testing.T, d *none.Driver) {
@@ -446,9 +450,6 @@ func TestSurvivors(t *testing.T) {
 		if e.Reason != isolation.ReasonExited || e.Code != 5 || e.Survivors != 1 || out.String() != "first\nsecond\n" {
 			t.Errorf("%+v, %q", e, out.String())
 		}
-		if e.Usage.Wall > 90*time.Millisecond && !raceEnabled {
-			t.Errorf("the program took %v", e.Usage.Wall)
-		}
 		if n := holders(tok); n != 1 {
 			t.Errorf("%d of the daemon, want 1: it lives as long as the sandbox", n)
 		}
@@ -457,9 +458,12 @@ func TestSurvivors(t *testing.T) {
 		if !e.Success() || e.Survivors != 1 {
 			t.Errorf("%+v, want 1 survivor", e)
 		}
-		begin := time.Now()
-		if e := run(t, sb, sh(":"), isolation.Stdio{Stdout: &out}); e.Survivors != 0 || time.Since(begin) > 80*time.Millisecond && !raceEnabled {
-			t.Errorf("%+v after %v: waited for what is not its own", e, time.Since(begin))
+		if took := fastest(func() {
+			if e := run(t, sb, sh(":"), isolation.Stdio{Stdout: &out}); e.Survivors != 0 {
+				t.Errorf("%+v, want none of another's survivors", e)
+			}
+		}); took > 80*time.Millisecond {
+			t.Errorf("it took %v: waited for what is not its own", took)
 		}
 		remove(t, sb)
 		if n := holders(tok); n != 0 {
@@ -598,9 +602,12 @@ func TestBlockedCallers(t *testing.T) {
 		// A reader that blocks holds nothing.
 		r, rw := io.Pipe()
 		defer rw.Close()
-		begin = time.Now()
-		if e := run(t, sb, sh(":"), isolation.Stdio{Stdin: r}); !e.Success() || time.Since(begin) > 90*time.Millisecond && !raceEnabled {
-			t.Errorf("%+v after %v", e, time.Since(begin))
+		if took := fastest(func() {
+			if e := run(t, sb, sh(":"), isolation.Stdio{Stdin: r}); !e.Success() {
+				t.Errorf("%+v", e)
+			}
+		}); took > 80*time.Millisecond {
+			t.Errorf("took %v", took)
 		}
 		// A writer that fails gets nothing more.
 		bad := &failing{}
@@ -608,6 +615,17 @@ func TestBlockedCallers(t *testing.T) {
 			t.Errorf("%+v after %d writes", e, bad.calls)
 		}
 	})
+}
+
+// fastest is the shortest of some runs: what it takes on a host that has time.
+func fastest(f func()) time.Duration {
+	best := time.Hour
+	for range 5 {
+		begin := time.Now()
+		f()
+		best = min(best, time.Since(begin))
+	}
+	return best
 }
 
 type failing struct{ calls int }
@@ -672,6 +690,119 @@ func TestConcurrentExecsAreToldApart(t *testing.T) {
 			t.Errorf("%d survivors, want 1: a limit of one exec ended another's", n)
 		}
 	})
+}
+
+// crashRecorder prints what is recorded, for the test that killed us.
+type crashRecorder struct{}
+
+func (r crashRecorder) Record(string) (none.Entry, error) { return r, nil }
+func (crashRecorder) AddPath(kind, path string) error     { fmt.Println(kind, path); return nil }
+func (crashRecorder) AddProcess(pid int) error            { fmt.Println("process", pid); return nil }
+func (crashRecorder) Done() error                         { fmt.Println("done"); return nil }
+
+// TestKilledHost kills a host program that has a sandbox. Its programs die with
+// it; what they left in the background is in the recorded cgroup.
+func TestKilledHost(t *testing.T) {
+	for _, mode := range []string{"cgroup", "plain"} {
+		t.Run(mode, func(t *testing.T) {
+			if mode == "cgroup" {
+				withCgroup(t)
+			}
+			direct, behind := token(), token()
+			argv := helper("host", mode, direct, behind)
+			c := exec.Command(argv[0], argv[1:]...)
+			out, err := c.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var dirs []string
+			processes := 0
+			s := bufio.NewScanner(out)
+			for s.Scan() && s.Text() != "up" {
+				kind, what, _ := strings.Cut(s.Text(), " ")
+				switch kind {
+				case "cgroup":
+					dirs = append(dirs, what)
+				case "process":
+					processes++
+				default:
+					t.Fatalf("the host says %q", s.Text())
+				}
+			}
+			if (mode == "cgroup") != (len(dirs) > 0) || (mode == "plain") != (processes == 1) {
+				t.Errorf("recorded cgroups %v and %d processes", dirs, processes)
+			}
+			for end := time.Now().Add(10 * time.Second); holders(direct) != 1 || holders(behind) != 1; time.Sleep(5 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("%d and %d processes run, want one each", holders(direct), holders(behind))
+				}
+			}
+			if err := c.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.Wait()
+			for end := time.Now().Add(5 * time.Second); holders(direct) != 0; time.Sleep(time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatal("the program outlived the host program")
+				}
+			}
+			for _, dir := range dirs {
+				sweep(t, dir)
+			}
+			if n := holders(behind); mode == "cgroup" && n != 0 {
+				t.Errorf("%d processes are left after the sweep", n)
+			} else if mode == "plain" { // told in Features.Warnings
+				for _, pid := range sleepers(behind) {
+					_ = unix.Kill(pid, unix.SIGKILL)
+				}
+			}
+		})
+	}
+}
+
+func init() {
+	helpers["host"] = func(args []string) int {
+		d, err := none.New(none.Config{NoCgroup: args[0] == "plain", Recorder: crashRecorder{}})
+		if err != nil {
+			return 1
+		}
+		sb, err := d.Create(context.Background(), fmt.Sprintf("host%d", os.Getpid()), isolation.Spec{Requirement: isolation.NativeTrusted})
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		if _, err := sb.Exec(context.Background(), sh("setsid sleep "+args[2]+" & exec sleep "+args[1]), isolation.Stdio{}); err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		fmt.Println("up")
+		time.Sleep(time.Hour)
+		return 0
+	}
+}
+
+// sweep does what a sweeper does with a recorded cgroup.
+func sweep(t *testing.T, dir string) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for f := range strings.FieldsSeq(string(b)) {
+			pid, _ := strconv.Atoi(f)
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		if err = unix.Rmdir(dir); err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("remove %s: %v", dir, err)
+		}
+	}
 }
 
 // TestNoLeftovers counts descriptors and zombies; goroutines are counted at

@@ -1,5 +1,0 @@
-//go:build !race
-
-package none_test
-
-const raceEnabled = false
