@@ -64,7 +64,7 @@ func (d *Driver) enforces() []isolation.Enforcement {
 		by(isolation.LimitMemory, "linear memory limit in the worker"+d.launcher.memoryWall()),
 		by(isolation.LimitFiles, "count of descriptors in the worker"),
 		by(isolation.LimitDisk, "count of bytes written to mounts"),
-		by(isolation.LimitPids, "a module cannot start processes or threads"),
+		{Limit: isolation.LimitPids, Reason: "a module cannot start processes or threads: there is nothing to count"},
 		{Limit: isolation.LimitCPUs, Reason: "a module uses one core at most; less cannot be set"},
 	}
 }

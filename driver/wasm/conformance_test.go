@@ -1,0 +1,67 @@
+package wasm
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/drivertest"
+	"github.com/axocoatl/isolation/internal/testprog"
+)
+
+// conformance tells the suite how to run its programs as WASI modules.
+func conformance(t testing.TB) drivertest.Config {
+	prog := testprog.Go(t, "conform")
+	data := t.TempDir()
+	cacheDir := filepath.Join(t.TempDir(), "cache")
+	return drivertest.Config{
+		New: func(t testing.TB) isolation.Driver {
+			d, err := New(Config{Worker: testWorker, CacheDir: cacheDir})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return d
+		},
+		Command: func(p drivertest.Program, args ...string) (isolation.Spec, isolation.ProcessSpec, bool) {
+			spec := wasmSpec(prog)
+			switch p {
+			case drivertest.Cwd, drivertest.User, drivertest.Hostname, drivertest.Stubborn, drivertest.Forks, drivertest.Survivors:
+				return isolation.Spec{}, isolation.ProcessSpec{}, false // a module has none of these
+			case drivertest.Crash:
+				spec = wasmSpec(testprog.Wat(t, "unreachable")) // a Go program's panic is an exit status
+			case drivertest.Fill, drivertest.Files:
+				spec.Mounts = []isolation.Mount{{Source: data, Destination: "/data"}}
+			}
+			return spec, isolation.ProcessSpec{Args: append([]string{"conform", string(p)}, args...)}, true
+		},
+		Lose: func(t testing.TB, _ isolation.Driver, _ isolation.Sandbox, p isolation.Process) {
+			proc, err := os.FindProcess(p.PID())
+			if err == nil {
+				err = proc.Kill()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		},
+		Leftovers: func(t testing.TB) []string {
+			g, err := findMemoryGroups()
+			if err != nil {
+				return nil
+			}
+			left, err := filepath.Glob(g.path("axo-wasm-*"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range left {
+				left[i] = "control group " + strings.TrimPrefix(left[i], g.base)
+			}
+			return left
+		},
+	}
+}
+
+func TestConformance(t *testing.T) { drivertest.Run(t, conformance(t)) }
+
+func BenchmarkConformance(b *testing.B) { drivertest.Benchmark(b, conformance(b)) }
