@@ -29,7 +29,8 @@ type Driver interface {
 
 	// Close deletes every sandbox and releases what the driver holds. It
 	// waits for the driver's own goroutines and processes. It is idempotent;
-	// Create after Close is FailedPrecondition.
+	// Create after Close is FailedPrecondition, and sandboxes are as after
+	// Delete.
 	Close() error
 }
 
@@ -43,8 +44,9 @@ type Sandbox interface {
 
 	// Exec starts a process. ctx bounds the start only: when it ends before
 	// the process has started, nothing was started and the error says
-	// NotStarted. Bad ProcessSpecs are InvalidArgument or Unsupported; an
-	// ExecID in use is AlreadyExists; after Delete the error is NotFound.
+	// NotStarted. So do refusals: bad ProcessSpecs are InvalidArgument or
+	// Unsupported; an ExecID in use is AlreadyExists; in a sandbox that is
+	// stopped Exec is FailedPrecondition, after Delete it is NotFound.
 	Exec(ctx context.Context, p ProcessSpec, stdio Stdio) (Process, error)
 
 	// Delete ends whatever still runs (those processes' Exit has the reason
@@ -85,8 +87,12 @@ type Stdio struct {
 	Stdin io.Reader
 	// Stdout and Stderr get the output, each by one goroutine at a time. A
 	// writer that blocks slows the program down (back-pressure), and stops
-	// neither limits nor Kill nor Delete. A writer that returns an error gets
-	// nothing more; the rest is counted and dropped. nil counts and drops.
+	// neither limits nor Kill nor Delete. Once the process ended, each Write
+	// has at least 100 ms; one that is still blocked then is given up, no
+	// further one begins, and what it had and what was left count as dropped.
+	// So a slow writer gets all, and a stuck one does not hold up Wait for
+	// long. A writer that returns an error gets nothing more; the rest is
+	// counted and dropped. nil counts and drops.
 	// Both may be the same writer only if it is safe for concurrent use.
 	Stdout, Stderr io.Writer
 }

@@ -18,8 +18,8 @@ type Exit struct {
 	Reason Reason `json:"reason"`
 	// Detail is one line for a person: the trap, the limit, what was lost.
 	Detail string `json:"detail,omitempty"`
-	// LimitsHit is what the process ran into on the way, also when it then
-	// exited 0.
+	// LimitsHit is what the process ran into, also when it then exited 0, and
+	// the limit that ended it, if one did.
 	LimitsHit []LimitHit `json:"limits_hit"`
 	Usage     Usage      `json:"usage"`
 	Stdout    Output     `json:"stdout"`

@@ -79,7 +79,7 @@ type Limits struct {
 	Wall        time.Duration // from the start of the process
 	CPU         time.Duration // user and system time
 	Fuel        uint64        // WASM: units of the engine, about one an instruction
-	OutputBytes int64         // stdout and stderr together; more ends the process
+	OutputBytes int64         // stdout and stderr together; so much is delivered, more ends the process
 	OpenFiles   int64         // descriptors
 }
 

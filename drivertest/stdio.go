@@ -285,7 +285,7 @@ func (c *countingGate) after() int {
 }
 
 // checkSlow has a writer that takes its time, but takes: all must arrive, also
-// what it gets long after the end.
+// what it gets when the end is longer ago than one Write may be blocked.
 func checkSlow(t testing.TB, s *suite) {
 	const n = 512 << 10
 	w := &slow{}
@@ -296,14 +296,14 @@ func checkSlow(t testing.TB, s *suite) {
 	}
 }
 
-// slow takes 40 ms for each Write, however large.
+// slow takes 70 ms for each Write, however large.
 type slow struct {
 	mu sync.Mutex
 	n  int
 }
 
 func (w *slow) Write(b []byte) (int, error) {
-	time.Sleep(40 * time.Millisecond)
+	time.Sleep(70 * time.Millisecond)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.n += len(b)

@@ -1,6 +1,7 @@
 package drivertest
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -9,15 +10,13 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"go.uber.org/goleak"
 )
 
 // stock is what the test process has at one moment, to find what a driver
 // leaves behind.
 type stock struct {
 	c          Config
-	goroutines goleak.Option
+	goroutines []string
 	fds        []string
 	children   []string
 	leftovers  []string
@@ -28,7 +27,7 @@ func takeStock(t testing.TB, c Config) *stock {
 	if r, w, err := os.Pipe(); err == nil {
 		_, _ = r.Close(), w.Close()
 	}
-	s := &stock{c: c, goroutines: goleak.IgnoreCurrent(), fds: descriptors(), children: children()}
+	s := &stock{c: c, goroutines: slices.Collect(maps.Keys(goroutines())), fds: descriptors(), children: children()}
 	if c.Leftovers != nil {
 		s.leftovers = c.Leftovers(t)
 	}
@@ -41,8 +40,13 @@ const settleTime = 5 * time.Second
 // compare fails for everything that is there now and was not before.
 func (s *stock) compare(t testing.TB) {
 	t.Helper()
-	if err := goleak.Find(s.goroutines); err != nil {
-		t.Errorf("goroutines are left: %v", err)
+	var stacks map[string]string
+	left := s.settle(t, "goroutines", s.goroutines, func() []string {
+		stacks = goroutines()
+		return slices.Collect(maps.Keys(stacks))
+	})
+	for _, id := range left {
+		t.Logf("goroutine %s", stacks[id])
 	}
 	s.settle(t, "descriptors", s.fds, descriptors)
 	s.settle(t, "child processes", s.children, children)
@@ -51,16 +55,15 @@ func (s *stock) compare(t testing.TB) {
 	}
 }
 
-func (s *stock) settle(t testing.TB, what string, before []string, now func() []string) {
+func (s *stock) settle(t testing.TB, what string, before []string, now func() []string) (left []string) {
 	t.Helper()
 	for end := time.Now().Add(settleTime); ; time.Sleep(10 * time.Millisecond) {
-		left := without(now(), before)
-		if len(left) == 0 {
-			return
+		if left = without(now(), before); len(left) == 0 {
+			return nil
 		}
 		if time.Now().After(end) {
 			t.Errorf("%s are left: %q", what, left)
-			return
+			return left
 		}
 	}
 }
@@ -78,6 +81,28 @@ func without(list, minus []string) []string {
 		}
 	}
 	slices.Sort(out)
+	return out
+}
+
+// goroutines returns the stacks of all but those of the tests themselves, by
+// their ids, which are never used again.
+func goroutines() map[string]string {
+	buf := make([]byte, 64<<10)
+	for {
+		n := runtime.Stack(buf, true)
+		if n < len(buf) {
+			buf = buf[:n]
+			break
+		}
+		buf = make([]byte, 2*len(buf))
+	}
+	out := map[string]string{}
+	for stack := range strings.SplitSeq(string(buf), "\n\n") {
+		id, _, _ := strings.Cut(strings.TrimPrefix(stack, "goroutine "), " ")
+		if !strings.Contains(stack, "created by testing.") && !strings.Contains(stack, "created by os/signal.") {
+			out[id] = stack
+		}
+	}
 	return out
 }
 
