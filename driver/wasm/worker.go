@@ -151,7 +151,14 @@ func (w *workerProcess) read(r *wire.Reader) {
 		select {
 		case <-w.begun:
 		case <-w.exited:
-			return
+			// A process may have begun at the same moment; none does from now
+			// on.
+			w.mu.Lock()
+			idle := w.cur == nil
+			w.mu.Unlock()
+			if idle {
+				return
+			}
 		}
 		if err := w.serveProcess(r); err != nil {
 			w.child.kill()
