@@ -179,6 +179,8 @@ func checkSpec(spec isolation.Spec) error {
 		return &isolation.UnsupportedError{Feature: "a registered function", Need: "tier none"}
 	case spec.Resources.CPUs > 0:
 		return &isolation.UnsupportedError{Feature: "a share of the CPU", Need: stronger + "; a module uses one core at most"}
+	case spec.Resources.Pids > 0:
+		return &isolation.UnsupportedError{Feature: "a limit of processes", Need: stronger + "; a module cannot start any"}
 	case spec.Resources.MemoryBytes > 4<<30:
 		return fmt.Errorf("memory limit of %d bytes: a module can address 4 GiB: %w", spec.Resources.MemoryBytes, isolation.ErrInvalidArgument)
 	}

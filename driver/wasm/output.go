@@ -17,16 +17,17 @@ type output struct {
 	grant func(n int) // gives credit back; not called after close
 
 	mu      sync.Mutex
-	idle    sync.Cond // signalled when pumping ends
-	queue   []byte    // guarded by mu
-	spare   []byte    // guarded by mu; the buffer that is not in use
-	pumping bool      // guarded by mu
-	closed  bool      // guarded by mu; no new write begins
-	failed  bool      // guarded by mu; the writer returned an error
-	total   int64     // guarded by mu
-	passed  int64     // guarded by mu; taken by the writer
-	owed    int       // guarded by mu; credit not yet given back
-	credit  int       // guarded by mu; what the worker may still send
+	idle    sync.Cond   // signalled when pumping ends
+	queue   []byte      // guarded by mu
+	spare   []byte      // guarded by mu; the buffer that is not in use
+	pumping bool        // guarded by mu
+	closed  bool        // guarded by mu; no new write begins
+	drain   *time.Timer // guarded by mu; set by finish
+	failed  bool        // guarded by mu; the writer returned an error
+	total   int64       // guarded by mu
+	passed  int64       // guarded by mu; taken by the writer
+	owed    int         // guarded by mu; credit not yet given back
+	credit  int         // guarded by mu; what the worker may still send
 }
 
 func (o *output) init(w io.Writer, grant func(int)) {
@@ -89,6 +90,9 @@ func (o *output) pump() {
 			o.queue = nil
 		}
 		o.giveLocked(len(b))
+		if o.drain != nil {
+			o.drain.Reset(drainGrace)
+		}
 	}
 	o.pumping = false
 	o.idle.Broadcast()
@@ -101,25 +105,27 @@ func (o *output) settled() bool {
 	return !o.pumping
 }
 
-// drainGrace is how long the end of a run waits for a writer that is blocked.
+// drainGrace is how long the end of a run waits for one Write that is blocked.
+// A slow writer that goes on taking output gets all of it.
 const drainGrace = 100 * time.Millisecond
 
-// finish waits until what was pushed has been written, for drainGrace at most,
-// and lets no new write begin after that.
+// finish waits until what was pushed has been written, as long as each Write
+// returns within drainGrace, and lets no new write begin after that.
 func (o *output) finish() isolation.Output {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.pumping {
-		timer := time.AfterFunc(drainGrace, func() {
+		blocked := func() {
 			o.mu.Lock()
+			defer o.mu.Unlock()
 			o.closed = true
 			o.idle.Broadcast()
-			o.mu.Unlock()
-		})
+		}
+		o.drain = time.AfterFunc(drainGrace, blocked)
 		for o.pumping && !o.closed {
 			o.idle.Wait()
 		}
-		timer.Stop()
+		o.drain.Stop()
 	}
 	o.closed = true
 	return isolation.Output{Bytes: o.total, Dropped: o.total - o.passed}
