@@ -34,8 +34,16 @@ func TestMain(m *testing.M) {
 			os.Exit(helpers[name](os.Args[2:]))
 		}
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		for _, f := range atExit {
+			f()
+		}
+		os.Exit(code)
+	}))
 }
+
+// atExit is done at the end of all tests.
+var atExit []func()
 
 func init() {
 	helpers["env"] = func([]string) int {

@@ -131,9 +131,9 @@ func (p *process) watchCPU(limit time.Duration, ended <-chan struct{}) {
 }
 
 // verdict names what ended the program; see the package comment for the order.
-func (p *process) verdict(st status) isolation.Exit {
+func (p *process) verdict(st status) (e isolation.Exit) {
 	l := p.spec.Limits
-	e := isolation.Exit{Code: -1, Signal: st.signal, Detail: st.detail, LimitsHit: st.hits}
+	e = isolation.Exit{Code: -1, Signal: st.signal, Detail: st.detail, LimitsHit: st.hits}
 	if st.signal == 0 && !st.forced && !st.lost {
 		e.Code = st.code
 	}
@@ -144,7 +144,21 @@ func (p *process) verdict(st status) isolation.Exit {
 			e.Detail = s + "; " + e.Detail
 		}
 	}
+	hit := func(l isolation.Limit, value int64) {
+		e.LimitsHit = append(e.LimitsHit, isolation.LimitHit{Limit: l, Count: 1, Value: value})
+	}
 	c := p.cause.Load()
+	defer func() {
+		switch e.Reason {
+		case isolation.ReasonTimeoutWall:
+			hit(isolation.LimitWall, int64(l.Wall))
+		case isolation.ReasonTimeoutCPU:
+			hit(isolation.LimitCPUTime, int64(l.CPU))
+		}
+		if p.meter.exceeded() {
+			hit(isolation.LimitOutput, l.OutputBytes)
+		}
+	}()
 	switch {
 	case st.lost:
 		e.Reason = isolation.ReasonSandboxLost

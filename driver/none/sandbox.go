@@ -97,6 +97,8 @@ func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio is
 	if err := s.d.eng.checkProcess(spec); err != nil {
 		return nil, err
 	}
+	// The caller may go on to use his slices.
+	spec.Args, spec.Env = slices.Clone(spec.Args), slices.Clone(spec.Env)
 	p := &process{sb: s, spec: spec, stdio: stdio, done: make(chan struct{}), meter: meter{limit: spec.Limits.OutputBytes}}
 	p.meter.over = func() {
 		p.stop(isolation.ReasonOutputLimit, 0, fmt.Sprintf("more than %d bytes of output", spec.Limits.OutputBytes))
