@@ -1,0 +1,77 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/axocoatl/isolation/internal/testprog"
+)
+
+// worker is the axo-wasm that the scripts' axo uses; the process that runs axo
+// itself finds it in the environment.
+var worker = os.Getenv("AXO_WASM_WORKER_PATH")
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"axo": func() { os.Exit(Main()) }})
+}
+
+func TestScripts(t *testing.T) {
+	if worker == "" {
+		worker = filepath.Join(t.TempDir(), "axo-wasm")
+		cmd := exec.Command("go", "build", "-o", worker, "../axo-wasm")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	programs := map[string]string{
+		"TOOL": testprog.Go(t, "tool"), "CONFORM": testprog.Go(t, "conform"), "CSVSUM": testprog.Go(t, "csvsum"),
+		"SHA256": testprog.Go(t, "sha256"), "FLOOD": testprog.Wat(t, "flood"),
+	}
+	for _, m := range []string{"tiny", "exit7", "loop", "unreachable", "memgrow", "empty", "truncated", "garbage", "nostart", "badimport", "component"} {
+		programs["MOD_"+m] = testprog.Wat(t, m)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("AXO_WASM_WORKER_PATH", worker)
+			e.Setenv("AXO_STATE_DIR", filepath.Join(e.WorkDir, "state"))
+			for k, v := range programs {
+				e.Setenv(k, v)
+			}
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			// status N CMD...: the command's exit status is N.
+			"status": func(ts *testscript.TestScript, neg bool, args []string) {
+				if neg || len(args) < 2 {
+					ts.Fatalf("usage: status N CMD ARG...")
+				}
+				err := ts.Exec(args[1], args[2:]...)
+				got := "0"
+				if exit, ok := err.(*exec.ExitError); ok {
+					got = strconv.Itoa(exit.ExitCode())
+				} else if err != nil {
+					ts.Fatalf("%v", err)
+				}
+				if got != args[0] {
+					ts.Fatalf("exit status is %s, want %s", got, args[0])
+				}
+			},
+			// zeros N FILE: a sparse file of N bytes.
+			"zeros": func(ts *testscript.TestScript, _ bool, args []string) {
+				f, err := os.Create(ts.MkAbs(args[1]))
+				ts.Check(err)
+				n, err := parseSize(args[0])
+				ts.Check(err)
+				ts.Check(f.Truncate(n))
+				ts.Check(f.Close())
+			},
+		},
+	})
+}
