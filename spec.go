@@ -42,7 +42,7 @@ type Module struct {
 }
 
 // IsZero reports whether no module is named.
-func (m Module) IsZero() bool { return m.Path == "" && m.Data == nil && m.Digest == "" }
+func (m Module) IsZero() bool { return m.Path == "" && len(m.Data) == 0 && m.Digest == "" }
 
 // Root names a root file system: an OCI image or a directory. The zero value
 // is the tier's default: the host's system directories, read-only.
@@ -142,7 +142,7 @@ func (s Spec) Validate() error {
 	if !s.Requirement.valid() {
 		return bad("requirement is not set")
 	}
-	if s.Module.Path != "" && s.Module.Data != nil {
+	if s.Module.Path != "" && len(s.Module.Data) > 0 {
 		return bad("module has both a path and data")
 	}
 	if d := s.Module.Digest; d != "" && !validDigest(d) {
@@ -226,7 +226,8 @@ func validDigest(d string) bool {
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // fromMillis rounds to a nanosecond, so that millis followed by fromMillis is
-// the identity for all times that matter (below about 100 days).
+// the identity below 2^51 ns, 26 days. Both of its roundings are within half a
+// nanosecond there.
 func fromMillis(ms float64) time.Duration {
 	ns := ms * float64(time.Millisecond)
 	switch {
