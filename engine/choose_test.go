@@ -42,7 +42,9 @@ func decide(p Policy, r Request, stubs ...stub) (Decision, error) {
 		r.Process.Args = []string{"x"}
 	}
 	d, _, err := choose(context.Background(), p, all, r, isolation.LimitsOf(r.Spec, r.Process),
-		func(_ context.Context, c candidate) (isolation.Features, error) { return by[c.name].features, by[c.name].err })
+		func(_ context.Context, c candidate) (isolation.Features, error) {
+			return by[c.name].features, by[c.name].err
+		})
 	return d, err
 }
 
