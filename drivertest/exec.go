@@ -106,6 +106,7 @@ func checkExecCtx(t testing.TB, s *suite) {
 		t.Fatalf("Exec: %v", err)
 	}
 	cancel()
+	time.Sleep(20 * time.Millisecond) // a process that ends with ctx would be gone
 	s.state(t, sb, isolation.StatusRunning, p.ID())
 	in.open()
 	if e, err := p.Wait(s.ctx(t)); err != nil || !e.Success() || out.String() != "later" {

@@ -16,6 +16,7 @@ import (
 // leaves behind.
 type stock struct {
 	c          Config
+	grace      time.Duration // for what has been let go to be gone
 	goroutines []string
 	fds        []string
 	children   []string
@@ -27,14 +28,14 @@ func takeStock(t testing.TB, c Config) *stock {
 	if r, w, err := os.Pipe(); err == nil {
 		_, _ = r.Close(), w.Close()
 	}
-	s := &stock{c: c, goroutines: slices.Collect(maps.Keys(goroutines())), fds: descriptors(), children: children()}
+	s := &stock{c: c, grace: settleTime, goroutines: slices.Collect(maps.Keys(goroutines())), fds: descriptors(), children: children()}
 	if c.Leftovers != nil {
 		s.leftovers = c.Leftovers(t)
 	}
 	return s
 }
 
-// settleTime is how long what has been let go may take to be gone.
+// settleTime is the usual grace.
 const settleTime = 5 * time.Second
 
 // compare fails for everything that is there now and was not before.
@@ -57,7 +58,7 @@ func (s *stock) compare(t testing.TB) {
 
 func (s *stock) settle(t testing.TB, what string, before []string, now func() []string) (left []string) {
 	t.Helper()
-	for end := time.Now().Add(settleTime); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(s.grace); ; time.Sleep(10 * time.Millisecond) {
 		if left = without(now(), before); len(left) == 0 {
 			return nil
 		}
@@ -84,8 +85,8 @@ func without(list, minus []string) []string {
 	return out
 }
 
-// goroutines returns the stacks of all but those of the tests themselves, by
-// their ids, which are never used again.
+// goroutines returns the stacks of all but the calling one and those of other
+// tests, by their ids, which are never used again.
 func goroutines() map[string]string {
 	buf := make([]byte, 64<<10)
 	for {
@@ -97,9 +98,10 @@ func goroutines() map[string]string {
 		buf = make([]byte, 2*len(buf))
 	}
 	out := map[string]string{}
-	for stack := range strings.SplitSeq(string(buf), "\n\n") {
+	_, others, _ := strings.Cut(string(buf), "\n\n") // the calling one is the first
+	for stack := range strings.SplitSeq(others, "\n\n") {
 		id, _, _ := strings.Cut(strings.TrimPrefix(stack, "goroutine "), " ")
-		if !strings.Contains(stack, "created by testing.") && !strings.Contains(stack, "created by os/signal.") {
+		if id != "" && !strings.Contains(stack, "created by testing.") && !strings.Contains(stack, "created by os/signal.") {
 			out[id] = stack
 		}
 	}
