@@ -45,8 +45,8 @@ cross:
 	GOOS=windows GOARCH=amd64 go build ./...
 	GOOS=linux GOARCH=arm64 go build ./...
 
-bench: build
-	go run ./bench
+bench:
+	go test -vet=off -run '^$$' -bench . -benchtime 1s -timeout 30m ./bench
 
 clean:
 	rm -rf bin build driver/wasm/embedded
