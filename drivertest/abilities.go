@@ -113,7 +113,7 @@ func checkAttachEnded(t testing.TB, s *suite) {
 		}
 		e, err := p.Wait(s.ctx(t))
 		if err != nil || e.Reason != first.Reason || e.Code != first.Code || e.Stdout.Bytes != 10 {
-			t.Errorf("from %d: %+v, %v, want %+v", from, e, err, first)
+			t.Errorf("from %d: %+v, %v, want %+v", from, details(e), err, details(first))
 		}
 		if want := "0123456789"[from:]; out.String() != want {
 			t.Errorf("from %d: output %q, want %q", from, out, want)

@@ -301,12 +301,15 @@ func (r *run) wait(t testing.TB) isolation.Exit {
 	return e
 }
 
+// details prints all of an Exit, which by itself prints one line for a person.
+type details isolation.Exit
+
 // sane checks what holds of every Exit.
 func sane(t testing.TB, e isolation.Exit, elapsed time.Duration) {
 	t.Helper()
 	bad := func(format string, a ...any) {
 		t.Helper()
-		t.Errorf("exit %+v: "+format, append([]any{e}, a...)...)
+		t.Errorf("exit %+v: "+format, append([]any{details(e)}, a...)...)
 	}
 	known := false
 	for _, r := range isolation.Reasons() {

@@ -148,7 +148,7 @@ func checkManyWaiters(t testing.TB, s *suite) {
 	e := r.wait(t) // one that comes late
 	for _, other := range exits {
 		if !reflect.DeepEqual(other, e) {
-			t.Errorf("two waiters got %+v and %+v", other, e)
+			t.Errorf("two waiters got %+v and %+v", details(other), details(e))
 		}
 	}
 	succeeded(t, e, r)

@@ -22,7 +22,7 @@ var killChecks = []check{
 func killed(t testing.TB, e isolation.Exit, sig isolation.Signal) {
 	t.Helper()
 	if e.Reason != isolation.ReasonSignaled || e.Signal != sig || e.Code != -1 {
-		t.Errorf("%+v, want signaled, %v, code -1", e, sig)
+		t.Errorf("%+v, want signaled, %v, code -1", details(e), sig)
 	}
 }
 
@@ -96,7 +96,7 @@ func checkKillEnded(t testing.TB, s *suite) {
 	r.kill(t, isolation.SIGKILL)
 	r.kill(t, isolation.SIGTERM)
 	if again := r.wait(t); again.Code != 7 || again.Reason != e.Reason {
-		t.Errorf("after Kill the Exit is %+v, before %+v", again, e)
+		t.Errorf("after Kill the Exit is %+v, before %+v", details(again), details(e))
 	}
 }
 
@@ -115,10 +115,10 @@ func checkCrash(t testing.TB, s *suite) {
 		killed(t, e, isolation.SIGABRT)
 	case isolation.ReasonTrap:
 		if e.Detail == "" || e.Code != -1 {
-			t.Errorf("%+v, want a detail of the trap and code -1", e)
+			t.Errorf("%+v, want a detail of the trap and code -1", details(e))
 		}
 	default:
-		t.Errorf("%+v, want signaled or trap", e)
+		t.Errorf("%+v, want signaled or trap", details(e))
 	}
 }
 
@@ -135,7 +135,7 @@ func checkLost(t testing.TB, s *suite) {
 	e := r.wait(t)
 	ended(t, e, isolation.ReasonSandboxLost)
 	if e.Detail == "" || e.Code != -1 {
-		t.Errorf("%+v, want a detail of what was lost and code -1", e)
+		t.Errorf("%+v, want a detail of what was lost and code -1", details(e))
 	}
 	if r.out.String() != "ready\n" {
 		t.Errorf("output is %q, want what was written before", r.out)

@@ -139,7 +139,7 @@ func checkAfterDelete(t testing.TB, s *suite) {
 	}
 	again, err := r.p.Wait(s.ctx(t))
 	if err != nil || again.Code != e.Code || again.Reason != e.Reason {
-		t.Errorf("Wait after Delete: %+v, %v, want %+v as before", again, err, e)
+		t.Errorf("Wait after Delete: %+v, %v, want %+v as before", details(again), err, details(e))
 	}
 	if err := r.p.Kill(s.ctx(t), isolation.SIGKILL); err != nil {
 		t.Errorf("Kill after Delete of a process that had ended: %v", err)

@@ -109,7 +109,7 @@ func checkWallNotReached(t testing.TB, s *suite) {
 	s.enforced(t, isolation.LimitWall, Exit7)
 	e, _ := s.run(t, job{program: Exit7, process: wall(s.c.Patience)})
 	if e.Reason != isolation.ReasonExited || e.Code != 7 || len(e.LimitsHit) > 0 {
-		t.Errorf("%+v, want status 7 and no limit hit", e)
+		t.Errorf("%+v, want status 7 and no limit hit", details(e))
 	}
 }
 
@@ -303,6 +303,6 @@ func checkGenerous(t testing.TB, s *suite) {
 	e, r := s.run(t, j)
 	succeeded(t, e, r)
 	if len(e.LimitsHit) > 0 || r.out.String() != "all limits" {
-		t.Errorf("%+v, output %q, want no limit hit", e, r.out)
+		t.Errorf("%+v, output %q, want no limit hit", details(e), r.out)
 	}
 }

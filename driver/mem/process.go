@@ -149,6 +149,9 @@ func (p *process) settle(returned <-chan struct{}) {
 	select {
 	case <-returned:
 	case <-timer.C:
+		p.mu.Lock()
+		p.detail = strings.TrimPrefix(p.detail+"; the program does not listen and still runs", "; ")
+		p.mu.Unlock()
 	}
 	p.stdin.close()
 	p.stdout.end()
