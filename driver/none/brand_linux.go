@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation"
 )
 
 // A brand is the value of RLIMIT_RTTIME (microseconds) that tells whose
@@ -23,11 +25,25 @@ const (
 	brandExecMask brand = 1<<brandExecBits - 1
 )
 
-// newBrand returns the brand of a new sandbox.
-func newBrand() brand {
+// newBrand returns the brand of a new sandbox. A limit that the host program has
+// itself, such as the brand of a sandbox that it runs in, can be lowered by
+// everybody, and raised with a privilege that not even every root has.
+func newBrand() (brand, error) {
+	var host unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_RTTIME, &host); err != nil {
+		return 0, os.NewSyscallError("getrlimit", err)
+	}
+	room := uint64(brandMark)
+	if host.Max != unix.RLIM_INFINITY {
+		if brand(host.Max) <= brandMark+brandExecMask {
+			return 0, fmt.Errorf("the host program has a limit on real-time CPU (RLIMIT_RTTIME) of %d us; start it without one: %w",
+				host.Max, isolation.ErrFailedPrecondition)
+		}
+		room = min(room, host.Max-uint64(brandMark)-uint64(brandExecMask))
+	}
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
-	return brandMark | brand(binary.LittleEndian.Uint64(b[:]))&(brandMark-1)&^brandExecMask
+	return brandMark | brand(binary.LittleEndian.Uint64(b[:])%room)&^brandExecMask, nil
 }
 
 // exec returns the brand of the n-th exec of the sandbox b.
@@ -38,10 +54,33 @@ func (b brand) sandbox() brand { return b &^ brandExecMask }
 // brandOf returns the brand of a process; 0 if it has none or is gone.
 func brandOf(pid int) brand {
 	var l unix.Rlimit
-	if unix.Prlimit(pid, unix.RLIMIT_RTTIME, nil, &l) != nil || brand(l.Max)>>62 != 1 {
+	switch unix.Prlimit(pid, unix.RLIMIT_RTTIME, nil, &l) {
+	case nil:
+	case unix.EPERM: // another user's, which the file tells to everybody
+		l.Max = rttimeOf(pid)
+	default:
+		return 0
+	}
+	if brand(l.Max)>>62 != 1 {
 		return 0
 	}
 	return brand(l.Max)
+}
+
+// rttimeOf reads /proc/pid/limits (proc_pid_limits(5)).
+func rttimeOf(pid int) uint64 {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/limits")
+	if err != nil {
+		return 0
+	}
+	_, line, _ := bytes.Cut(b, []byte("Max realtime timeout"))
+	line, _, _ = bytes.Cut(line, []byte("\n"))
+	f := bytes.Fields(line) // soft, hard, unit
+	if len(f) < 2 {
+		return 0
+	}
+	n, _ := strconv.ParseUint(string(f[1]), 10, 64) // 0 for "unlimited"
+	return n
 }
 
 // tree finds and ends the processes that match, wherever they went.

@@ -49,9 +49,6 @@ func rlimits(l isolation.Limits, b brand) ([]spawn.Rlimit, error) {
 	}
 	files := spawn.Rlimit{Resource: unix.RLIMIT_NOFILE, Cur: min(softFiles, host.Max), Max: host.Max}
 	if n := uint64(l.OpenFiles); n > 0 {
-		if n > host.Max && !privileged() {
-			return nil, fmt.Errorf("limit of %d open files: the host program's own is %d: %w", n, host.Max, isolation.ErrPermissionDenied)
-		}
 		files.Cur, files.Max = n, n
 	}
 	out := []spawn.Rlimit{

@@ -68,6 +68,7 @@ type status struct {
 	forced bool // the kill by the driver is what ended it
 	lost   bool // how it ended is not known
 	detail string
+	ended  time.Time
 
 	oom       int64 // kills by the kernel for want of memory
 	cpu       time.Duration

@@ -74,7 +74,7 @@ func (e *nativeEngine) probe(ctx context.Context, f *isolation.Features) error {
 		isolation.Enforcement{Limit: isolation.LimitFiles, Enforced: true, By: "RLIMIT_NOFILE, of each process"})
 	if !g.any() {
 		f.Warnings = append(f.Warnings,
-			"without a cgroup, background processes are known by a resource limit that they inherit: one that changes its RLIMIT_RTTIME is lost",
+			"without a cgroup, background processes are known by a resource limit that they inherit: one that changes its RLIMIT_RTTIME is lost, as those of this driver inside itself are",
 			"without a cgroup, a kill for want of memory looks like any other SIGKILL",
 			"without a cgroup, a host program that is killed takes its programs along, but not what they left in the background")
 	}
@@ -118,7 +118,10 @@ func (e *nativeEngine) check(spec isolation.Spec) error {
 func (e *nativeEngine) checkProcess(isolation.ProcessSpec) error { return nil }
 
 func (e *nativeEngine) create(_ context.Context, id string, spec isolation.Spec) (_ place, err error) {
-	pl := &nativePlace{eng: e, id: id, res: spec.Resources, brand: newBrand()}
+	pl := &nativePlace{eng: e, res: spec.Resources}
+	if pl.brand, err = newBrand(); err != nil {
+		return nil, err
+	}
 	if r := e.cfg.Recorder; r != nil {
 		if pl.entry, err = r.Record(id); err != nil {
 			return nil, fmt.Errorf("record %s: %w", id, err)

@@ -277,6 +277,7 @@ func (t *funcTask) wait() status {
 		case <-grace.C:
 		}
 	}
+	ended := time.Now()
 	for _, r := range []struct {
 		*ring
 		s *stream
@@ -286,6 +287,7 @@ func (t *funcTask) wait() status {
 	}
 	select {
 	case <-t.returned:
+		t.st.ended = ended
 		return t.st
 	default:
 		t.pl.eng.stuck.Add(1)
@@ -293,7 +295,7 @@ func (t *funcTask) wait() status {
 			<-t.returned
 			t.pl.eng.stuck.Add(-1)
 		}()
-		return status{forced: true, detail: "still running: a Go function cannot be stopped"}
+		return status{forced: true, ended: ended, detail: "still running: a Go function cannot be stopped"}
 	}
 }
 

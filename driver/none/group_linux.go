@@ -3,6 +3,7 @@ package none
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -116,7 +117,7 @@ func enable(dir, controller string) error {
 
 // try makes a group of a name that nobody else uses, and removes it.
 func (g *groups) try(controller, dir string) {
-	name := filepath.Join(dir, fmt.Sprintf("axo-try-%x", uint64(newBrand())))
+	name := filepath.Join(dir, "axo-try-"+rand.Text())
 	err := os.Mkdir(name, 0o755)
 	if err == nil {
 		err = os.Remove(name)

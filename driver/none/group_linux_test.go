@@ -133,9 +133,10 @@ func TestMountJoin(t *testing.T) {
 }
 
 func TestBrand(t *testing.T) {
-	b := newBrand()
-	if b>>62 != 1 || b&brandExecMask != 0 || newBrand() == b {
-		t.Errorf("brand %x", b)
+	b, err := newBrand()
+	other, _ := newBrand()
+	if err != nil || b>>62 != 1 || b&brandExecMask != 0 || other == b {
+		t.Errorf("brand %x, %v", b, err)
 	}
 	if e := b.exec(5); e.sandbox() != b || e == b.exec(6) || b.exec(1<<brandExecBits+5) != e {
 		t.Errorf("exec brand %x of %x", e, b)

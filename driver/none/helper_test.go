@@ -7,9 +7,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
+	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/none"
 )
 
@@ -90,3 +92,21 @@ func stdCall(args []string) *none.Call {
 
 // ctxOf is the test's context, also during cleanup.
 func ctxOf(t testing.TB) context.Context { return context.WithoutCancel(t.Context()) }
+
+func wait(t testing.TB, p isolation.Process) isolation.Exit {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctxOf(t), 60*time.Second)
+	defer cancel()
+	e, err := p.Wait(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func remove(t testing.TB, sb isolation.Sandbox) {
+	t.Helper()
+	if err := sb.Delete(ctxOf(t)); err != nil {
+		t.Errorf("Delete: %v", err)
+	}
+}

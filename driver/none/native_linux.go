@@ -17,7 +17,6 @@ import (
 // nativePlace is one sandbox of native programs.
 type nativePlace struct {
 	eng   *nativeEngine
-	id    string
 	res   isolation.Resources
 	brand brand
 	group *group // nil: none
@@ -235,12 +234,12 @@ func (t *nativeTask) wait() status {
 	if err != nil {
 		// Its end was seen and its status was not: somebody else in the host
 		// program reaps children that are not theirs.
-		return status{lost: true, detail: "its exit status was taken by another waiter: " + err.Error()}
+		return status{lost: true, ended: t.endedAt, peak: -1, detail: "its exit status was taken by another waiter: " + err.Error()}
 	}
 	st := status{
 		cpu:  time.Duration(ru.Utime.Nano() + ru.Stime.Nano()),
 		read: ru.Inblock * 512, written: ru.Oublock * 512, // getrusage(2)
-		peak: -1,
+		ended: t.endedAt, peak: -1,
 	}
 	// An exec out of this program starts from the host program's peak, so
 	// that only a larger one is the program's own.
@@ -259,7 +258,9 @@ func (t *nativeTask) wait() status {
 func (t *nativeTask) settle(st *status) {
 	now := t.pl.group.read()
 	alone := t.isAlone()
+	t.mu.Lock() // the watcher may be at it once more
 	st.cpu = max(st.cpu, t.maxCPU)
+	t.mu.Unlock()
 	if alone && now.hasCPU {
 		st.cpu = max(st.cpu, now.cpu-t.before.cpu)
 	}

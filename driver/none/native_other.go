@@ -132,6 +132,10 @@ func (t *nativeTask) signal(sig isolation.Signal) error {
 	if !ok {
 		return unsupported(sig.String()+" on "+runtime.GOOS, "Linux")
 	}
+	if sig == isolation.SIGKILL {
+		// It competes with the driver's own causes: the first one counts.
+		t.p.cause.CompareAndSwap(nil, &cause{reason: isolation.ReasonSignaled, signal: sig})
+	}
 	if err := t.proc.Signal(s); err != nil && err != os.ErrProcessDone {
 		return fmt.Errorf("send %v: %w", sig, err)
 	}
@@ -145,24 +149,23 @@ func (t *nativeTask) kill() {
 
 func (t *nativeTask) wait() status {
 	ps, err := t.proc.Wait()
+	ended := time.Now()
 	t.io.closeStdin()
 	if err != nil {
-		return status{lost: true, detail: err.Error()}
+		return status{lost: true, ended: ended, peak: -1, detail: err.Error()}
 	}
 	st := exitStatus(ps)
 	st.forced = st.forced && t.p.cause.Load() != nil
 	st.cpu = ps.UserTime() + ps.SystemTime()
-	st.peak = -1
+	st.ended, st.peak = ended, -1
 	return st
 }
 
 func (t *nativeTask) settle(st *status) {
-	// At least one: a process group says that it has members, not how many.
-	members := groupSignal(t.proc.Pid, 0) == nil
-	if members {
-		st.survivors = 1
+	if groupSignal(t.proc.Pid, 0) == nil {
+		st.survivors = groupSize(t.proc.Pid)
 	}
-	if members || !t.p.out.isGone() || !t.p.err.isGone() {
+	if st.survivors > 0 || !t.p.out.isGone() || !t.p.err.isGone() {
 		t.pl.mu.Lock()
 		t.pl.left = append(t.pl.left, t)
 		t.pl.mu.Unlock()

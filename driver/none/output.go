@@ -177,12 +177,6 @@ func (s *stream) ended() bool {
 	}
 }
 
-func (s *stream) progress() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.step
-}
-
 // stalled reports whether the stream is inside the same Write as at step.
 func (s *stream) stalled(step *uint64) bool {
 	s.mu.Lock()
@@ -197,7 +191,7 @@ func (s *stream) stalled(step *uint64) bool {
 // pipes by then is still delivered. A caller's writer that takes nothing for
 // the length of the grace is given up. Time is counted in ticks, so that a host
 // that was stalled for a while counts as one of them, not as a lazy writer.
-func drain(grace time.Duration, streams ...*stream) {
+func drain(grace time.Duration, streams [2]*stream) {
 	const parts = 4
 	var tick *time.Ticker
 	var ticks int
@@ -217,7 +211,7 @@ func drain(grace time.Duration, streams ...*stream) {
 				s.stalled(&step[i])
 			}
 		}
-		// Any of them may wake us; the loop looks at all.
+		// Either may wake us; the loop looks at both.
 		select {
 		case <-open[0].done:
 		case <-open[len(open)-1].done:

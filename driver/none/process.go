@@ -94,9 +94,9 @@ func (p *process) run() {
 		go p.watchCPU(l.CPU, ended)
 	}
 	st := p.task.wait()
-	wall := time.Since(p.began)
+	wall := st.ended.Sub(p.began)
 	close(ended)
-	drain(p.sb.d.drain, p.out, p.err)
+	drain(p.sb.d.drain, [2]*stream{p.out, p.err})
 	stdout, stderr := p.out.end(), p.err.end()
 	p.task.settle(&st)
 
@@ -175,10 +175,10 @@ func (p *process) verdict(st status) (e isolation.Exit) {
 		detail(fmt.Sprintf("more than %d bytes of output", l.OutputBytes))
 	case st.oom > 0 && st.signal == isolation.SIGKILL:
 		e.Reason = isolation.ReasonOOM
-		detail("the kernel killed it: the sandbox's memory is used up")
+		detail("the kernel killed it for want of memory")
 	case st.oom > 0 && st.signal == 0 && st.code != 0:
 		e.Reason, e.Code = isolation.ReasonOOM, -1
-		detail(fmt.Sprintf("the kernel killed a child of it: the sandbox's memory is used up; it then exited with status %d", st.code))
+		detail(fmt.Sprintf("the kernel killed a child of it for want of memory; it then exited with status %d", st.code))
 	case st.signal != 0 && l.CPU > 0 && st.cpu >= l.CPU && (st.signal == isolation.SIGKILL || st.signal == sigXCPU):
 		e.Reason = isolation.ReasonTimeoutCPU
 		detail(fmt.Sprintf("used more than %v of CPU time", l.CPU))

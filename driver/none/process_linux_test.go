@@ -106,27 +106,9 @@ func start(t testing.TB, sb isolation.Sandbox, p isolation.ProcessSpec, stdio is
 	return pr
 }
 
-func wait(t testing.TB, p isolation.Process) isolation.Exit {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(ctxOf(t), 60*time.Second)
-	defer cancel()
-	e, err := p.Wait(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return e
-}
-
 func run(t testing.TB, sb isolation.Sandbox, p isolation.ProcessSpec, stdio isolation.Stdio) isolation.Exit {
 	t.Helper()
 	return wait(t, start(t, sb, p, stdio))
-}
-
-func remove(t testing.TB, sb isolation.Sandbox) {
-	t.Helper()
-	if err := sb.Delete(ctxOf(t)); err != nil {
-		t.Errorf("Delete: %v", err)
-	}
 }
 
 func sh(script string) isolation.ProcessSpec {
@@ -274,11 +256,21 @@ func TestUser(t *testing.T) {
 				t.Errorf("%s: %v, %q, want %s", user, e, out.String(), want)
 			}
 		}
-		// Also as another user it dies with its sandbox.
+		// What another user left is told, and dies with the sandbox.
+		left := sh("setsid sleep 1000 >/dev/null 2>&1 &")
+		left.User = "4000:4000"
+		if e := run(t, sb, left, isolation.Stdio{}); !e.Success() || e.Survivors != 1 {
+			t.Errorf("%+v, want one survivor", e)
+		}
 		tok := token()
 		p := sh("setsid sleep " + tok + " >/dev/null 2>&1 & sleep " + tok)
 		p.User = "4000:4000"
 		start(t, sb, p, isolation.Stdio{})
+		for end := time.Now().Add(10 * time.Second); holders(tok) < 2; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("they do not run")
+			}
+		}
 		remove(t, sb)
 		if n := holders(tok); n != 0 {
 			t.Errorf("%d processes are left", n)
@@ -780,6 +772,76 @@ func init() {
 		}
 		fmt.Println("up")
 		time.Sleep(time.Hour)
+		return 0
+	}
+}
+
+// TestNested runs the driver inside its own sandbox: as root, and as a user who
+// can only lower the limits that he was given.
+func TestNested(t *testing.T) {
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "axo-none-nested-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil { // another user runs it as well
+		t.Fatal(err)
+	}
+	program := filepath.Join(dir, "nested")
+	if err := os.WriteFile(program, self, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, user := range []string{"", "4000:4000"} {
+		if user != "" && os.Geteuid() != 0 {
+			continue
+		}
+		eachMode(t, func(t *testing.T, d *none.Driver) {
+			sb := create(t, d, isolation.Resources{})
+			defer remove(t, sb)
+			var out bytes.Buffer
+			p := isolation.ProcessSpec{Args: []string{program, helperPrefix + "nested"}, User: user}
+			if e := run(t, sb, p, isolation.Stdio{Stdout: &out, Stderr: &out}); !e.Success() || out.String() != "5 1\n" {
+				t.Errorf("%+v, %q", e, out.String())
+			}
+		})
+	}
+}
+
+func init() {
+	helpers["nested"] = func([]string) int {
+		ctx := context.Background()
+		d, err := none.New(none.Config{NoCgroup: true})
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		defer d.Close()
+		for range 20 { // any brand must do
+			sb, err := d.Create(ctx, "nested", isolation.Spec{Requirement: isolation.NativeTrusted})
+			if err != nil {
+				fmt.Println(err)
+				return 1
+			}
+			p, err := sb.Exec(ctx, sh(":"), isolation.Stdio{})
+			if err != nil {
+				fmt.Println(err)
+				return 1
+			}
+			_, _ = p.Wait(ctx)
+			_ = sb.Delete(ctx)
+		}
+		sb, _ := d.Create(ctx, "nested", isolation.Spec{Requirement: isolation.NativeTrusted})
+		p, err := sb.Exec(ctx, sh("setsid sleep 1000 >/dev/null 2>&1 & exit 5"), isolation.Stdio{})
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		e, _ := p.Wait(ctx)
+		fmt.Println(e.Code, e.Survivors)
 		return 0
 	}
 }

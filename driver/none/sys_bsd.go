@@ -10,8 +10,7 @@ import (
 )
 
 var portableWarnings = []string{
-	"survivors are counted as one: a process group does not tell how many members it has",
-	"a background process that leaves its process group outlives its sandbox",
+	"a background process that leaves its process group is not counted, and outlives its sandbox",
 	"a host program that is killed leaves its processes behind",
 	"descriptors that the host program opened without close-on-exec reach its programs",
 }
