@@ -115,6 +115,7 @@ func (c *compiler) work(module *os.File, tmp string, s settings) (meta, error) {
 	late := !timer.Stop()
 	child.kill()
 	end := child.wait()
+	child.Close()
 	if err == nil {
 		return answer, nil
 	}

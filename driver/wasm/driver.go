@@ -110,6 +110,7 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (_ 
 			d.forget(s)
 		}
 	}()
+	d.pool.expect()
 	if s.src, err = d.digests.resolve(ctx, spec.Module); err != nil {
 		return nil, err
 	}

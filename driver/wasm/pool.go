@@ -26,16 +26,17 @@ type pool struct {
 	launcher *launcher
 	config   *Config
 
-	mu     sync.Mutex
-	idle   map[poolKey][]*workerProcess // guarded by mu; most recently used last
-	all    map[*workerProcess]struct{}  // guarded by mu
-	spares []spare                      // guarded by mu
-	making int                          // guarded by mu; processes being started
-	bytes  int64                        // guarded by mu; counted for all
-	freed  chan struct{}                // guarded by mu; closed when room may have come
-	closed bool                         // guarded by mu
-	walls  *wire.LoadedMessage          // guarded by mu; of the last worker
-	wg     sync.WaitGroup               // starts under way
+	mu       sync.Mutex
+	idle     map[poolKey][]*workerProcess // guarded by mu; most recently used last
+	all      map[*workerProcess]struct{}  // guarded by mu
+	spares   []spare                      // guarded by mu
+	making   int                          // guarded by mu; processes being started
+	starting int                          // guarded by mu; spares being started
+	bytes    int64                        // guarded by mu; counted for all
+	freed    chan struct{}                // guarded by mu; closed when room may have come
+	closed   bool                         // guarded by mu
+	walls    *wire.LoadedMessage          // guarded by mu; of the last worker
+	wg       sync.WaitGroup               // starts under way
 }
 
 // spare is a started worker without a module.
@@ -123,6 +124,7 @@ func (p *pool) start(ctx context.Context, k poolKey, art *artefact, mounts []mou
 		if w, err = loadWorker(s.child, s.reader, k, art, p.config, p.launcher.jail, mounts, p.drop); err != nil {
 			s.child.kill()
 			end := s.child.wait()
+			s.child.Close()
 			if cause := context.Cause(ctx); cause != nil {
 				err = cause
 			} else if isolation.Class(err) == nil {
@@ -159,6 +161,12 @@ var errLoadTimeout = fmt.Errorf("loading the module took more than %v: %w", load
 
 func (p *pool) takeSpare() (spare, error) {
 	p.mu.Lock()
+	for len(p.spares) == 0 && p.starting > 0 {
+		freed := p.freed
+		p.mu.Unlock()
+		<-freed
+		p.mu.Lock()
+	}
 	if n := len(p.spares); n > 0 {
 		s := p.spares[n-1]
 		p.spares = p.spares[:n-1]
@@ -172,25 +180,44 @@ func (p *pool) takeSpare() (spare, error) {
 
 // refillLocked starts a spare off the caller's path.
 func (p *pool) refillLocked() {
-	if p.closed || len(p.spares) >= p.config.Spares {
+	if len(p.spares)+p.starting < p.config.Spares {
+		p.startSpareLocked()
+	}
+}
+
+// expect starts a worker while the caller still looks for its artefact, if
+// there is none at all: the first run of a process then waits for less.
+func (p *pool) expect() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.all)+p.making+len(p.spares)+p.starting == 0 {
+		p.startSpareLocked()
+	}
+}
+
+func (p *pool) startSpareLocked() {
+	if p.closed {
 		return
 	}
+	p.starting++
 	p.wg.Add(1)
 	go func() {
 		defer p.wg.Done()
 		ch, r, err := startWorker(p.launcher)
-		if err != nil {
-			p.config.Logger.Warn("start spare worker", "error", err)
-			return
-		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if p.closed || len(p.spares) >= p.config.Spares {
+		p.starting--
+		switch {
+		case err != nil:
+			p.config.Logger.Warn("start spare worker", "error", err)
+		case p.closed:
 			ch.kill()
-			go ch.wait()
-			return
+			ch.wait()
+			ch.Close()
+		default:
+			p.spares = append(p.spares, spare{ch, r})
 		}
-		p.spares = append(p.spares, spare{ch, r})
+		p.signalLocked()
 	}()
 }
 
@@ -256,6 +283,7 @@ func (p *pool) close() {
 	for _, s := range spares {
 		s.child.kill()
 		s.child.wait()
+		s.child.Close()
 	}
 	p.wg.Wait()
 	for {

@@ -167,7 +167,10 @@ func (w *workerProcess) read(r *wire.Reader) {
 			p := w.cur
 			w.cur = nil
 			w.mu.Unlock()
-			p.lost(err, w.end)
+			// There is none if it had ended as the worker did.
+			if p != nil {
+				p.lost(err, w.end)
+			}
 			return
 		}
 	}
@@ -192,7 +195,7 @@ func (w *workerProcess) serve(f wire.Frame) (done bool, err error) {
 	w.mu.Lock()
 	p := w.cur
 	w.mu.Unlock()
-	if f.Stream != p.stream {
+	if p == nil || f.Stream != p.stream {
 		return false, fmt.Errorf("%w: %v on stream %d, which is not running", wire.ErrProtocol, f.Type, f.Stream)
 	}
 	switch f.Type {

@@ -54,6 +54,8 @@ func serve(c *conn, role string) error {
 	// One thread computes, the module's. More would only wake each other; and
 	// a run that spins would still be ended from outside.
 	runtime.GOMAXPROCS(1)
-	debug.SetGCPercent(50)
+	// Loading allocates once and keeps it; collecting meanwhile only delays the
+	// first run. See runner.settleHeap.
+	debug.SetGCPercent(-1)
 	return serveRun(c)
 }

@@ -33,6 +33,7 @@ type runner struct {
 	memory   memory
 	limits   rootfs.Limits
 	parked   api.Module
+	settled  bool // the heap is as small as it gets
 }
 
 func serveRun(c *conn) error {
@@ -127,7 +128,6 @@ func (r *runner) prepare(fds []int) (*wire.LoadedMessage, error) {
 			return nil, err
 		}
 	}
-	debug.FreeOSMemory()
 	return loaded, nil
 }
 
@@ -214,6 +214,7 @@ func (r *runner) exec(f wire.Frame) error {
 	}
 	// From here on nobody waits.
 	r.c.cur = nil
+	r.settleHeap()
 	if r.parked != nil {
 		r.parked.Close(r.ctx)
 		r.parked = nil
@@ -225,6 +226,15 @@ func (r *runner) exec(f wire.Frame) error {
 		return r.park()
 	}
 	return nil
+}
+
+// settleHeap gives back what loading left, after the first process.
+func (r *runner) settleHeap() {
+	if !r.settled {
+		r.settled = true
+		debug.SetGCPercent(50)
+		debug.FreeOSMemory()
+	}
 }
 
 // maxLinger bounds how long an idle worker may look for its next message
