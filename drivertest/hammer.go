@@ -145,8 +145,8 @@ func (h *hammer) run(ctx context.Context, rnd *rand.Rand, sb isolation.Sandbox) 
 	}
 	spec, ps, _ := h.s.c.Command(p, args...)
 	if own, _, _ := h.s.c.Command(Exit0); !sameSandbox(spec, own) {
-		// The sandboxes run Exit0; where a sandbox is for one program, it is
-		// that which is run.
+		// Where a sandbox is for one program, as with WASM modules, these are
+		// for Exit0.
 		_, ps, _ = h.s.c.Command(Exit0)
 		p, text = Exit0, ""
 	}

@@ -16,17 +16,11 @@ type input struct {
 }
 
 func newInput(r io.Reader) *input {
-	in := &input{changed: make(chan struct{})}
-	in.feed(r)
-	return in
-}
-
-func (in *input) feed(r io.Reader) {
-	if r == nil {
-		in.eof = true
-		return
+	in := &input{changed: make(chan struct{}), eof: r == nil}
+	if r != nil {
+		go in.pump(r)
 	}
-	go in.pump(r)
+	return in
 }
 
 func (in *input) changeLocked() {

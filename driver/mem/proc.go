@@ -12,8 +12,9 @@ import (
 )
 
 // Program is what mem runs; it returns its exit status. It should do all that
-// takes time through its Proc, or watch Context, so that it can be ended. A
-// panic is a trap.
+// takes time through its Proc, or watch Context, so that it can be ended: one
+// that does neither is given up by Wait after a second, and holds up Delete and
+// Close until it returns. A panic is a trap.
 type Program func(*Proc) int
 
 // Proc is a program's view of its process. Its calls end the goroutine, as
