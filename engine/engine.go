@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/journal"
 )
 
 // Engine runs requests. It is safe for concurrent use.
@@ -24,6 +25,7 @@ type Engine struct {
 	candidates []candidate
 	probes     *probes
 	admission  admission
+	journal    *journal.Journal // nil: no state directory
 	prefix     string
 	serial     atomic.Int64
 
@@ -66,6 +68,13 @@ func New(c Config) (*Engine, error) {
 	e := &Engine{
 		config: c, probes: newProbes(c), admission: newAdmission(c.MaxRuns, c.MaxQueue),
 		prefix: fmt.Sprintf("run-%d-%s-", os.Getpid(), strconv.FormatInt(c.Now().UnixNano(), 36)),
+	}
+	if c.StateDir != "" {
+		var err error
+		if e.journal, err = journal.Open(filepath.Join(c.StateDir, journal.Dir)); err != nil {
+			return nil, err
+		}
+		e.Sweep()
 	}
 	for _, r := range c.Registry.All() {
 		e.candidates = append(e.candidates, candidate{r.Tier, r.Driver.Name(), r.Driver})
@@ -147,6 +156,22 @@ func (e *Engine) Doctor(ctx context.Context) []EngineReport {
 		out = append(out, r)
 	}
 	return out
+}
+
+// SweepReport says what a sweep found of processes that were killed.
+type SweepReport = journal.Report
+
+// Sweep removes what killed processes left behind: their sandboxes' processes
+// and control groups. New does so once; a daemon does it from time to time.
+func (e *Engine) Sweep() SweepReport {
+	if e.journal == nil {
+		return SweepReport{}
+	}
+	rep := e.journal.Sweep()
+	if rep.Entries > 0 || len(rep.Errors) > 0 {
+		e.config.Logger.Info("sweep", "entries", rep.Entries, "removed", rep.Removed, "errors", rep.Errors)
+	}
+	return rep
 }
 
 // begin counts a run that Close waits for.

@@ -10,11 +10,14 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/none"
 	"github.com/axocoatl/isolation/driver/wasm"
+	"github.com/axocoatl/isolation/internal/journal"
 )
 
 // Config makes the drivers. The zero value is usable.
 type Config struct {
-	// StateDir keeps compiled modules across processes. Empty keeps nothing.
+	// StateDir keeps compiled modules across processes, and the journal of
+	// what must not be left behind, which engine.New sweeps. Empty keeps
+	// nothing.
 	StateDir string
 	// Worker is the path of axo-wasm; see wasm.Config.
 	Worker string
@@ -22,8 +25,6 @@ type Config struct {
 	Spares int
 	// NoCgroup leaves control groups alone.
 	NoCgroup bool
-	// Recorder is the journal; nil: none.
-	Recorder wasm.Recorder
 	// Funcs are Go functions that NativeTrusted requests may name.
 	Funcs  map[string]none.Func
 	Logger *slog.Logger
@@ -33,9 +34,14 @@ type Config struct {
 // caller closes them, as engine.Close does.
 func Registry(c Config) (isolation.Registry, error) {
 	var r isolation.Registry
-	wc := wasm.Config{Worker: c.Worker, Spares: c.Spares, NoCgroup: c.NoCgroup, Recorder: c.Recorder, Logger: c.Logger}
+	wc := wasm.Config{Worker: c.Worker, Spares: c.Spares, NoCgroup: c.NoCgroup, Logger: c.Logger}
 	if c.StateDir != "" {
 		wc.CacheDir = filepath.Join(c.StateDir, "wasm")
+		j, err := journal.Open(filepath.Join(c.StateDir, journal.Dir))
+		if err != nil {
+			return r, err
+		}
+		wc.Recorder = recorder{j}
 	}
 	w, err := wasm.New(wc)
 	if err != nil {
@@ -56,6 +62,11 @@ func Registry(c Config) (isolation.Registry, error) {
 	}
 	return r, nil
 }
+
+// recorder is the journal as the WASM driver sees it.
+type recorder struct{ j *journal.Journal }
+
+func (r recorder) Record(id string) (wasm.Entry, error) { return r.j.Begin(id) }
 
 // closeAll leaves nothing of a registry that could not be completed.
 func closeAll(r isolation.Registry, err error) (isolation.Registry, error) {

@@ -1,0 +1,94 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func thisProcess() (owner, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return owner{}, err
+	}
+	start, err := startTime(os.Getpid())
+	return owner{strings.TrimSpace(string(boot)), os.Getpid(), start}, err
+}
+
+// startTime reads field 22 of proc_pid_stat(5). The second field, the name of
+// the program, may hold spaces and parentheses.
+func startTime(pid int) (uint64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	_, rest, ok := strings.Cut(string(b[max(0, strings.LastIndexByte(string(b), ')')):]), ") ")
+	fields := strings.Fields(rest)
+	const at = 22 - 3
+	if !ok || len(fields) <= at {
+		return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields)+2)
+	}
+	return strconv.ParseUint(fields[at], 10, 64)
+}
+
+// remove ends or removes one resource, and reports whether it was there.
+func remove(r Resource) (bool, error) {
+	switch r.Kind {
+	case KindProcess:
+		return killProcess(r.PID, r.Start)
+	case KindCgroup:
+		return removeGroup(r.Path)
+	}
+	return false, fmt.Errorf("resource of unknown kind %q", r.Kind)
+}
+
+// killProcess kills exactly the process that was started then: the descriptor
+// is taken first, and the start time compared after.
+func killProcess(pid int, start uint64) (bool, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err == unix.ESRCH {
+		return false, nil
+	} else if err != nil {
+		return false, os.NewSyscallError("pidfd_open", err)
+	}
+	defer unix.Close(fd)
+	if now, err := startTime(pid); err != nil || now != start {
+		return false, nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
+		return false, os.NewSyscallError("pidfd_send_signal", err)
+	}
+	return true, nil
+}
+
+// removeGroup kills what is in a control group and removes it. The path must be
+// one that this module makes.
+func removeGroup(path string) (bool, error) {
+	if !strings.HasPrefix(path, "/sys/fs/cgroup/") || filepath.Clean(path) != path || !strings.HasPrefix(filepath.Base(path), "axo-") {
+		return false, fmt.Errorf("%q is not a control group of this program", path)
+	}
+	var err error
+	for wait := time.Millisecond; wait < 2*time.Second; wait *= 2 {
+		if err = os.Remove(path); err == nil {
+			return true, nil
+		} else if errors.Is(err, os.ErrNotExist) {
+			return false, nil
+		}
+		b, rerr := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		if rerr == nil {
+			for _, f := range strings.Fields(string(b)) {
+				if pid, perr := strconv.Atoi(f); perr == nil && pid > 1 {
+					_ = unix.Kill(pid, unix.SIGKILL)
+				}
+			}
+		}
+		time.Sleep(wait)
+	}
+	return false, err
+}
