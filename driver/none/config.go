@@ -85,8 +85,9 @@ type Config struct {
 	// NoCgroup leaves control groups alone, as on a host without. The limits
 	// that need them are then not enforced, and refused.
 	NoCgroup bool
-	// Recorder is told what a sandbox may leave behind before it is there, so
-	// that a later process can clean up after one that was killed. nil: none.
+	// Recorder is told of a sandbox's control groups before they are there, so
+	// that a later process can clean up after one that was killed. (The
+	// programs themselves die with the host program in any case.) nil: none.
 	Recorder Recorder
 	// Drain is how long output may still come after a process ended. 0: 100 ms.
 	Drain time.Duration
@@ -113,7 +114,8 @@ func (c *Config) setDefaults() error {
 
 // Recorder writes down what must not be left behind.
 type Recorder interface {
-	// Record opens an entry for a sandbox.
+	// Record opens an entry for a sandbox. The id is made from the sandbox's
+	// and unique on the host.
 	Record(id string) (Entry, error)
 }
 
@@ -121,8 +123,6 @@ type Recorder interface {
 type Entry interface {
 	// AddPath names a directory before it is made; kind is "cgroup".
 	AddPath(kind, path string) error
-	// AddProcess names a process, on hosts without a cgroup to find it by.
-	AddProcess(pid int) error
 	// Done closes the entry: nothing is left.
 	Done() error
 }

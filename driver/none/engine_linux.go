@@ -122,26 +122,24 @@ func (e *nativeEngine) create(_ context.Context, id string, spec isolation.Spec)
 	if pl.brand, err = newBrand(); err != nil {
 		return nil, err
 	}
-	if r := e.cfg.Recorder; r != nil {
-		if pl.entry, err = r.Record(id); err != nil {
-			return nil, fmt.Errorf("record %s: %w", id, err)
-		}
-		defer func() {
-			if err != nil {
-				err = errors.Join(err, pl.entry.Done())
-			}
-		}()
-	}
 	g := e.groups(false)
 	if !g.any() {
 		return pl, nil
 	}
 	// Another program on the host may have a sandbox of this id.
 	name := fmt.Sprintf("axo-none-%s-%x", id, uint64(pl.brand)>>brandExecBits)
-	if pl.entry != nil { // before there is anything to leave behind
+	if r := e.cfg.Recorder; r != nil {
+		if pl.entry, err = r.Record(name); err != nil {
+			return nil, fmt.Errorf("record %s: %w", name, err)
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, pl.entry.Done())
+			}
+		}()
 		for _, dir := range g.paths(name, spec.Resources) {
 			if err := pl.entry.AddPath("cgroup", dir); err != nil {
-				return nil, fmt.Errorf("record %s: %w", id, err)
+				return nil, fmt.Errorf("record %s: %w", name, err)
 			}
 		}
 	}

@@ -66,15 +66,6 @@ func (pl *nativePlace) start(_ context.Context, p *process) (task, error) {
 	}
 	t.hostPeak = ownPeak()
 	io.closeTheirs()
-	if pl.entry != nil && pl.group == nil {
-		if err := pl.entry.AddProcess(t.child.pid); err != nil {
-			pl.leave(t, false)
-			io.abandon(p)
-			_ = t.child.signal(unix.SIGKILL)
-			_, _, _ = t.child.wait()
-			return nil, fmt.Errorf("record process: %w", err)
-		}
-	}
 	return t, nil
 }
 
