@@ -35,20 +35,21 @@ type Config struct {
 func Registry(c Config) (isolation.Registry, error) {
 	var r isolation.Registry
 	wc := wasm.Config{Worker: c.Worker, Spares: c.Spares, NoCgroup: c.NoCgroup, Logger: c.Logger}
+	nc := none.Config{NoCgroup: c.NoCgroup}
 	if c.StateDir != "" {
 		wc.CacheDir = filepath.Join(c.StateDir, "wasm")
 		j, err := journal.Open(filepath.Join(c.StateDir, journal.Dir))
 		if err != nil {
 			return r, err
 		}
-		wc.Recorder = recorder{j}
+		wc.Recorder, nc.Recorder = wasmRecorder{j}, noneRecorder{j}
 	}
 	w, err := wasm.New(wc)
 	if err != nil {
 		return r, err
 	}
 	r.Add(isolation.TierWASM, w)
-	p, err := none.New(none.Config{NoCgroup: c.NoCgroup})
+	p, err := none.New(nc)
 	if err != nil {
 		return closeAll(r, err)
 	}
@@ -63,10 +64,14 @@ func Registry(c Config) (isolation.Registry, error) {
 	return r, nil
 }
 
-// recorder is the journal as the WASM driver sees it.
-type recorder struct{ j *journal.Journal }
+// The journal as each driver sees it.
+type (
+	wasmRecorder struct{ j *journal.Journal }
+	noneRecorder struct{ j *journal.Journal }
+)
 
-func (r recorder) Record(id string) (wasm.Entry, error) { return r.j.Begin(id) }
+func (r wasmRecorder) Record(id string) (wasm.Entry, error) { return r.j.Begin(id) }
+func (r noneRecorder) Record(id string) (none.Entry, error) { return r.j.Begin(id) }
 
 // closeAll leaves nothing of a registry that could not be completed.
 func closeAll(r isolation.Registry, err error) (isolation.Registry, error) {

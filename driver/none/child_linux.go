@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation"
-	"github.com/axocoatl/isolation/driver/none/internal/spawn"
+	"github.com/axocoatl/isolation/internal/spawn"
 )
 
 // softFiles is the soft limit on descriptors of a program whose spec names

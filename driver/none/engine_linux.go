@@ -8,7 +8,8 @@ import (
 	"sync"
 
 	"github.com/axocoatl/isolation"
-	"github.com/axocoatl/isolation/driver/none/internal/spawn"
+	"github.com/axocoatl/isolation/internal/cgroup"
+	"github.com/axocoatl/isolation/internal/spawn"
 )
 
 // nativeEngine runs programs on Linux.
@@ -17,7 +18,7 @@ type nativeEngine struct {
 	spawner spawn.Spawner
 
 	mu    sync.Mutex
-	found *groups // nil: not looked for yet
+	found *cgroup.Tree // nil: not looked for yet
 }
 
 func newNative(c Config) (*nativeEngine, error) { return &nativeEngine{cfg: c}, nil }
@@ -28,14 +29,14 @@ func (e *nativeEngine) close() error {
 }
 
 // groups says where control groups can be made, as of the last look.
-func (e *nativeEngine) groups(again bool) *groups {
+func (e *nativeEngine) groups(again bool) *cgroup.Tree {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.found == nil || again {
 		if e.cfg.NoCgroup {
-			e.found = noGroups("turned off by configuration")
+			e.found = cgroup.None("turned off by configuration")
 		} else {
-			e.found = findGroups()
+			e.found = cgroup.Find()
 		}
 	}
 	return e.found
@@ -53,26 +54,26 @@ func (e *nativeEngine) probe(ctx context.Context, f *isolation.Features) error {
 	g := e.groups(true)
 	add := func(l isolation.Limit, controller, missing string) {
 		x := isolation.Enforcement{Limit: l}
-		if _, x.Enforced = g.base[controller]; x.Enforced {
-			x.By = g.version()
+		if x.Enforced = g.Has(controller); x.Enforced {
+			x.By = g.Version()
 		} else {
-			x.Reason = g.why[controller] + missing
+			x.Reason = g.Why(controller) + missing
 		}
 		f.Enforces = append(f.Enforces, x)
 	}
-	add(isolation.LimitMemory, ctlMemory, notAS)
-	add(isolation.LimitPids, ctlPids, notNPROC)
-	add(isolation.LimitCPUs, ctlCPU, "")
+	add(isolation.LimitMemory, cgroup.Memory, notAS)
+	add(isolation.LimitPids, cgroup.Pids, notNPROC)
+	add(isolation.LimitCPUs, cgroup.CPU, "")
 	cpu := "process clocks, polled, and RLIMIT_CPU behind it"
-	if g.countsCPU() {
-		cpu = g.version() + ", polled, and RLIMIT_CPU behind it"
+	if g.CountsCPU() {
+		cpu = g.Version() + ", polled, and RLIMIT_CPU behind it"
 	} else {
 		f.Warnings = append(f.Warnings, "without a cgroup, CPU time of background processes that ended is not counted")
 	}
 	f.Enforces = append(f.Enforces,
 		isolation.Enforcement{Limit: isolation.LimitCPUTime, Enforced: true, By: cpu},
 		isolation.Enforcement{Limit: isolation.LimitFiles, Enforced: true, By: "RLIMIT_NOFILE, of each process"})
-	if !g.any() {
+	if !g.Any() {
 		f.Warnings = append(f.Warnings,
 			"without a cgroup, background processes are known by a resource limit that they inherit: one that changes its RLIMIT_RTTIME is lost, as those of this driver inside itself are",
 			"without a cgroup, a kill for want of memory looks like any other SIGKILL",
@@ -104,12 +105,12 @@ func (e *nativeEngine) check(spec isolation.Spec) error {
 		asked            bool
 		what, controller string
 	}{
-		{spec.Resources.MemoryBytes > 0, "memory limit", ctlMemory},
-		{spec.Resources.Pids > 0, "pids limit", ctlPids},
-		{spec.Resources.CPUs > 0, "cpu limit", ctlCPU},
+		{spec.Resources.MemoryBytes > 0, "memory limit", cgroup.Memory},
+		{spec.Resources.Pids > 0, "pids limit", cgroup.Pids},
+		{spec.Resources.CPUs > 0, "cpu limit", cgroup.CPU},
 	} {
-		if _, ok := g.base[l.controller]; l.asked && !ok {
-			return unsupported(l.what, "a cgroup with the controller "+l.controller+": "+g.why[l.controller])
+		if l.asked && !g.Has(l.controller) {
+			return unsupported(l.what, "a cgroup with the controller "+l.controller+": "+g.Why(l.controller))
 		}
 	}
 	return nil
@@ -123,10 +124,11 @@ func (e *nativeEngine) create(_ context.Context, id string, spec isolation.Spec)
 		return nil, err
 	}
 	g := e.groups(false)
-	if !g.any() {
+	if !g.Any() {
 		return pl, nil
 	}
 	// Another program on the host may have a sandbox of this id.
+	limits := cgroup.Limits{MemoryBytes: spec.Resources.MemoryBytes, Pids: spec.Resources.Pids, CPUs: spec.Resources.CPUs}
 	name := fmt.Sprintf("axo-none-%s-%x", id, uint64(pl.brand)>>brandExecBits)
 	if r := e.cfg.Recorder; r != nil {
 		if pl.entry, err = r.Record(name); err != nil {
@@ -137,13 +139,13 @@ func (e *nativeEngine) create(_ context.Context, id string, spec isolation.Spec)
 				err = errors.Join(err, pl.entry.Done())
 			}
 		}()
-		for _, dir := range g.paths(name, spec.Resources) {
+		for _, dir := range g.Paths(name, limits) {
 			if err := pl.entry.AddPath("cgroup", dir); err != nil {
 				return nil, fmt.Errorf("record %s: %w", name, err)
 			}
 		}
 	}
-	if pl.group, err = g.create(name, spec.Resources); err != nil {
+	if pl.group, err = g.Create(name, limits); err != nil {
 		if errors.Is(err, os.ErrPermission) {
 			err = fmt.Errorf("%w (%w)", err, isolation.ErrPermissionDenied)
 		}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/cgroup"
 )
 
 // nativePlace is one sandbox of native programs.
@@ -19,8 +20,8 @@ type nativePlace struct {
 	eng   *nativeEngine
 	res   isolation.Resources
 	brand brand
-	group *group // nil: none
-	entry Entry  // nil: none
+	group *cgroup.Group // nil: none
+	entry Entry         // nil: none
 
 	mu     sync.Mutex
 	execs  uint64
@@ -35,7 +36,7 @@ type nativePlace struct {
 func (pl *nativePlace) members(match func(brand) bool) tree {
 	t := tree{match: match, pids: allPids}
 	if pl.group != nil {
-		t.pids = pl.group.pids
+		t.pids = pl.group.PIDs
 	}
 	return t
 }
@@ -56,9 +57,9 @@ func (pl *nativePlace) start(_ context.Context, p *process) (task, error) {
 	t := &nativeTask{pl: pl, p: p, io: io}
 	pl.join(t)
 	if !t.first { // else all is zero
-		t.before = pl.group.read()
+		t.before = pl.group.Read()
 	}
-	t.child, err = startChild(&pl.eng.spawner, g, p.spec, io.theirs, t.brand, pl.group.joins())
+	t.child, err = startChild(&pl.eng.spawner, g, p.spec, io.theirs, t.brand, pl.group.Joins())
 	if err != nil {
 		pl.leave(t, false)
 		io.abandon(p)
@@ -104,7 +105,7 @@ func (pl *nativePlace) linger(streams ...*stream) {
 // kill ends all members and waits until none is left.
 func (pl *nativePlace) kill(ctx context.Context) error {
 	if pl.group != nil {
-		return pl.group.kill(ctx)
+		return pl.group.Kill(ctx)
 	}
 	return pl.everything().end(ctx)
 }
@@ -117,7 +118,7 @@ func (pl *nativePlace) remove(ctx context.Context) error {
 	for _, s := range left {
 		s.close()
 	}
-	if err := pl.group.delete(ctx); err != nil {
+	if err := pl.group.Delete(ctx); err != nil {
 		return err
 	}
 	if pl.entry == nil {
@@ -133,7 +134,7 @@ type nativeTask struct {
 	io       *pipes
 	child    *child
 	brand    brand
-	before   counters
+	before   cgroup.Counters
 	hostPeak int64 // resident peak of the host program at the start
 	first    bool  // in its sandbox
 	alone    bool  // guarded by pl.mu: what the group counts is this program's
@@ -199,8 +200,8 @@ func (t *nativeTask) kill() {
 
 func (t *nativeTask) cpu() time.Duration {
 	var used time.Duration
-	if now := t.pl.group.read(); now.hasCPU && t.isAlone() {
-		used = now.cpu - t.before.cpu
+	if now := t.pl.group.Read(); now.HasCPU && t.isAlone() {
+		used = now.CPU - t.before.CPU
 	} else {
 		used = t.members().cpu()
 	}
@@ -247,22 +248,22 @@ func (t *nativeTask) wait() status {
 }
 
 func (t *nativeTask) settle(st *status) {
-	now := t.pl.group.read()
+	now := t.pl.group.Read()
 	alone := t.isAlone()
 	t.mu.Lock() // the watcher may be at it once more
 	st.cpu = max(st.cpu, t.maxCPU)
 	t.mu.Unlock()
-	if alone && now.hasCPU {
-		st.cpu = max(st.cpu, now.cpu-t.before.cpu)
+	if alone && now.HasCPU {
+		st.cpu = max(st.cpu, now.CPU-t.before.CPU)
 	}
-	if alone && t.first && now.peak > 0 {
-		st.peak = now.peak
+	if alone && t.first && now.Peak > 0 {
+		st.peak = now.Peak
 	}
-	if n := now.oom - t.before.oom; n > 0 {
+	if n := now.OOM - t.before.OOM; n > 0 {
 		st.oom = n
 		st.hits = append(st.hits, isolation.LimitHit{Limit: isolation.LimitMemory, Count: n, Value: t.pl.res.MemoryBytes})
 	}
-	if n := now.pids - t.before.pids; n > 0 {
+	if n := now.Pids - t.before.Pids; n > 0 {
 		st.hits = append(st.hits, isolation.LimitHit{Limit: isolation.LimitPids, Count: n, Value: t.pl.res.Pids})
 	}
 	st.survivors = t.survivors()

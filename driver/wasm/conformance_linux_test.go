@@ -8,6 +8,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/drivertest"
+	"github.com/axocoatl/isolation/internal/cgroup"
 	"github.com/axocoatl/isolation/internal/testprog"
 )
 
@@ -46,16 +47,16 @@ func conformance(t testing.TB) drivertest.Config {
 			}
 		},
 		Leftovers: func(t testing.TB) []string {
-			g, err := findMemoryGroups()
-			if err != nil {
+			base := cgroup.Find(cgroup.Memory).Base(cgroup.Memory)
+			if base == "" {
 				return nil
 			}
-			left, err := filepath.Glob(g.path("axo-wasm-*"))
+			left, err := filepath.Glob(filepath.Join(base, "axo-wasm-*"))
 			if err != nil {
 				t.Fatal(err)
 			}
 			for i := range left {
-				left[i] = "control group " + strings.TrimPrefix(left[i], g.base)
+				left[i] = "control group " + strings.TrimPrefix(left[i], base)
 			}
 			return left
 		},

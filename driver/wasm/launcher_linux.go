@@ -2,7 +2,7 @@ package wasm
 
 import (
 	"bytes"
-	"errors"
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -18,18 +18,18 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/wasm/worker"
+	"github.com/axocoatl/isolation/internal/cgroup"
 )
 
 // launcher starts worker processes. All are started by one thread, which lives
 // until close: the kernel ties a parent-death signal to the thread.
 type launcher struct {
-	config   *Config
-	prog     program
-	progErr  error
-	memfd    *os.File // the embedded program
-	jail     bool
-	groups   *memoryGroups
-	groupErr error
+	config  *Config
+	prog    program
+	progErr error
+	memfd   *os.File // the embedded program
+	jail    bool
+	groups  *cgroup.Tree
 
 	once  sync.Once
 	calls chan func()
@@ -45,9 +45,9 @@ func newLauncher(c *Config) (*launcher, error) {
 		}
 	}
 	if c.NoCgroup {
-		l.groupErr = errors.New("turned off by configuration")
+		l.groups = cgroup.None("turned off by configuration")
 	} else {
-		l.groups, l.groupErr = findMemoryGroups()
+		l.groups = cgroup.Find(cgroup.Memory)
 	}
 	return l, nil
 }
@@ -99,7 +99,7 @@ type child struct {
 	pidfd  *os.File
 	stderr *os.File
 	role   string
-	group  *memoryGroup
+	group  *cgroup.Group
 	entry  Entry
 	limits *Config
 
@@ -168,7 +168,7 @@ func (l *launcher) start(role string) (_ *child, err error) {
 		return nil, err
 	}
 	if c.group != nil {
-		if err := c.group.attach(c.pid); err != nil {
+		if err := c.group.Add(c.pid); err != nil {
 			return nil, fmt.Errorf("worker's control group: %w", err)
 		}
 	}
@@ -184,19 +184,22 @@ func (l *launcher) account(c *child, role string) (err error) {
 			return fmt.Errorf("journal: %w", err)
 		}
 	}
-	if l.groups == nil {
+	if !l.groups.Has(cgroup.Memory) {
 		return nil
 	}
 	limit := l.config.MaxMemory + headroom
 	if role == worker.RoleCompile {
 		limit = l.config.CompileMemory
 	}
+	limits := cgroup.Limits{MemoryBytes: limit}
 	if c.entry != nil {
-		if err := c.entry.AddPath("cgroup", l.groups.path(name)); err != nil {
-			return err
+		for _, dir := range l.groups.Paths(name, limits) {
+			if err := c.entry.AddPath("cgroup", dir); err != nil {
+				return err
+			}
 		}
 	}
-	if c.group, err = l.groups.create(name, limit); err != nil {
+	if c.group, err = l.groups.Create(name, limits); err != nil {
 		c.unaccount()
 		return fmt.Errorf("worker's control group: %w", err)
 	}
@@ -208,8 +211,10 @@ var launches atomic.Int64
 // unaccount removes the control group and the journal entry.
 func (c *child) unaccount() {
 	if c.group != nil {
-		if err := c.group.delete(); err != nil {
-			c.limits.Logger.Warn("remove control group", "path", c.group.dir, "error", err)
+		ctx, cancel := context.WithTimeout(context.Background(), groupGrace)
+		defer cancel()
+		if err := c.group.Delete(ctx); err != nil {
+			c.limits.Logger.Warn("remove control group", "error", err)
 			return // the journal keeps it for the sweeper
 		}
 	}
@@ -219,6 +224,9 @@ func (c *child) unaccount() {
 		}
 	}
 }
+
+// groupGrace is how long the kernel may take to be done with a dead process.
+const groupGrace = 2 * time.Second
 
 // openFiles is what a worker may have open: its own few, and a module's.
 const openFiles = 4096
@@ -295,7 +303,7 @@ func (c *child) wait() childEnd {
 				c.role == worker.RoleCompile && ws.Signal() == syscall.SIGKILL && c.end.cpu >= c.limits.CompileTime
 		}
 		c.end.stderr = c.lastWords()
-		c.end.memoryLimit = c.group != nil && c.group.oomKilled() || strings.Contains(c.end.stderr, "out of memory")
+		c.end.memoryLimit = c.group.Read().OOM > 0 || strings.Contains(c.end.stderr, "out of memory")
 		if c.pidfd != nil {
 			c.pidfd.Close()
 		}
@@ -394,15 +402,15 @@ func (l *launcher) warnings() []string {
 
 // memoryWall is the second wall behind the memory limit, in words.
 func (l *launcher) memoryWall() string {
-	if l.groups == nil {
+	if !l.groups.Has(cgroup.Memory) {
 		return ""
 	}
-	return fmt.Sprintf("; %s of the worker, %d MiB above", l.groups.kind, headroom>>20)
+	return fmt.Sprintf("; %s of the worker, %d MiB above", l.groups.Version(), headroom>>20)
 }
 
 func (l *launcher) cgroupWall() isolation.Wall {
-	if l.groups == nil {
-		return isolation.Wall{Name: "cgroup", Detail: l.groupErr.Error()}
+	if !l.groups.Has(cgroup.Memory) {
+		return isolation.Wall{Name: "cgroup", Detail: l.groups.Why(cgroup.Memory)}
 	}
-	return isolation.Wall{Name: "cgroup", Present: true, Detail: l.groups.kind + " memory below " + l.groups.base}
+	return isolation.Wall{Name: "cgroup", Present: true, Detail: l.groups.Version() + " memory below " + l.groups.Base(cgroup.Memory)}
 }

@@ -1,4 +1,4 @@
-package none
+package cgroup
 
 import (
 	"bufio"

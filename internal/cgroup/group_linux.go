@@ -1,4 +1,4 @@
-package none
+package cgroup
 
 import (
 	"context"
@@ -15,82 +15,119 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/axocoatl/isolation"
 )
 
-// The controllers that the engine uses.
+// The controllers that a group may have.
 const (
-	ctlMemory = "memory"
-	ctlPids   = "pids"
-	ctlCPU    = "cpu"
-	ctlAcct   = "cpuacct" // version 1 only
-	// ctlCore is what every group of version 2 has: members, a way to kill
+	Memory  = "memory"
+	Pids    = "pids"
+	CPU     = "cpu"
+	CPUAcct = "cpuacct" // version 1 only
+	// Core is what every group of version 2 has: members, a way to kill
 	// them, and their CPU time.
-	ctlCore = "core"
+	Core = "core"
 )
 
-// groups is where control groups can be made. On version 1 every controller
+var controllers = []string{Memory, Pids, CPU, CPUAcct}
+
+// Limits bound a group. Zero is no limit.
+type Limits struct {
+	MemoryBytes int64   // memory, without swap beside it
+	Pids        int64   // processes and threads
+	CPUs        float64 // cores
+}
+
+// Tree is where control groups can be made. On version 1 every controller
 // may have a hierarchy of its own; on version 2 all share one.
-type groups struct {
+type Tree struct {
 	v2   bool
 	base map[string]string // controller to directory
 	why  map[string]string // controller to the reason that it is missing
 }
 
-// findGroups finds the host program's own groups, below which the sandboxes'
-// are made. That something can be made there is found by making it.
-func findGroups() *groups {
+// Find finds this process's own groups, below which others are made. That
+// something can be made there is found by making it. With only, it looks for
+// no other controllers than those.
+func Find(only ...string) *Tree {
+	if len(only) == 0 {
+		only = controllers
+	}
 	own, mounts, err := ownGroups()
 	if err != nil {
-		return noGroups(err.Error())
+		return None(err.Error())
 	}
-	g := &groups{base: map[string]string{}, why: map[string]string{}}
-	for _, c := range []string{ctlMemory, ctlPids, ctlCPU, ctlAcct} {
+	t := &Tree{base: map[string]string{}, why: map[string]string{}}
+	for _, c := range only {
 		if m, ok := mounts[c]; ok {
-			g.try(c, m.join(own[c]))
+			t.try(c, m.join(own[c]))
 		} else {
-			g.why[c] = "no hierarchy with the controller is mounted"
+			t.why[c] = "no hierarchy with the controller is mounted"
 		}
 	}
-	if len(g.base) > 0 {
-		return g
+	if len(t.base) > 0 {
+		return t
 	}
 	m, ok := mounts[""]
 	if !ok {
-		return noGroups("no control groups are mounted")
+		return None("no control groups are mounted")
 	}
-	return findUnified(m, m.join(own[""]))
+	return findUnified(m, m.join(own[""]), only)
 }
 
-func noGroups(why string) *groups {
-	g := &groups{why: map[string]string{}}
-	for _, c := range []string{ctlMemory, ctlPids, ctlCPU, ctlAcct} {
-		g.why[c] = why
+// FindUnified looks in the version 2 hierarchy only.
+func FindUnified() *Tree {
+	own, mounts, err := ownGroups()
+	if err != nil {
+		return None(err.Error())
 	}
-	return g
+	m, ok := mounts[""]
+	if !ok {
+		return None("no version 2 hierarchy is mounted")
+	}
+	return findUnified(m, m.join(own[""]), controllers)
 }
+
+// None is a tree in which nothing can be made.
+func None(why string) *Tree {
+	t := &Tree{why: map[string]string{}}
+	for _, c := range append([]string{Core}, controllers...) {
+		t.why[c] = why
+	}
+	return t
+}
+
+// Has reports whether groups can have this controller.
+func (t *Tree) Has(controller string) bool { return t.base[controller] != "" }
+
+// Why says why groups cannot have this controller.
+func (t *Tree) Why(controller string) string { return t.why[controller] }
+
+// Base is the directory below which groups with this controller are made.
+func (t *Tree) Base(controller string) string { return t.base[controller] }
 
 // findUnified looks for a place in a version 2 hierarchy. A group with
 // processes cannot give controllers to its children, so that unless it is the
 // root, or the host program was put into a leaf of its own, the place is
 // beside the host program's group, not below it.
-func findUnified(m mount, own string) *groups {
-	var first *groups
+func findUnified(m mount, own string, only []string) *Tree {
+	var first *Tree
 	for dir := own; ; dir = filepath.Dir(dir) {
-		g := &groups{v2: true, base: map[string]string{}, why: map[string]string{}}
-		g.try(ctlCore, dir)
-		for _, c := range []string{ctlMemory, ctlPids, ctlCPU} {
+		g := &Tree{v2: true, base: map[string]string{}, why: map[string]string{}}
+		g.try(Core, dir)
+		for _, c := range only {
+			if c == CPUAcct {
+				continue
+			}
 			if err := enable(dir, c); err != nil {
 				g.why[c] = fmt.Sprintf("the controller cannot be enabled in %s: %v", dir, err)
 			} else {
 				g.try(c, dir)
 			}
 		}
-		if g.base[ctlMemory] != "" {
+		if slices.Contains(only, Memory) && g.base[Memory] != "" {
 			return g
 		}
-		if first == nil || !first.any() && g.any() {
+		if first == nil || !first.Any() && g.Any() {
 			first = g
 		}
 		if len(dir) <= len(m.point) {
@@ -115,34 +152,34 @@ func enable(dir, controller string) error {
 }
 
 // try makes a group of a name that nobody else uses, and removes it.
-func (g *groups) try(controller, dir string) {
+func (t *Tree) try(controller, dir string) {
 	name := filepath.Join(dir, "axo-try-"+rand.Text())
 	err := os.Mkdir(name, 0o755)
 	if err == nil {
 		err = os.Remove(name)
 	}
 	if err != nil {
-		g.why[controller] = err.Error()
+		t.why[controller] = err.Error()
 		return
 	}
-	g.base[controller] = dir
+	t.base[controller] = dir
 }
 
-func (g *groups) version() string {
-	if g.v2 {
+func (t *Tree) Version() string {
+	if t.v2 {
 		return "cgroup v2"
 	}
 	return "cgroup v1"
 }
 
-// any reports whether a group can be made at all.
-func (g *groups) any() bool { return len(g.needed(isolation.Resources{})) > 0 }
+// Any reports whether a group can be made at all.
+func (t *Tree) Any() bool { return len(t.needed(Limits{})) > 0 }
 
-// countsCPU: on version 2 every group does, whatever its controllers.
-func (g *groups) countsCPU() bool { return g.any() && (g.v2 || g.base[ctlAcct] != "") }
+// CountsCPU: on version 2 every group does, whatever its controllers.
+func (t *Tree) CountsCPU() bool { return t.Any() && (t.v2 || t.base[CPUAcct] != "") }
 
-// group is one sandbox's: a directory in each hierarchy that it needs.
-type group struct {
+// Group is a directory in each hierarchy that it needs.
+type Group struct {
 	v2      bool
 	dir     map[string]string // controller to directory
 	dirs    []string          // each once
@@ -150,17 +187,17 @@ type group struct {
 	maxPids string            // what pids.max is to be
 }
 
-// create makes a group with the limits of r. Memory, pids and CPU time are
+// Create makes a group with the limits of r. Memory, pids and CPU time are
 // also counted where they are not limited.
-func (g *groups) create(name string, r isolation.Resources) (_ *group, err error) {
-	gr := &group{v2: g.v2, dir: map[string]string{}, maxPids: "max"}
+func (t *Tree) Create(name string, r Limits) (_ *Group, err error) {
+	gr := &Group{v2: t.v2, dir: map[string]string{}, maxPids: "max"}
 	defer func() {
 		if err != nil {
-			_ = gr.delete(context.Background())
+			_ = gr.Delete(context.Background())
 		}
 	}()
-	for _, c := range g.needed(r) {
-		dir := filepath.Join(g.base[c], name)
+	for _, c := range t.needed(r) {
+		dir := filepath.Join(t.base[c], name)
 		if !slices.Contains(gr.dirs, dir) {
 			if err := os.Mkdir(dir, 0o755); err != nil {
 				return nil, err
@@ -184,34 +221,34 @@ func (g *groups) create(name string, r isolation.Resources) (_ *group, err error
 
 // needed lists the controllers of a group. The directory of the first is where
 // the members are listed.
-func (g *groups) needed(r isolation.Resources) []string {
-	all := []string{ctlCore, ctlPids, ctlMemory, ctlAcct}
-	if r.CPUs > 0 || g.v2 {
-		all = append(all, ctlCPU)
+func (t *Tree) needed(r Limits) []string {
+	all := []string{Core, Pids, Memory, CPUAcct}
+	if r.CPUs > 0 || t.v2 {
+		all = append(all, CPU)
 	}
-	return slices.DeleteFunc(all, func(c string) bool { return g.base[c] == "" })
+	return slices.DeleteFunc(all, func(c string) bool { return t.base[c] == "" })
 }
 
-// paths are the directories of a group of this name.
-func (g *groups) paths(name string, r isolation.Resources) []string {
+// Paths are the directories of a group of this name.
+func (t *Tree) Paths(name string, r Limits) []string {
 	var out []string
-	for _, c := range g.needed(r) {
-		if dir := filepath.Join(g.base[c], name); !slices.Contains(out, dir) {
+	for _, c := range t.needed(r) {
+		if dir := filepath.Join(t.base[c], name); !slices.Contains(out, dir) {
 			out = append(out, dir)
 		}
 	}
 	return out
 }
 
-// joins are the files by which a child becomes a member.
-func (g *group) joins() []*os.File {
+// Joins are the files by which a child becomes a member.
+func (g *Group) Joins() []*os.File {
 	if g == nil {
 		return nil
 	}
 	return g.tasks
 }
 
-func (g *group) limit(r isolation.Resources) error {
+func (g *Group) limit(r Limits) error {
 	if n := r.MemoryBytes; n > 0 {
 		// Swap would turn a limit into a slow-down; where the kernel does not
 		// account for it, there is no file.
@@ -219,16 +256,16 @@ func (g *group) limit(r isolation.Resources) error {
 		if g.v2 {
 			limits[0].file, limits[1].file, limits[1].value = "memory.max", "memory.swap.max", "0"
 		}
-		if err := g.set(ctlMemory, limits[0].file, limits[0].value); err != nil {
+		if err := g.set(Memory, limits[0].file, limits[0].value); err != nil {
 			return err
 		}
-		if err := g.set(ctlMemory, limits[1].file, limits[1].value); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := g.set(Memory, limits[1].file, limits[1].value); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
 	if r.Pids > 0 {
 		g.maxPids = itoa(r.Pids)
-		if err := g.set(ctlPids, "pids.max", g.maxPids); err != nil {
+		if err := g.set(Pids, "pids.max", g.maxPids); err != nil {
 			return err
 		}
 	}
@@ -237,17 +274,17 @@ func (g *group) limit(r isolation.Resources) error {
 		// The kernel takes no quota below 1 ms.
 		quota := itoa(int64(math.Max(1000, math.Ceil(r.CPUs*period))))
 		if g.v2 {
-			return g.set(ctlCPU, "cpu.max", quota+" "+itoa(period))
+			return g.set(CPU, "cpu.max", quota+" "+itoa(period))
 		}
-		if err := g.set(ctlCPU, "cpu.cfs_period_us", itoa(period)); err != nil {
+		if err := g.set(CPU, "cpu.cfs_period_us", itoa(period)); err != nil {
 			return err
 		}
-		return g.set(ctlCPU, "cpu.cfs_quota_us", quota)
+		return g.set(CPU, "cpu.cfs_quota_us", quota)
 	}
 	return nil
 }
 
-func (g *group) set(controller, file, value string) error {
+func (g *Group) set(controller, file, value string) error {
 	return write(filepath.Join(g.dir[controller], file), value)
 }
 
@@ -262,17 +299,17 @@ func write(file, value string) error {
 
 func itoa(n int64) string { return strconv.FormatInt(n, 10) }
 
-// counters are what the kernel has counted of a group by now.
-type counters struct {
-	cpu    time.Duration
-	hasCPU bool
-	peak   int64 // 0: not known
-	oom    int64 // processes that it killed for want of memory
-	pids   int64 // forks that it refused
+// Counters are what the kernel has counted of a group by now.
+type Counters struct {
+	CPU    time.Duration
+	HasCPU bool
+	Peak   int64 // 0: not known
+	OOM    int64 // processes that it killed for want of memory
+	Pids   int64 // forks that it refused
 }
 
-// read is of nothing where there is no group.
-func (g *group) read() (c counters) {
+// Read is of nothing where there is no group.
+func (g *Group) Read() (c Counters) {
 	if g == nil {
 		return c
 	}
@@ -280,17 +317,17 @@ func (g *group) read() (c counters) {
 	if g.v2 {
 		oom, peak = "memory.events", "memory.peak"
 	}
-	if dir, ok := g.dir[ctlMemory]; ok {
-		c.oom = value(dir, oom, "oom_kill")
-		c.peak = value(dir, peak, "")
+	if dir, ok := g.dir[Memory]; ok {
+		c.OOM = value(dir, oom, "oom_kill")
+		c.Peak = value(dir, peak, "")
 	}
-	if dir, ok := g.dir[ctlPids]; ok {
-		c.pids = value(dir, "pids.events", "max")
+	if dir, ok := g.dir[Pids]; ok {
+		c.Pids = value(dir, "pids.events", "max")
 	}
-	if dir, ok := g.dir[ctlAcct]; ok {
-		c.cpu, c.hasCPU = time.Duration(value(dir, "cpuacct.usage", "")), true
+	if dir, ok := g.dir[CPUAcct]; ok {
+		c.CPU, c.HasCPU = time.Duration(value(dir, "cpuacct.usage", "")), true
 	} else if g.v2 {
-		c.cpu, c.hasCPU = time.Duration(value(g.dirs[0], "cpu.stat", "usage_usec"))*time.Microsecond, true
+		c.CPU, c.HasCPU = time.Duration(value(g.dirs[0], "cpu.stat", "usage_usec"))*time.Microsecond, true
 	}
 	return c
 }
@@ -317,8 +354,21 @@ func value(dir, file, key string) int64 {
 	return 0
 }
 
-// pids lists the members, as this process sees them.
-func (g *group) pids() ([]int, error) {
+// Add makes a process a member, with those of its children that are yet to come.
+func (g *Group) Add(pid int) error {
+	for _, f := range g.tasks {
+		if _, err := f.WriteAt(strconv.AppendInt(nil, int64(pid), 10), 0); err != nil {
+			return fmt.Errorf("%s: %w", f.Name(), err)
+		}
+	}
+	return nil
+}
+
+// Dirs are the group's directories, each once.
+func (g *Group) Dirs() []string { return g.dirs }
+
+// PIDs lists the members, as this process sees them.
+func (g *Group) PIDs() ([]int, error) {
 	b, err := os.ReadFile(filepath.Join(g.dirs[0], "cgroup.procs"))
 	if err != nil {
 		return nil, err
@@ -332,28 +382,28 @@ func (g *group) pids() ([]int, error) {
 	return out, nil
 }
 
-// kill ends all members and waits until none is left. On version 2 the kernel
+// Kill ends all members and waits until none is left. On version 2 the kernel
 // does it. On version 1 forks are refused meanwhile, so that a pass over the
 // members misses none. (Freezing them would do as well, but a frozen process
 // does not die before it is thawed.)
-func (g *group) kill(ctx context.Context) error {
-	pids, err := g.pids()
+func (g *Group) Kill(ctx context.Context) error {
+	pids, err := g.PIDs()
 	if err != nil || len(pids) == 0 {
 		return err
 	}
 	if !g.v2 || write(filepath.Join(g.dirs[0], "cgroup.kill"), "1") != nil {
-		if _, ok := g.dir[ctlPids]; ok {
-			if err := g.set(ctlPids, "pids.max", "0"); err != nil {
+		if _, ok := g.dir[Pids]; ok {
+			if err := g.set(Pids, "pids.max", "0"); err != nil {
 				return err
 			}
-			defer g.set(ctlPids, "pids.max", g.maxPids)
+			defer g.set(Pids, "pids.max", g.maxPids)
 		}
 	}
 	for wait := time.Millisecond / 4; ; wait = min(2*wait, 20*time.Millisecond) {
 		if err := g.killPass(); err != nil {
 			return err
 		}
-		if pids, err = g.pids(); err != nil || len(pids) == 0 {
+		if pids, err = g.PIDs(); err != nil || len(pids) == 0 {
 			return err
 		}
 		select {
@@ -364,10 +414,13 @@ func (g *group) kill(ctx context.Context) error {
 	}
 }
 
+// maxHeld bounds the descriptors that a pass takes of this process.
+const maxHeld = 256
+
 // killPass kills who is a member before and after his pidfd was opened: a
 // number that was given to another process in between is not.
-func (g *group) killPass() error {
-	pids, err := g.pids()
+func (g *Group) killPass() error {
+	pids, err := g.PIDs()
 	if err != nil {
 		return err
 	}
@@ -378,7 +431,7 @@ func (g *group) killPass() error {
 				held[pid] = fd
 			}
 		}
-		still, err := g.pids()
+		still, err := g.PIDs()
 		for pid, fd := range held {
 			if slices.Contains(still, pid) {
 				_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
@@ -392,9 +445,9 @@ func (g *group) killPass() error {
 	return nil
 }
 
-// delete removes the directories. A process that was killed is a member until
+// Delete removes the directories. A process that was killed is a member until
 // the kernel is done with it.
-func (g *group) delete(ctx context.Context) error {
+func (g *Group) Delete(ctx context.Context) error {
 	if g == nil {
 		return nil
 	}
