@@ -1,13 +1,10 @@
 # make build   bin/axo, with the WASM worker inside
 # make demo    build everything and run the main job on real input
 # make test    install what tests need, and run them
-# make check   format, vet, layering, cross-builds, clean tree
+# make check   format, vet, lint with the layering rules, cross-builds, clean tree
 # make bench   the numbers of docs/CLAIMS.md
 
 export CGO_ENABLED = 0
-
-# wazero's file interface has a method Seek that is not io.Seeker's.
-VET = go vet -stdmethods=false
 WORKER = driver/wasm/embedded/axo-wasm
 
 .PHONY: build demo test check bench setup cross clean
@@ -32,9 +29,15 @@ test: setup
 	AXO_REQUIRE=1 go test -vet=off -p 1 -timeout 14m ./... && \
 	echo "tests took $$(( $$(date +%s) - start )) s"
 
-check:
-	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
-	$(VET) ./...
+GOLANGCI = build/golangci-lint-2.15.0
+
+$(GOLANGCI):
+	@mkdir -p build
+	GOBIN=$(CURDIR)/build go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+	@mv build/golangci-lint $@
+
+check: $(GOLANGCI)
+	$(GOLANGCI) run ./...
 	$(MAKE) --no-print-directory cross
 	@test -z "$$(git status --porcelain)" || { echo "the tree is not clean:"; git status --porcelain; exit 1; }
 

@@ -19,7 +19,7 @@ import (
 // requestFlags are the flags of run and explain.
 type requestFlags struct {
 	tier, minTier, engine, lang string
-	python, shell, native       bool
+	native                      bool
 	pythonCode, shellCode       string
 	timeout, cpuTime            time.Duration
 	memory, disk, outputLimit   string

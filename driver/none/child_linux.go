@@ -68,7 +68,8 @@ func rlimits(l isolation.Limits, b brand) ([]spawn.Rlimit, error) {
 
 // startError gives a failed start its class.
 func startError(g program, err error) error {
-	class, why := error(nil), ""
+	var class error
+	var why string
 	switch {
 	case errors.Is(err, os.ErrClosed):
 		class, why = isolation.ErrFailedPrecondition, "the driver is closed"
@@ -112,12 +113,9 @@ func (c *child) wait() (ws unix.WaitStatus, ru unix.Rusage, err error) {
 // signal does nothing to a program that was reaped.
 func (c *child) signal(s unix.Signal) error {
 	rc, err := c.fd.SyscallConn()
-	if err != nil {
-		return nil
-	}
 	var serr error
-	if err := rc.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), s, nil, 0) }); err != nil {
-		return nil
+	if err == nil { // an error means that the descriptor is closed
+		_ = rc.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), s, nil, 0) })
 	}
 	return serr
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -64,7 +65,8 @@ func init() {
 			}
 			keep = append(keep, b)
 		}
-		return len(keep) & 0
+		runtime.KeepAlive(keep)
+		return 0
 	}
 	helpers["spin"] = func([]string) int {
 		for n := uint64(0); ; n++ {

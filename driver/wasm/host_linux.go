@@ -33,6 +33,7 @@ func identify(info fs.FileInfo) fileID {
 	if !ok {
 		return fileID{}
 	}
+	//nolint:unconvert // Dev has 32 bits on some architectures
 	return fileID{uint64(st.Dev), st.Ino, st.Size, time.Unix(st.Mtim.Unix()), time.Unix(st.Ctim.Unix())}
 }
 

@@ -13,9 +13,8 @@ import (
 
 // program is the worker's executable.
 type program struct {
-	path    string   // on disk, or
-	content []byte   // embedded
-	args    []string // before the role
+	path    string // on disk, or
+	content []byte // embedded
 	env     []string
 	how     string // for people
 	warning string

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"syscall"
@@ -147,11 +148,9 @@ func flood(w io.Writer, n int64) error {
 	return nil
 }
 
-var sink uint64
-
 func spin() {
 	for x := uint64(1); ; x = x*6364136223846793005 + 1 {
-		sink = x
+		runtime.KeepAlive(x)
 	}
 }
 
@@ -164,7 +163,7 @@ func hog(n int64) {
 		}
 		kept = append(kept, b)
 	}
-	sink = uint64(len(kept))
+	runtime.KeepAlive(kept)
 }
 
 func fill(dir string, n int64) error {

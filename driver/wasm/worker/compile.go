@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -200,13 +199,4 @@ func wasiFunctions(ctx context.Context) (map[string]api.FunctionDefinition, erro
 		return nil, err
 	}
 	return compiled.ExportedFunctions(), nil
-}
-
-// nativeEntry returns the path of the one entry below dir.
-func nativeEntry(dir string) (string, error) {
-	found, err := filepath.Glob(filepath.Join(dir, "*", "*"))
-	if err != nil || len(found) != 1 {
-		return "", fmt.Errorf("%d entries of native code, want 1 (%v)", len(found), err)
-	}
-	return found[0], nil
 }

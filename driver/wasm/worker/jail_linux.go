@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -51,13 +52,14 @@ func newJail(dirs []landlockDir, keepFileCaps bool) (runJail, error) {
 	}
 	j.walls = append(j.walls, "capabilities: dropped, no_new_privs")
 	detail, err := landlock(dirs)
-	if err == nil {
+	switch {
+	case err == nil:
 		j.walls = append(j.walls, "landlock: "+detail)
-	} else if err == errNoLandlock {
+	case errors.Is(err, errNoLandlock):
 		// The other walls stand: without mounts, seccomp leaves no way to
 		// open a file at all.
 		j.missing = append(j.missing, "landlock: "+err.Error())
-	} else {
+	default:
 		return j, err
 	}
 	if err := seccomp(true); err != nil {
