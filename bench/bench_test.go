@@ -39,14 +39,7 @@ func build(b *testing.B) (axo, worker string) {
 			return
 		}
 		p.axo, p.worker = filepath.Join(dir, "axo"), filepath.Join(dir, "axo-wasm")
-		for out, pkg := range map[string]string{p.axo: "../cmd/axo", p.worker: "../cmd/axo-wasm"} {
-			cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, pkg)
-			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-			if msg, err := cmd.CombinedOutput(); err != nil {
-				p.err = fmt.Errorf("%w: %s", err, msg)
-				return
-			}
-		}
+		p.err = testprog.BuildCommands(dir, []string{"axo", "axo-wasm"})
 	})
 	if p.err != nil {
 		b.Fatal(p.err)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/failpoint"
+	"github.com/axocoatl/isolation/internal/journal"
 )
 
 // undoTimeout bounds what a run does to clean up after its caller gave up.
@@ -50,6 +52,7 @@ type run struct {
 	began  time.Time
 	out    capture
 	errOut capture
+	spill  *journal.Entry // nil: no spill files
 }
 
 func (r *run) event(k EventKind, fields ...string) {
@@ -86,16 +89,18 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (_ *Result, err e
 	if err := r.openCaptures(); err != nil {
 		return nil, notStarted(r.r.ID, err)
 	}
-	defer r.closeCaptures()
+	defer func() { err = errors.Join(err, r.closeCaptures(err == nil)) }()
 	chosen := now()
 	sb, err := c.driver.Create(ctx, r.r.ID, r.r.Spec)
 	if err != nil {
 		return nil, notStarted(r.r.ID, err)
 	}
+	failpoint.Hit(failpoint.Created)
 	r.event(EventCreated)
 	created := now()
 	exit, err := r.exec(ctx, sb)
 	ended := now()
+	failpoint.Hit(failpoint.Exited)
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	if derr := sb.Delete(undo); derr != nil {
@@ -107,6 +112,7 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (_ *Result, err e
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit(failpoint.Deleted)
 	exit.Usage.Phases.Select = chosen.Sub(r.began)
 	exit.Usage.Phases.Create = created.Sub(chosen)
 	exit.Usage.Phases.Teardown = now().Sub(ended)
@@ -137,7 +143,7 @@ func (r *run) exec(ctx context.Context, sb isolation.Sandbox) (isolation.Exit, e
 	return exit, nil
 }
 
-func (r *run) openCaptures() error {
+func (r *run) openCaptures() (err error) {
 	c := r.r.Capture
 	r.out = capture{head: c.Head, tail: c.Tail, live: r.r.Stdout}
 	r.errOut = capture{head: c.Head, tail: c.Tail, live: r.r.Stderr}
@@ -148,26 +154,47 @@ func (r *run) openCaptures() error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("spill: %w", err)
 	}
+	name := func(stream string) string { return filepath.Join(dir, r.r.ID+"."+stream) }
+	// A run that is killed has no result, and nobody would know of its files.
+	if r.spill, err = r.e.journal.Begin("spill-" + r.r.ID); err != nil {
+		return err
+	}
+	if err = r.spill.AddPath(journal.KindTemp, name("stdout")); err == nil {
+		err = r.spill.AddPath(journal.KindTemp, name("stderr"))
+	}
 	for _, s := range []struct {
 		c    *capture
 		name string
-	}{{&r.out, "stdout"}, {&r.errOut, "stderr"}} {
-		f, err := os.OpenFile(filepath.Join(dir, r.r.ID+"."+s.name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-		if err != nil {
-			r.closeCaptures()
-			return fmt.Errorf("spill: %w", err)
+	}{{&r.out, name("stdout")}, {&r.errOut, name("stderr")}} {
+		if err == nil {
+			s.c.file, err = os.OpenFile(s.name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+			s.c.fileLeft = c.SpillBytes
 		}
-		s.c.file, s.c.fileLeft = f, c.SpillBytes
 	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("spill: %w", err), r.closeCaptures(false))
+	}
+	failpoint.Hit(failpoint.SpillMade)
 	return nil
 }
 
-func (r *run) closeCaptures() {
+// closeCaptures closes the spill files; if they are not to stay it removes
+// them.
+func (r *run) closeCaptures(stay bool) error {
+	var errs []error
 	for _, c := range []*capture{&r.out, &r.errOut} {
-		if c.file != nil {
-			c.file.Close()
+		if c.file == nil {
+			continue
+		}
+		errs = append(errs, c.file.Close())
+		if !stay {
+			errs = append(errs, os.Remove(c.file.Name()))
 		}
 	}
+	if r.spill != nil {
+		errs = append(errs, r.spill.Done())
+	}
+	return errors.Join(errs...)
 }
 
 func (r *run) result(d Decision, exit isolation.Exit) *Result {

@@ -22,12 +22,7 @@ func TestMain(m *testing.M) {
 
 func TestScripts(t *testing.T) {
 	if worker == "" {
-		worker = filepath.Join(t.TempDir(), "axo-wasm")
-		cmd := exec.Command("go", "build", "-o", worker, "../axo-wasm")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
+		worker = testprog.Worker(t)
 	}
 	programs := map[string]string{
 		"TOOL": testprog.Go(t, "tool"), "CONFORM": testprog.Go(t, "conform"), "CSVSUM": testprog.Go(t, "csvsum"),

@@ -18,6 +18,7 @@ import (
 func newRun() *cobra.Command {
 	var f requestFlags
 	var asJSON bool
+	var spill string
 	c := &cobra.Command{
 		Use:   "run [flags] (FILE.wasm | --python CODE | --shell CODE | --native CMD | -- CMD) [ARG...]",
 		Short: "Run something in the strongest tier that can run it",
@@ -31,11 +32,22 @@ func newRun() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if asJSON {
+				r.Capture = engine.DefaultCapture
+			} else if spill != "" {
+				return errors.New("--spill goes with --json; without it, redirect the output")
+			}
+			if spill != "" {
+				if r.Capture.SpillBytes, err = parseSize(spill); err != nil {
+					return fmt.Errorf("--spill: %w", err)
+				}
+			}
 			return run(c, r, f.interactive, asJSON)
 		},
 	}
 	f.register(c.Flags())
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object with the result instead of the output")
+	c.Flags().StringVar(&spill, "spill", "", "with --json: also keep up to this size of each stream in a file, which the result names")
 	return c
 }
 
@@ -50,9 +62,7 @@ func run(c *cobra.Command, r engine.Request, interactive, asJSON bool) error {
 	if interactive || !term.IsTerminal(int(os.Stdin.Fd())) {
 		r.Stdin = os.Stdin
 	}
-	if asJSON {
-		r.Capture = engine.DefaultCapture
-	} else {
+	if !asJSON {
 		r.Stdout, r.Stderr = os.Stdout, os.Stderr
 	}
 	res, err := e.Run(c.Context(), r)

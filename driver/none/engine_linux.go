@@ -9,6 +9,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/internal/cgroup"
+	"github.com/axocoatl/isolation/internal/failpoint"
 	"github.com/axocoatl/isolation/internal/spawn"
 )
 
@@ -139,6 +140,7 @@ func (e *nativeEngine) create(_ context.Context, id string, spec isolation.Spec)
 				err = errors.Join(err, pl.entry.Done())
 			}
 		}()
+		failpoint.Hit(failpoint.NoneRecorded)
 		for _, dir := range g.Paths(name, limits) {
 			if err := pl.entry.AddPath("cgroup", dir); err != nil {
 				return nil, fmt.Errorf("record %s: %w", name, err)
@@ -151,5 +153,6 @@ func (e *nativeEngine) create(_ context.Context, id string, spec isolation.Spec)
 		}
 		return nil, fmt.Errorf("make cgroup: %w", err)
 	}
+	failpoint.Hit(failpoint.NoneGroup)
 	return pl, nil
 }

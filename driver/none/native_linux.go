@@ -13,6 +13,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/internal/cgroup"
+	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
 // nativePlace is one sandbox of native programs.
@@ -65,6 +66,7 @@ func (pl *nativePlace) start(_ context.Context, p *process) (task, error) {
 		io.abandon(p)
 		return nil, err
 	}
+	failpoint.Hit(failpoint.NoneStarted)
 	t.hostPeak = ownPeak()
 	io.closeTheirs()
 	return t, nil
@@ -121,6 +123,7 @@ func (pl *nativePlace) remove(ctx context.Context) error {
 	if err := pl.group.Delete(ctx); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.NoneRemoved)
 	if pl.entry == nil {
 		return nil
 	}
@@ -215,6 +218,7 @@ func (t *nativeTask) cpu() time.Duration {
 func (t *nativeTask) wait() status {
 	ws, ru, err := t.child.wait()
 	t.endedAt = time.Now()
+	failpoint.Hit(failpoint.NoneEnded)
 	t.io.closeStdin()
 	t.mu.Lock()
 	t.over = true

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/cpu"
 
 	"github.com/axocoatl/isolation/driver/wasm/worker"
+	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
 // settings are what changes the artefact of a module.
@@ -337,6 +338,7 @@ func (c *cache) put(k key, tmp string, m meta) (*artefact, error) {
 	if err := os.WriteFile(filepath.Join(tmp, "meta.json"), b, 0o600); err != nil {
 		return nil, err
 	}
+	failpoint.Hit(failpoint.Sealed)
 	c.evict(a.bytes)
 	dst := filepath.Join(c.dir, k.String())
 	if err := os.Rename(tmp, dst); err != nil {
@@ -351,8 +353,8 @@ func (c *cache) put(k key, tmp string, m meta) (*artefact, error) {
 	return nil, fmt.Errorf("module cache: artefact %s cannot be read back", k)
 }
 
-// temp makes a private directory for a compile worker.
-func (c *cache) temp() (string, error) { return os.MkdirTemp(c.dir, "tmp-") }
+// temp names a private directory for a compile worker.
+func (c *cache) temp() string { return filepath.Join(c.dir, "tmp-"+rand.Text()) }
 
 // staleAfter is the age at which an unfinished artefact is surely abandoned.
 const staleAfter = time.Hour

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/wasm/worker"
 	"github.com/axocoatl/isolation/guest/wire"
+	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
 // compiler makes artefacts, one compilation a key at a time.
@@ -84,8 +86,19 @@ func (c *compiler) compile(k key, src source, s settings) (*artefact, error) {
 		return nil, err
 	}
 	defer discard(module)
-	tmp, err := c.cache.temp()
-	if err != nil {
+	tmp := c.cache.temp()
+	if r := c.config.Recorder; r != nil {
+		entry, err := r.Record(filepath.Base(tmp))
+		if err == nil {
+			err = entry.AddPath("temp", tmp)
+			defer entry.Done()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("journal: %w", err)
+		}
+	}
+	failpoint.Hit(failpoint.TempRecorded)
+	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return nil, fmt.Errorf("module cache: %w", err)
 	}
 	m, err := c.work(module, tmp, s)
@@ -93,6 +106,7 @@ func (c *compiler) compile(k key, src source, s settings) (*artefact, error) {
 		os.RemoveAll(tmp)
 		return nil, err
 	}
+	failpoint.Hit(failpoint.Compiled)
 	m.Fuel = s.fuel
 	return c.cache.put(k, tmp, m)
 }

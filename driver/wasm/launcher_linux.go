@@ -19,6 +19,7 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/wasm/worker"
 	"github.com/axocoatl/isolation/internal/cgroup"
+	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
 // launcher starts worker processes. All are started by one thread, which lives
@@ -152,6 +153,7 @@ func (l *launcher) start(role string) (_ *child, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", l.prog.how, err)
 	}
+	failpoint.Hit(failpoint.Started)
 	c.pid = c.cmd.Process.Pid
 	undo.add(func() { c.kill(); c.cmd.Wait() })
 	if pidfd >= 0 {
@@ -172,6 +174,7 @@ func (l *launcher) start(role string) (_ *child, err error) {
 			return nil, fmt.Errorf("worker's control group: %w", err)
 		}
 	}
+	failpoint.Hit(failpoint.Attached)
 	return c, nil
 }
 
@@ -183,6 +186,7 @@ func (l *launcher) account(c *child, role string) (err error) {
 		if c.entry, err = r.Record(name); err != nil {
 			return fmt.Errorf("journal: %w", err)
 		}
+		failpoint.Hit(failpoint.Recorded)
 	}
 	if !l.groups.Has(cgroup.Memory) {
 		return nil
@@ -203,6 +207,7 @@ func (l *launcher) account(c *child, role string) (err error) {
 		c.unaccount()
 		return fmt.Errorf("worker's control group: %w", err)
 	}
+	failpoint.Hit(failpoint.GroupMade)
 	return nil
 }
 
@@ -218,6 +223,7 @@ func (c *child) unaccount() {
 			return // the journal keeps it for the sweeper
 		}
 	}
+	failpoint.Hit(failpoint.GroupRemoved)
 	if c.entry != nil {
 		if err := c.entry.Done(); err != nil {
 			c.limits.Logger.Warn("close journal entry", "error", err)
@@ -307,6 +313,7 @@ func (c *child) wait() childEnd {
 		if c.pidfd != nil {
 			c.pidfd.Close()
 		}
+		failpoint.Hit(failpoint.Killed)
 		c.unaccount()
 	})
 	return c.end

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -27,10 +26,8 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	testWorker = filepath.Join(dir, workerName())
-	cmd := exec.Command("go", "build", "-o", testWorker, "github.com/axocoatl/isolation/cmd/axo-wasm")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		panic(string(out))
+	if err := testprog.BuildCommands(dir, []string{"axo-wasm"}); err != nil {
+		panic(err)
 	}
 	code := m.Run()
 	os.RemoveAll(dir)

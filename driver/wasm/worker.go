@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation/guest/wire"
+	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
 // workerProcess is the host's side of one run worker.
@@ -121,6 +122,7 @@ func (w *workerProcess) begin(p *process, exec *wire.ExecMessage, stdin []byte) 
 	if cap(w.buf) > 2*wire.MaxData {
 		w.buf = nil
 	}
+	failpoint.Hit(failpoint.Executed)
 	w.begun <- struct{}{}
 	return true
 }

@@ -2,7 +2,6 @@ package cgroup
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -45,9 +44,8 @@ type Tree struct {
 	why  map[string]string // controller to the reason that it is missing
 }
 
-// Find finds this process's own groups, below which others are made. That
-// something can be made there is found by making it. With only, it looks for
-// no other controllers than those.
+// Find finds this process's own groups, below which others are made. With only,
+// it looks for no other controllers than those.
 func Find(only ...string) *Tree {
 	if len(only) == 0 {
 		only = controllers
@@ -151,20 +149,17 @@ func enable(dir, controller string) error {
 	return write(file, "+"+controller)
 }
 
-// try makes a group of a name that nobody else uses, and removes it.
+// try looks whether groups can be made in dir. It makes none to find out: one
+// of a program that is killed meanwhile would be left.
 func (t *Tree) try(controller, dir string) {
-	name := filepath.Join(dir, "axo-try-"+rand.Text())
-	err := os.Mkdir(name, 0o755)
-	if err == nil {
-		err = os.Remove(name)
-	}
-	if err != nil {
-		t.why[controller] = err.Error()
+	if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+		t.why[controller] = fmt.Sprintf("no group can be made in %s: %v", dir, err)
 		return
 	}
 	t.base[controller] = dir
 }
 
+// Version is "cgroup v1" or "cgroup v2".
 func (t *Tree) Version() string {
 	if t.v2 {
 		return "cgroup v2"

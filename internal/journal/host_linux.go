@@ -37,17 +37,6 @@ func startTime(pid int) (uint64, error) {
 	return strconv.ParseUint(fields[at], 10, 64)
 }
 
-// remove ends or removes one resource, and reports whether it was there.
-func remove(r Resource) (bool, error) {
-	switch r.Kind {
-	case KindProcess:
-		return killProcess(r.PID, r.Start)
-	case KindCgroup:
-		return removeGroup(r.Path)
-	}
-	return false, fmt.Errorf("resource of unknown kind %q", r.Kind)
-}
-
 // killProcess kills exactly the process that was started then: the descriptor
 // is taken first, and the start time compared after.
 func killProcess(pid int, start uint64) (bool, error) {

@@ -13,4 +13,6 @@ func thisProcess() (owner, error) { return owner{PID: os.Getpid()}, nil }
 
 func startTime(int) (uint64, error) { return 0, nil }
 
-func remove(Resource) (bool, error) { return false, errors.ErrUnsupported }
+func killProcess(int, uint64) (bool, error) { return false, errors.ErrUnsupported }
+
+func removeGroup(string) (bool, error) { return false, errors.ErrUnsupported }

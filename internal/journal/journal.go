@@ -4,8 +4,9 @@
 // Each entry is one small file in the journal's directory, written whole or
 // not at all. It names its owner by boot id, process id and start time, and the
 // resources: processes (with their start time, so that another process of the
-// same number is never touched), control groups, directories. Entries are void
-// when the host restarts, so nothing is synced to disk.
+// same number is never touched), control groups, unfinished files. Nothing is
+// synced to disk: what a host that lost its power has half written is of no use,
+// but takes little room.
 package journal
 
 import (
@@ -17,6 +18,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+
+	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
 // Dir is the name of the journal's directory in a state directory.
@@ -26,6 +29,9 @@ const Dir = "journal"
 const (
 	KindProcess = "process"
 	KindCgroup  = "cgroup"
+	// KindTemp is a file or directory of the state directory, which is the
+	// journal's parent, that is only good when it is complete.
+	KindTemp = "temp"
 )
 
 // Resource is one thing that must not be left behind.
@@ -34,6 +40,13 @@ type Resource struct {
 	Path  string `json:"path,omitempty"`
 	PID   int    `json:"pid,omitempty"`
 	Start uint64 `json:"start,omitempty"` // field 22 of proc_pid_stat(5), in ticks
+}
+
+func (r Resource) String() string {
+	if r.Kind == KindProcess {
+		return fmt.Sprintf("%s %d", r.Kind, r.PID)
+	}
+	return r.Kind + " " + r.Path
 }
 
 // owner is the process that made an entry.
@@ -128,6 +141,7 @@ func (e *Entry) writeLocked() error {
 	if err := os.WriteFile(tmp, b, 0o600); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
+	failpoint.Hit(failpoint.JournalHalf)
 	if err := os.Rename(tmp, e.path); err != nil {
 		os.Remove(tmp)
 		return fmt.Errorf("journal: %w", err)
@@ -184,24 +198,59 @@ func (j *Journal) sweepFile(file string, rep *Report) error {
 		return nil
 	}
 	rep.Entries++
-	if rec.Owner.Boot == j.self.Boot {
-		// Processes first: a group is only removed when it is empty.
-		for _, kind := range []string{KindProcess, KindCgroup} {
-			for _, r := range rec.Resources {
-				if r.Kind != kind {
-					continue
-				}
-				was, err := remove(r)
-				if err != nil {
-					return err
-				}
-				if was {
-					rep.Removed = append(rep.Removed, fmt.Sprintf("%s %s%d", r.Kind, r.Path, r.PID))
-				}
+	// Processes first: a group is only removed when it is empty. Of an earlier
+	// boot only files are left.
+	kinds := []string{KindProcess, KindCgroup, KindTemp}
+	if rec.Owner.Boot != j.self.Boot {
+		kinds = kinds[2:]
+	}
+	for _, kind := range kinds {
+		for _, r := range rec.Resources {
+			if r.Kind != kind {
+				continue
+			}
+			was, err := j.remove(r)
+			if err != nil {
+				return err
+			}
+			if was {
+				rep.Removed = append(rep.Removed, r.String())
 			}
 		}
 	}
 	return os.Remove(file)
+}
+
+// remove ends or removes one resource, and reports whether it was there.
+func (j *Journal) remove(r Resource) (bool, error) {
+	switch r.Kind {
+	case KindProcess:
+		return killProcess(r.PID, r.Start)
+	case KindCgroup:
+		return removeGroup(r.Path)
+	case KindTemp:
+		return j.removeTemp(r.Path)
+	}
+	return false, fmt.Errorf("resource of unknown kind %q", r.Kind)
+}
+
+func (j *Journal) removeTemp(path string) (bool, error) {
+	rel, err := filepath.Rel(filepath.Dir(j.dir), path)
+	if err != nil || !filepath.IsLocal(rel) || rel == "." {
+		return false, fmt.Errorf("%q is not in the state directory", path)
+	}
+	root, err := os.OpenRoot(filepath.Dir(j.dir))
+	if err != nil {
+		return false, err
+	}
+	defer root.Close()
+	if _, err := root.Lstat(rel); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+		return false, err
+	}
+	return true, root.RemoveAll(rel)
 }
 
 // writes reports whether the process that a temporary file's name tells of

@@ -108,6 +108,23 @@ func missingSDK(err error) bool {
 	return false
 }
 
+// BuildCommands builds commands of this module, as their releases are, into
+// dir, with build tags.
+func BuildCommands(dir string, names []string, tags ...string) error {
+	for _, n := range names {
+		out := filepath.Join(dir, n)
+		if runtime.GOOS == "windows" {
+			out += ".exe"
+		}
+		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", strings.Join(tags, ","), "-o", out, "github.com/axocoatl/isolation/cmd/"+n)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if err := run(cmd); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func compiler(names ...string) (string, error) {
 	for _, n := range names {
 		if p, err := exec.LookPath(n); err == nil {

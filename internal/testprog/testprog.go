@@ -51,6 +51,16 @@ func Zeros(t testing.TB, n int64) string {
 	return name
 }
 
+// Worker builds axo-wasm and returns its path.
+func Worker(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := BuildCommands(dir, []string{"axo-wasm"}); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "axo-wasm")
+}
+
 func need(t testing.TB, build func(string) (string, error), name string) string {
 	t.Helper()
 	path, err := build(name)

@@ -1,0 +1,36 @@
+// Package failpoint names the moments at which a crash may find something half
+// done. In a program built with the tag "failpoint", the environment variable
+// AXO_FAILPOINT=NAME kills the program with SIGKILL when it comes to that
+// point. In any other build Hit does nothing.
+package failpoint
+
+// The points, in the order in which a first run of a module comes to them; the
+// last ones are those of a trusted native program.
+const (
+	Recorded     = "wasm.recorded"  // journal entry of a worker, nothing else yet
+	GroupMade    = "wasm.group"     // its control group
+	Started      = "wasm.started"   // its process, not in the journal yet
+	Attached     = "wasm.attached"  // its process in its group
+	TempRecorded = "wasm.temp"      // entry of an artefact to be made
+	Compiled     = "wasm.compiled"  // artefact made, not in place yet
+	Sealed       = "wasm.sealed"    // artefact with its MAC, not in place yet
+	Executed     = "wasm.executed"  // module runs
+	Killed       = "wasm.killed"    // worker's process gone, its group not
+	GroupRemoved = "wasm.ungrouped" // group gone, its journal entry not
+	SpillMade    = "engine.spill"   // spill files made
+	Created      = "engine.created" // sandbox made
+	Exited       = "engine.exited"  // process ended, sandbox there
+	Deleted      = "engine.deleted" // sandbox gone, result not returned
+	NoneRecorded = "none.recorded"  // journal entry of a sandbox
+	NoneGroup    = "none.group"     // its control groups
+	NoneStarted  = "none.started"   // its first process
+	NoneEnded    = "none.ended"     // its process ended, its groups there
+	NoneRemoved  = "none.ungrouped" // groups gone, its journal entry not
+	JournalHalf  = "journal.half"   // an entry under its temporary name
+)
+
+// Wasm and None are the points that a run of each tier comes to.
+var (
+	Wasm = []string{Recorded, GroupMade, Started, Attached, TempRecorded, Compiled, Sealed, Executed, SpillMade, Killed, GroupRemoved, Created, Exited, Deleted, JournalHalf}
+	None = []string{NoneRecorded, NoneGroup, NoneStarted, NoneEnded, NoneRemoved, Created, Exited, Deleted, JournalHalf}
+)
