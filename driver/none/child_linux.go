@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
+	"github.com/axocoatl/isolation/internal/failpoint"
 	"github.com/axocoatl/isolation/internal/spawn"
 )
 
@@ -19,11 +22,14 @@ const softFiles = 1024
 
 // child is a program that was started, and its pidfd.
 type child struct {
-	pid int
-	fd  *os.File
+	pid      int
+	fd       *os.File
+	hostPeak int64 // resident peak of the host program at the start
 }
 
-func startChild(s *spawn.Spawner, g program, p isolation.ProcessSpec, files [3]*os.File, b brand, tasks []*os.File) (*child, error) {
+func (c *child) PID() int { return c.pid }
+
+func startChild(s *spawn.Spawner, g program, p isolation.ProcessSpec, files [3]*os.File, b proc.Brand, tasks []*os.File) (*child, error) {
 	limits, err := rlimits(p.Limits, b)
 	if err != nil {
 		return nil, err
@@ -42,7 +48,7 @@ func startChild(s *spawn.Spawner, g program, p isolation.ProcessSpec, files [3]*
 	return &child{pid: pid, fd: fd}, nil
 }
 
-func rlimits(l isolation.Limits, b brand) ([]spawn.Rlimit, error) {
+func rlimits(l isolation.Limits, b proc.Brand) ([]spawn.Rlimit, error) {
 	var host unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &host); err != nil {
 		return nil, os.NewSyscallError("getrlimit", err)
@@ -93,9 +99,12 @@ func startError(g program, err error) error {
 	return fmt.Errorf("start %s: %w: %s (%w)", g.path, err, why, class)
 }
 
-// wait parks until the program ended, and reaps it.
-func (c *child) wait() (ws unix.WaitStatus, ru unix.Rusage, err error) {
+// Wait parks until the program ended, and reaps it.
+func (c *child) Wait() (proc.ChildStatus, error) {
 	defer c.fd.Close()
+	var ws unix.WaitStatus
+	var ru unix.Rusage
+	var err error
 	try := func(flags int) bool {
 		var pid int
 		pid, err = unix.Wait4(c.pid, &ws, flags, &ru)
@@ -107,11 +116,31 @@ func (c *child) wait() (ws unix.WaitStatus, ru unix.Rusage, err error) {
 	}
 	for rerr != nil && !try(0) { // a kernel whose pidfds cannot be polled
 	}
-	return ws, ru, err
+	failpoint.Hit(failpoint.NoneEnded)
+	if err != nil {
+		// Its end was seen and its status was not: somebody else in the host
+		// program reaps children that are not theirs.
+		return proc.ChildStatus{}, fmt.Errorf("its exit status was taken by another waiter: %w", err)
+	}
+	st := proc.ChildStatus{
+		CPU:  time.Duration(ru.Utime.Nano() + ru.Stime.Nano()),
+		Peak: -1, Read: ru.Inblock * 512, Written: ru.Oublock * 512, // getrusage(2)
+	}
+	// An exec out of this program starts from the host program's peak, so
+	// that only a larger one is the program's own.
+	if rss := ru.Maxrss << 10; rss > c.hostPeak {
+		st.Peak = rss
+	}
+	if ws.Signaled() {
+		st.Signal = ws.Signal()
+	} else {
+		st.Code = ws.ExitStatus()
+	}
+	return st, nil
 }
 
-// signal does nothing to a program that was reaped.
-func (c *child) signal(s unix.Signal) error {
+// Signal does nothing to a program that was reaped.
+func (c *child) Signal(s unix.Signal) error {
 	rc, err := c.fd.SyscallConn()
 	var serr error
 	if err == nil { // an error means that the descriptor is closed

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
 	"github.com/axocoatl/isolation/internal/cgroup"
 	"github.com/axocoatl/isolation/internal/failpoint"
 	"github.com/axocoatl/isolation/internal/spawn"
@@ -24,7 +25,7 @@ type nativeEngine struct {
 
 func newNative(c Config) (*nativeEngine, error) { return &nativeEngine{cfg: c}, nil }
 
-func (e *nativeEngine) close() error {
+func (e *nativeEngine) Close() error {
 	e.spawner.Close()
 	return nil
 }
@@ -43,7 +44,7 @@ func (e *nativeEngine) groups(again bool) *cgroup.Tree {
 	return e.found
 }
 
-func (e *nativeEngine) features() isolation.Features { return nativeFeatures() }
+func (e *nativeEngine) Features() isolation.Features { return nativeFeatures() }
 
 // Why a resource limit does not stand in for a missing controller.
 const (
@@ -51,7 +52,7 @@ const (
 	notNPROC = "; RLIMIT_NPROC does not stand in for it: it counts all processes of a user on the host, and does not bind root"
 )
 
-func (e *nativeEngine) probe(ctx context.Context, f *isolation.Features) error {
+func (e *nativeEngine) Probe(ctx context.Context, f *isolation.Features) error {
 	g := e.groups(true)
 	add := func(l isolation.Limit, controller, missing string) {
 		x := isolation.Enforcement{Limit: l}
@@ -94,9 +95,12 @@ func (e *nativeEngine) probe(ctx context.Context, f *isolation.Features) error {
 	return probeProgram(ctx, e, r, f)
 }
 
-func (e *nativeEngine) check(spec isolation.Spec) error {
+func (e *nativeEngine) Check(spec isolation.Spec) error {
+	if err := checkSpec(spec); err != nil {
+		return err
+	}
 	if spec.Func != "" {
-		return unsupported("func", `engine "func"`)
+		return proc.Unsupported("func", `engine "func"`)
 	}
 	if spec.Resources.IsZero() {
 		return nil
@@ -111,17 +115,22 @@ func (e *nativeEngine) check(spec isolation.Spec) error {
 		{spec.Resources.CPUs > 0, "cpu limit", cgroup.CPU},
 	} {
 		if l.asked && !g.Has(l.controller) {
-			return unsupported(l.what, "a cgroup with the controller "+l.controller+": "+g.Why(l.controller))
+			return proc.Unsupported(l.what, "a cgroup with the controller "+l.controller+": "+g.Why(l.controller))
 		}
 	}
 	return nil
 }
 
-func (e *nativeEngine) checkProcess(isolation.ProcessSpec) error { return nil }
+func (e *nativeEngine) CheckProcess(p isolation.ProcessSpec) error { return checkProcess(p) }
 
-func (e *nativeEngine) create(_ context.Context, id string, spec isolation.Spec) (_ place, err error) {
-	pl := &nativePlace{eng: e, res: spec.Resources}
-	if pl.brand, err = newBrand(); err != nil {
+func (e *nativeEngine) Create(_ context.Context, id string, spec isolation.Spec) (_ proc.Place, err error) {
+	pl := &nativePlace{eng: e}
+	defer func() {
+		pl.Tracked = proc.NewTracked(proc.TrackedConfig{
+			Brand: pl.brand, Group: pl.group, Resources: spec.Resources, Drain: e.cfg.Drain, Start: pl.startProgram,
+		})
+	}()
+	if pl.brand, err = proc.NewBrand(); err != nil {
 		return nil, err
 	}
 	g := e.groups(false)
@@ -130,7 +139,7 @@ func (e *nativeEngine) create(_ context.Context, id string, spec isolation.Spec)
 	}
 	// Another program on the host may have a sandbox of this id.
 	limits := cgroup.Limits{MemoryBytes: spec.Resources.MemoryBytes, Pids: spec.Resources.Pids, CPUs: spec.Resources.CPUs}
-	name := fmt.Sprintf("axo-none-%s-%x", id, uint64(pl.brand)>>brandExecBits)
+	name := fmt.Sprintf("axo-none-%s-%s", id, pl.brand.Name())
 	if r := e.cfg.Recorder; r != nil {
 		if pl.entry, err = r.Record(name); err != nil {
 			return nil, fmt.Errorf("record %s: %w", name, err)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
 )
 
 // maxStack bounds what a panic writes to stderr.
@@ -22,7 +23,7 @@ func NewFunc(c FuncConfig) (*Driver, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, err
 	}
-	return newDriver(&funcEngine{funcs: maps.Clone(c.Funcs), drain: c.Drain}, c.Drain), nil
+	return proc.New(&funcEngine{funcs: maps.Clone(c.Funcs), drain: c.Drain}, c.Drain), nil
 }
 
 type funcEngine struct {
@@ -31,9 +32,9 @@ type funcEngine struct {
 	stuck atomic.Int64 // functions that run on after their Exit
 }
 
-func (e *funcEngine) name() string { return "func" }
+func (e *funcEngine) Name() string { return "func" }
 
-func (e *funcEngine) features() isolation.Features {
+func (e *funcEngine) Features() isolation.Features {
 	no := func(l isolation.Limit, why string) isolation.Enforcement {
 		return isolation.Enforcement{Limit: l, Reason: why}
 	}
@@ -64,10 +65,10 @@ func (e *funcEngine) features() isolation.Features {
 	return f
 }
 
-// probe runs a function through all of the engine.
-func (e *funcEngine) probe(ctx context.Context, _ *isolation.Features) error {
+// Probe runs a function through all of the engine.
+func (e *funcEngine) Probe(ctx context.Context, _ *isolation.Features) error {
 	const name = "probe"
-	self := newDriver(&funcEngine{drain: e.drain, funcs: map[string]Func{name: func(context.Context, *Call) int { return 0 }}}, e.drain)
+	self := proc.New(&funcEngine{drain: e.drain, funcs: map[string]Func{name: func(context.Context, *Call) int { return 0 }}}, e.drain)
 	defer self.Close()
 	sb, err := self.Create(ctx, name, isolation.Spec{Requirement: isolation.NativeTrusted, Func: name})
 	if err != nil {
@@ -84,44 +85,50 @@ func (e *funcEngine) probe(ctx context.Context, _ *isolation.Features) error {
 	return err
 }
 
-func (e *funcEngine) check(spec isolation.Spec) error {
+func (e *funcEngine) Check(spec isolation.Spec) error {
+	if err := checkSpec(spec); err != nil {
+		return err
+	}
 	const need = "the process engine or a tier with a boundary"
 	r := spec.Resources
 	switch {
 	case r.MemoryBytes > 0:
-		return unsupported("memory limit of a Go function", need)
+		return proc.Unsupported("memory limit of a Go function", need)
 	case r.CPUs > 0:
-		return unsupported("cpu limit of a Go function", need)
+		return proc.Unsupported("cpu limit of a Go function", need)
 	case r.Pids > 0:
-		return unsupported("pids limit of a Go function", need)
+		return proc.Unsupported("pids limit of a Go function", need)
 	case spec.Func == "":
-		return unsupported("a spec without func", "a registered function's name in func")
+		return proc.Unsupported("a spec without func", "a registered function's name in func")
 	case e.funcs[spec.Func] == nil:
 		return fmt.Errorf("function %q is not registered: %w", spec.Func, isolation.ErrNotFound)
 	}
 	return nil
 }
 
-func (e *funcEngine) checkProcess(p isolation.ProcessSpec) error {
+func (e *funcEngine) CheckProcess(p isolation.ProcessSpec) error {
+	if err := checkProcess(p); err != nil {
+		return err
+	}
 	const need = "the process engine"
 	switch {
 	case p.Cwd != "":
-		return unsupported("a working directory for a Go function", need)
+		return proc.Unsupported("a working directory for a Go function", need)
 	case p.User != "":
-		return unsupported("a user for a Go function", need)
+		return proc.Unsupported("a user for a Go function", need)
 	case p.Limits.CPU > 0:
-		return unsupported("cpu time limit of a Go function", need)
+		return proc.Unsupported("cpu time limit of a Go function", need)
 	case p.Limits.OpenFiles > 0:
-		return unsupported("open files limit of a Go function", need)
+		return proc.Unsupported("open files limit of a Go function", need)
 	}
 	return nil
 }
 
-func (e *funcEngine) create(_ context.Context, _ string, spec isolation.Spec) (place, error) {
+func (e *funcEngine) Create(_ context.Context, _ string, spec isolation.Spec) (proc.Place, error) {
 	return &funcPlace{eng: e, fn: e.funcs[spec.Func]}, nil
 }
 
-func (e *funcEngine) close() error { return nil }
+func (e *funcEngine) Close() error { return nil }
 
 type funcPlace struct {
 	eng *funcEngine
@@ -131,17 +138,17 @@ type funcPlace struct {
 	running map[*funcTask]bool
 }
 
-func (pl *funcPlace) start(ctx context.Context, p *process) (task, error) {
+func (pl *funcPlace) Start(ctx context.Context, p *proc.Process) (proc.Task, error) {
 	t := &funcTask{pl: pl, p: p, returned: make(chan struct{}), ended: make(chan struct{})}
 	out, errs := newRing(nil), newRing(nil)
-	p.out, p.err = newStream(out, p.stdio.Stdout, &p.meter), newStream(errs, p.stdio.Stderr, &p.meter)
-	out.start = func() { go p.out.pump() }
-	errs.start = func() { go p.err.pump() }
+	p.Out, p.Err = p.NewStream(out, p.Stdio.Stdout), p.NewStream(errs, p.Stdio.Stderr)
+	out.start = func() { go p.Out.Pump() }
+	errs.start = func() { go p.Err.Pump() }
 	t.in, t.out, t.err = newRing(nil), out, errs
-	stdin := p.stdio.Stdin
+	stdin := p.Stdio.Stdin
 	t.in.start = func() {
 		if stdin == nil {
-			t.in.finish()
+			t.in.Finish()
 			return
 		}
 		go feed(t.in, stdin)
@@ -160,9 +167,9 @@ func (pl *funcPlace) start(ctx context.Context, p *process) (task, error) {
 
 // feed moves a caller's input into a ring until either ends.
 func feed(in *ring, from io.Reader) {
-	buf := bufs.Get().(*[bufBytes]byte)
-	defer bufs.Put(buf)
-	defer in.finish()
+	buf := proc.Bufs.Get().(*[proc.BufBytes]byte)
+	defer proc.Bufs.Put(buf)
+	defer in.Finish()
 	for {
 		n, err := from.Read(buf[:])
 		if n > 0 {
@@ -176,9 +183,9 @@ func feed(in *ring, from io.Reader) {
 	}
 }
 
-func (pl *funcPlace) kill(context.Context) error { return nil }
+func (pl *funcPlace) Kill(context.Context) error { return nil }
 
-func (pl *funcPlace) remove(context.Context) error {
+func (pl *funcPlace) Remove(context.Context) error {
 	pl.mu.Lock()
 	defer pl.mu.Unlock()
 	if n := len(pl.running); n > 0 {
@@ -187,22 +194,19 @@ func (pl *funcPlace) remove(context.Context) error {
 	return nil
 }
 
-// returnedFirst marks a function that returned before anything ended it.
-var returnedFirst = &cause{}
-
 type funcTask struct {
 	pl           *funcPlace
-	p            *process
+	p            *proc.Process
 	run          context.Context
 	cancel       context.CancelFunc
 	in, out, err *ring
-	st           status
+	st           proc.Status
 	returned     chan struct{} // closed when the function is gone
 	ended        chan struct{} // closed when the call is to end
 	once         sync.Once
 }
 
-func (t *funcTask) begin() { go t.call(t.run) }
+func (t *funcTask) Begin() { go t.call(t.run) }
 
 func (t *funcTask) call(ctx context.Context) {
 	fine := false
@@ -213,23 +217,23 @@ func (t *funcTask) call(ctx context.Context) {
 		case v != nil:
 			// What a Go program does that panics: its status is 2 and the stack
 			// goes to stderr. (A trap is a WASM module's.)
-			t.st.code, t.st.detail = 2, oneLine(fmt.Sprintf("panic: %v", v))
+			t.st.Code, t.st.Detail = 2, oneLine(fmt.Sprintf("panic: %v", v))
 			stack := debug.Stack()
 			fmt.Fprintf(ringWriter{t.err}, "panic: %v\n\n%s", v, stack[:min(len(stack), maxStack)])
 		default:
-			t.st.code, t.st.detail = 2, "the function ended its goroutine (runtime.Goexit)"
+			t.st.Code, t.st.Detail = 2, "the function ended its goroutine (runtime.Goexit)"
 		}
-		t.st.forced = !t.p.cause.CompareAndSwap(nil, returnedFirst)
+		t.st.Forced = !t.p.Returned()
 		t.pl.mu.Lock()
 		delete(t.pl.running, t)
 		t.pl.mu.Unlock()
 		close(t.returned)
 	}()
 	code := t.pl.fn(ctx, &Call{
-		Args: t.p.spec.Args, Env: t.p.spec.Env, // ours, and nobody else's
+		Args: t.p.Spec.Args, Env: t.p.Spec.Env, // ours, and nobody else's
 		Stdin: ringReader{t.in}, Stdout: ringWriter{t.out}, Stderr: ringWriter{t.err},
 	})
-	t.st.code = code & 0xff
+	t.st.Code = code & 0xff
 	fine = true
 }
 
@@ -243,19 +247,19 @@ func oneLine(s string) string {
 	return s
 }
 
-func (t *funcTask) pid() int { return 0 }
+func (t *funcTask) PID() int { return 0 }
 
-func (t *funcTask) cpu() time.Duration { return 0 }
+func (t *funcTask) CPU() time.Duration { return 0 }
 
-func (t *funcTask) signal(sig isolation.Signal) error {
+func (t *funcTask) Signal(sig isolation.Signal) error {
 	if !sig.Ends() {
-		return unsupported(sig.String()+" to a Go function", "the process engine")
+		return proc.Unsupported(sig.String()+" to a Go function", "the process engine")
 	}
-	t.p.stop(isolation.ReasonSignaled, sig, "")
+	t.p.Stop(isolation.ReasonSignaled, sig, "")
 	return nil
 }
 
-func (t *funcTask) kill() {
+func (t *funcTask) Kill() {
 	t.once.Do(func() {
 		close(t.ended)
 		t.cancel()
@@ -263,7 +267,7 @@ func (t *funcTask) kill() {
 	})
 }
 
-func (t *funcTask) wait() status {
+func (t *funcTask) Wait() proc.Status {
 	defer t.in.Close()
 	defer t.cancel()
 	select {
@@ -280,14 +284,14 @@ func (t *funcTask) wait() status {
 	ended := time.Now()
 	for _, r := range []struct {
 		*ring
-		s *stream
-	}{{t.out, t.p.out}, {t.err, t.p.err}} {
-		r.finish()
-		r.once.Do(func() { close(r.s.done) })
+		s *proc.Stream
+	}{{t.out, t.p.Out}, {t.err, t.p.Err}} {
+		r.Finish()
+		r.once.Do(func() { r.s.EndOfInput() })
 	}
 	select {
 	case <-t.returned:
-		t.st.ended = ended
+		t.st.Ended = ended
 		return t.st
 	default:
 		t.pl.eng.stuck.Add(1)
@@ -295,15 +299,15 @@ func (t *funcTask) wait() status {
 			<-t.returned
 			t.pl.eng.stuck.Add(-1)
 		}()
-		return status{forced: true, ended: ended, detail: "still running: a Go function cannot be stopped"}
+		return proc.Status{Forced: true, Ended: ended, Detail: "still running: a Go function cannot be stopped"}
 	}
 }
 
-func (t *funcTask) settle(st *status) {
-	st.peak = -1
+func (t *funcTask) Settle(st *proc.Status) {
+	st.Peak = -1
 	select {
 	case <-t.returned:
 	default:
-		st.survivors = 1
+		st.Survivors = 1
 	}
 }

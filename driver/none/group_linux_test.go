@@ -3,13 +3,10 @@ package none
 import (
 	"context"
 	"os"
-	"os/exec"
-	"slices"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
 	"github.com/axocoatl/isolation/internal/cgroup"
 )
 
@@ -25,13 +22,14 @@ func TestUnified(t *testing.T) {
 	if err := e.cfg.setDefaults(); err != nil {
 		t.Fatal(err)
 	}
-	d := newDriver(e, e.cfg.Drain)
+	var last *nativePlace // the one that was made
+	d := proc.New(lastPlace{e, &last}, e.cfg.Drain)
 	defer d.Close()
 	sb, err := d.Create(t.Context(), "unified", isolation.Spec{Requirement: isolation.NativeTrusted})
 	if err != nil {
 		t.Fatal(err)
 	}
-	gr := sb.(*sandbox).place.(*nativePlace).group
+	gr := last.group
 	p, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"sh", "-c",
 		"trap '' TERM; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; (setsid sleep 1000 &); exit 3"}}, isolation.Stdio{})
 	if err != nil {
@@ -55,7 +53,7 @@ func TestUnified(t *testing.T) {
 	}
 	if !g.Has(cgroup.Memory) {
 		f := isolation.Features{}
-		if err := e.probe(t.Context(), &f); err != nil {
+		if err := e.Probe(t.Context(), &f); err != nil {
 			t.Error(err)
 		}
 	}
@@ -69,39 +67,16 @@ func missing(t *testing.T, why string) {
 	t.Skip("SKIPPED, NOT PROVED: " + why)
 }
 
-func TestBrand(t *testing.T) {
-	b, err := newBrand()
-	other, _ := newBrand()
-	if err != nil || b>>62 != 1 || b&brandExecMask != 0 || other == b {
-		t.Errorf("brand %x, %v", b, err)
+// lastPlace is the engine, and keeps the place that it made last.
+type lastPlace struct {
+	*nativeEngine
+	last **nativePlace
+}
+
+func (l lastPlace) Create(ctx context.Context, id string, spec isolation.Spec) (proc.Place, error) {
+	pl, err := l.nativeEngine.Create(ctx, id, spec)
+	if err == nil {
+		*l.last = pl.(*nativePlace)
 	}
-	if e := b.exec(5); e.sandbox() != b || e == b.exec(6) || b.exec(1<<brandExecBits+5) != e {
-		t.Errorf("exec brand %x of %x", e, b)
-	}
-	if brandOf(os.Getpid()) != 0 {
-		t.Error("the test has a brand")
-	}
-	// A stranger is never touched.
-	c := exec.Command("sleep", "1000")
-	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer c.Wait()
-	defer c.Process.Kill()
-	pl := &nativePlace{brand: b}
-	if n, err := pl.everything().kill(); n != 0 || err != nil {
-		t.Errorf("killed %d, %v", n, err)
-	}
-	if pids, _ := allPids(); !slices.Contains(pids, c.Process.Pid) {
-		t.Error("allPids misses a process")
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	if err := pl.kill(ctx); err != nil {
-		t.Error(err)
-	}
-	if s, ok := statOf(c.Process.Pid); !ok || s.dead() {
-		t.Error("a stranger was killed")
-	}
+	return pl, err
 }

@@ -11,7 +11,11 @@ import (
 	"sync/atomic"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
 )
+
+// Driver is one of the two engines. It implements [isolation.Driver].
+type Driver = proc.Driver
 
 // New returns the engine "process".
 func New(c Config) (*Driver, error) {
@@ -22,10 +26,10 @@ func New(c Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newDriver(e, c.Drain), nil
+	return proc.New(e, c.Drain), nil
 }
 
-func (e *nativeEngine) name() string { return "process" }
+func (e *nativeEngine) Name() string { return "process" }
 
 // nativeFeatures are those that do not depend on the system.
 func nativeFeatures() isolation.Features {
@@ -51,7 +55,7 @@ var probes atomic.Int64
 
 // probeProgram runs something that every system has, through all of e.
 func probeProgram(ctx context.Context, e *nativeEngine, r isolation.Resources, f *isolation.Features) error {
-	d := newDriver(e, e.cfg.Drain)
+	d := proc.New(e, e.cfg.Drain)
 	id := "probe-" + strconv.Itoa(os.Getpid()) + "-" + strconv.FormatInt(probes.Add(1), 10)
 	sb, err := d.Create(ctx, id, isolation.Spec{Requirement: isolation.NativeTrusted, Resources: r})
 	if err != nil {
@@ -85,4 +89,39 @@ func runProbe(ctx context.Context, sb isolation.Sandbox) (tried bool, err error)
 		return true, err
 	}
 	return false, nil
+}
+
+// checkSpec refuses what neither engine has.
+func checkSpec(spec isolation.Spec) error {
+	const boundary = "a tier with a boundary (wasm, oci, microvm)"
+	switch {
+	case spec.Requirement != isolation.NativeTrusted:
+		return proc.Unsupported("requirement "+spec.Requirement.String(), boundary+": tier none runs trusted built-ins only")
+	case !spec.Module.IsZero():
+		return proc.Unsupported("a module", "the wasm tier")
+	case !spec.Root.IsZero():
+		return proc.Unsupported("a root file system", "the oci or microvm tier")
+	case len(spec.Mounts) > 0:
+		return proc.Unsupported("mounts", boundary)
+	case spec.Hostname != "":
+		return proc.Unsupported("a hostname", "the oci or microvm tier")
+	case spec.Profile == "session":
+		return proc.Unsupported("profile session", "the oci or microvm tier")
+	case spec.Language != "":
+		return proc.Unsupported("language "+spec.Language, boundary)
+	case spec.Resources.DiskBytes > 0:
+		return proc.Unsupported("disk limit", "a file system of the sandbox's own (oci, microvm)")
+	}
+	return nil
+}
+
+// checkProcess refuses what neither engine has.
+func checkProcess(p isolation.ProcessSpec) error {
+	switch {
+	case p.Terminal:
+		return proc.Unsupported("a terminal", "the oci or microvm tier")
+	case p.Limits.Fuel > 0:
+		return proc.Unsupported("fuel limit", "the wasm tier")
+	}
+	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
 )
 
 // nativeEngine runs programs with what every system has. Children are known
@@ -20,7 +21,7 @@ type nativeEngine struct{ cfg Config }
 
 func newNative(c Config) (*nativeEngine, error) { return &nativeEngine{cfg: c}, nil }
 
-func (e *nativeEngine) features() isolation.Features {
+func (e *nativeEngine) Features() isolation.Features {
 	f := nativeFeatures()
 	no := func(l isolation.Limit, why string) {
 		f.Enforces = append(f.Enforces, isolation.Enforcement{Limit: l, Reason: why})
@@ -34,13 +35,16 @@ func (e *nativeEngine) features() isolation.Features {
 	return f
 }
 
-func (e *nativeEngine) probe(ctx context.Context, f *isolation.Features) error {
+func (e *nativeEngine) Probe(ctx context.Context, f *isolation.Features) error {
 	return probeProgram(ctx, e, isolation.Resources{}, f)
 }
 
-func (e *nativeEngine) check(spec isolation.Spec) error {
+func (e *nativeEngine) Check(spec isolation.Spec) error {
+	if err := checkSpec(spec); err != nil {
+		return err
+	}
 	if spec.Func != "" {
-		return unsupported("func", `engine "func"`)
+		return proc.Unsupported("func", `engine "func"`)
 	}
 	r := spec.Resources
 	for _, l := range []struct {
@@ -48,27 +52,30 @@ func (e *nativeEngine) check(spec isolation.Spec) error {
 		what  string
 	}{{r.MemoryBytes > 0, "memory limit"}, {r.Pids > 0, "pids limit"}, {r.CPUs > 0, "cpu limit"}} {
 		if l.asked {
-			return unsupported(l.what+" on "+runtime.GOOS, "Linux control groups")
+			return proc.Unsupported(l.what+" on "+runtime.GOOS, "Linux control groups")
 		}
 	}
 	return nil
 }
 
-func (e *nativeEngine) checkProcess(p isolation.ProcessSpec) error {
+func (e *nativeEngine) CheckProcess(p isolation.ProcessSpec) error {
+	if err := checkProcess(p); err != nil {
+		return err
+	}
 	switch {
 	case p.Limits.CPU > 0:
-		return unsupported("cpu time limit on "+runtime.GOOS, "Linux")
+		return proc.Unsupported("cpu time limit on "+runtime.GOOS, "Linux")
 	case p.Limits.OpenFiles > 0:
-		return unsupported("open files limit on "+runtime.GOOS, "Linux")
+		return proc.Unsupported("open files limit on "+runtime.GOOS, "Linux")
 	}
 	return nil
 }
 
-func (e *nativeEngine) create(context.Context, string, isolation.Spec) (place, error) {
+func (e *nativeEngine) Create(context.Context, string, isolation.Spec) (proc.Place, error) {
 	return &nativePlace{eng: e}, nil
 }
 
-func (e *nativeEngine) close() error { return nil }
+func (e *nativeEngine) Close() error { return nil }
 
 type nativePlace struct {
 	eng *nativeEngine
@@ -77,64 +84,63 @@ type nativePlace struct {
 	left []*nativeTask // ended, with members of their group or writers left
 }
 
-func (pl *nativePlace) start(_ context.Context, p *process) (task, error) {
-	g, err := pl.eng.cfg.resolve(p.spec)
+func (pl *nativePlace) Start(_ context.Context, p *proc.Process) (proc.Task, error) {
+	g, err := pl.eng.cfg.resolve(p.Spec)
 	if err != nil {
 		return nil, err
 	}
-	io, err := newPipes(p)
+	io, err := proc.NewPipes(p)
 	if err != nil {
 		return nil, err
 	}
-	proc, err := os.StartProcess(g.path, p.spec.Args, &os.ProcAttr{
+	proc, err := os.StartProcess(g.path, p.Spec.Args, &os.ProcAttr{
 		Dir:   g.dir,
-		Env:   append([]string{}, p.spec.Env...), // nil would inherit
-		Files: []*os.File{io.theirs[0], io.theirs[1], io.theirs[2]}, Sys: procAttr(g.cred),
+		Env:   append([]string{}, p.Spec.Env...), // nil would inherit
+		Files: []*os.File{io.Theirs[0], io.Theirs[1], io.Theirs[2]}, Sys: procAttr(g.cred),
 	})
 	if err != nil {
-		io.abandon(p)
+		io.Abandon(p)
 		return nil, classify(fmt.Errorf("start %s: %w", g.path, err))
 	}
-	io.closeTheirs()
+	io.CloseTheirs()
 	return &nativeTask{pl: pl, p: p, io: io, proc: proc}, nil
 }
 
-func (pl *nativePlace) kill(context.Context) error {
+func (pl *nativePlace) Kill(context.Context) error {
 	pl.mu.Lock()
 	left := pl.left
 	pl.left = nil
 	pl.mu.Unlock()
 	for _, t := range left {
 		_ = groupSignal(t.proc.Pid, syscall.SIGKILL)
-		t.p.out.close()
-		t.p.err.close()
+		t.p.Out.Close()
+		t.p.Err.Close()
 	}
 	return nil
 }
 
-func (pl *nativePlace) remove(ctx context.Context) error { return pl.kill(ctx) }
+func (pl *nativePlace) Remove(ctx context.Context) error { return pl.Kill(ctx) }
 
 type nativeTask struct {
 	pl   *nativePlace
-	p    *process
-	io   *pipes
+	p    *proc.Process
+	io   *proc.Pipes
 	proc *os.Process
 }
 
-func (t *nativeTask) begin() { t.io.begin(t.p) }
+func (t *nativeTask) Begin() { t.io.Begin(t.p) }
 
-func (t *nativeTask) pid() int { return t.proc.Pid }
+func (t *nativeTask) PID() int { return t.proc.Pid }
 
-func (t *nativeTask) cpu() time.Duration { return 0 }
+func (t *nativeTask) CPU() time.Duration { return 0 }
 
-func (t *nativeTask) signal(sig isolation.Signal) error {
+func (t *nativeTask) Signal(sig isolation.Signal) error {
 	s, ok := hostSignal(sig)
 	if !ok {
-		return unsupported(sig.String()+" on "+runtime.GOOS, "Linux")
+		return proc.Unsupported(sig.String()+" on "+runtime.GOOS, "Linux")
 	}
 	if sig == isolation.SIGKILL {
-		// It competes with the driver's own causes: the first one counts.
-		t.p.cause.CompareAndSwap(nil, &cause{reason: isolation.ReasonSignaled, signal: sig})
+		t.p.Signaled(sig)
 	}
 	if err := t.proc.Signal(s); err != nil && err != os.ErrProcessDone {
 		return fmt.Errorf("send %v: %w", sig, err)
@@ -142,40 +148,32 @@ func (t *nativeTask) signal(sig isolation.Signal) error {
 	return nil
 }
 
-func (t *nativeTask) kill() {
+func (t *nativeTask) Kill() {
 	_ = t.proc.Kill()
 	_ = groupSignal(t.proc.Pid, syscall.SIGKILL)
 }
 
-func (t *nativeTask) wait() status {
+func (t *nativeTask) Wait() proc.Status {
 	ps, err := t.proc.Wait()
 	ended := time.Now()
-	t.io.closeStdin()
+	t.io.CloseStdin()
 	if err != nil {
-		return status{lost: true, ended: ended, peak: -1, detail: err.Error()}
+		return proc.Status{Lost: true, Ended: ended, Peak: -1, Detail: err.Error()}
 	}
 	st := exitStatus(ps)
-	st.forced = st.forced && t.p.cause.Load() != nil
-	st.cpu = ps.UserTime() + ps.SystemTime()
-	st.ended, st.peak = ended, -1
+	st.Forced = st.Forced && t.p.Caused()
+	st.CPU = ps.UserTime() + ps.SystemTime()
+	st.Ended, st.Peak = ended, -1
 	return st
 }
 
-func (t *nativeTask) settle(st *status) {
+func (t *nativeTask) Settle(st *proc.Status) {
 	if groupSignal(t.proc.Pid, 0) == nil {
-		st.survivors = groupSize(t.proc.Pid)
+		st.Survivors = groupSize(t.proc.Pid)
 	}
-	if st.survivors > 0 || !t.p.out.isGone() || !t.p.err.isGone() {
+	if st.Survivors > 0 || !t.p.Out.IsGone() || !t.p.Err.IsGone() {
 		t.pl.mu.Lock()
 		t.pl.left = append(t.pl.left, t)
 		t.pl.mu.Unlock()
 	}
-}
-
-func newPipe(weRead bool) (ours, theirs *os.File, err error) {
-	r, w, err := os.Pipe()
-	if weRead {
-		return r, w, err
-	}
-	return w, r, err
 }

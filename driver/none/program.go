@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
 )
 
 // program is a ProcessSpec with the host's facts filled in.
@@ -133,7 +134,7 @@ func classify(err error) error {
 // default.
 func resolveUser(s string) (*credential, error) {
 	if !privileged() {
-		return nil, unsupported("user "+s, "a host program that runs as root")
+		return nil, proc.Unsupported("user "+s, "a host program that runs as root")
 	}
 	id, gid, both := strings.Cut(s, ":")
 	n, err := strconv.ParseUint(id, 10, 31)

@@ -3,6 +3,8 @@ package none
 import (
 	"io"
 	"sync"
+
+	"github.com/axocoatl/isolation/driver/internal/proc"
 )
 
 // ring is a pipe in memory, as bounded as the kernel's: what connects a Go
@@ -15,7 +17,7 @@ type ring struct {
 
 	mu     sync.Mutex
 	cond   sync.Cond
-	buf    *[bufBytes]byte
+	buf    *[proc.BufBytes]byte
 	off, n int
 	closed bool // by the writer, or for good: Read takes the rest, then io.EOF
 	broken bool // by the reader: Write fails
@@ -32,17 +34,17 @@ func (r *ring) Write(b []byte) (int, error) {
 	defer r.mu.Unlock()
 	done := 0
 	for done < len(b) {
-		for r.n == bufBytes && !r.closed && !r.broken {
+		for r.n == proc.BufBytes && !r.closed && !r.broken {
 			r.cond.Wait()
 		}
 		if r.closed || r.broken {
 			return done, io.ErrClosedPipe
 		}
 		if r.buf == nil {
-			r.buf = bufs.Get().(*[bufBytes]byte)
+			r.buf = proc.Bufs.Get().(*[proc.BufBytes]byte)
 		}
-		end := (r.off + r.n) % bufBytes
-		k := copy(r.buf[end:min(bufBytes, end+bufBytes-r.n)], b[done:])
+		end := (r.off + r.n) % proc.BufBytes
+		k := copy(r.buf[end:min(proc.BufBytes, end+proc.BufBytes-r.n)], b[done:])
 		r.n += k
 		done += k
 		r.cond.Broadcast()
@@ -62,8 +64,8 @@ func (r *ring) Read(b []byte) (int, error) {
 	if r.n == 0 && r.closed {
 		return 0, io.EOF
 	}
-	k := copy(b, r.buf[r.off:min(bufBytes, r.off+r.n)])
-	r.off = (r.off + k) % bufBytes
+	k := copy(b, r.buf[r.off:min(proc.BufBytes, r.off+r.n)])
+	r.off = (r.off + k) % proc.BufBytes
 	r.n -= k
 	if r.n == 0 {
 		r.off = 0
@@ -74,13 +76,13 @@ func (r *ring) Read(b []byte) (int, error) {
 
 func (r *ring) releaseLocked() {
 	if r.buf != nil {
-		bufs.Put(r.buf)
+		proc.Bufs.Put(r.buf)
 		r.buf, r.off, r.n = nil, 0, 0
 	}
 }
 
-// finish refuses further writes; what is in the ring can still be read.
-func (r *ring) finish() bool {
+// Finish refuses further writes; what is in the ring can still be read.
+func (r *ring) Finish() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.closed = true
@@ -88,7 +90,7 @@ func (r *ring) finish() bool {
 	return true
 }
 
-func (r *ring) lingers() bool { return false }
+func (r *ring) Lingers() bool { return false }
 
 // Close also drops what is in the ring.
 func (r *ring) Close() error {

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
 )
 
 var portableWarnings = []string{
@@ -27,15 +28,15 @@ func procAttr(c *credential) *syscall.SysProcAttr {
 // for: its number is not given out again while the group has members.
 func groupSignal(pid int, s syscall.Signal) error { return syscall.Kill(-pid, s) }
 
-func exitStatus(ps *os.ProcessState) status {
+func exitStatus(ps *os.ProcessState) proc.Status {
 	ws := ps.Sys().(syscall.WaitStatus)
 	if !ws.Signaled() {
-		return status{code: ws.ExitStatus()}
+		return proc.Status{Code: ws.ExitStatus()}
 	}
-	st := status{forced: ws.Signal() == syscall.SIGKILL}
+	st := proc.Status{Forced: ws.Signal() == syscall.SIGKILL}
 	for linux, s := range signals {
 		if s == ws.Signal() {
-			st.signal = linux
+			st.Signal = linux
 		}
 	}
 	return st

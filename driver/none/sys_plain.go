@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
 )
 
 var portableWarnings = []string{
@@ -20,8 +21,8 @@ func procAttr(*credential) *syscall.SysProcAttr { return nil }
 func groupSignal(int, syscall.Signal) error { return errors.ErrUnsupported }
 
 // exitStatus: a kill is an exit with status 1 here (os.Process.Kill).
-func exitStatus(ps *os.ProcessState) status {
-	return status{code: ps.ExitCode(), forced: ps.ExitCode() == 1}
+func exitStatus(ps *os.ProcessState) proc.Status {
+	return proc.Status{Code: ps.ExitCode(), Forced: ps.ExitCode() == 1}
 }
 
 func hostSignal(s isolation.Signal) (os.Signal, bool) { return os.Kill, s == isolation.SIGKILL }

@@ -109,7 +109,7 @@ func broken(name, im string) string {
 		if own && (under(inner, "engine") || under(inner, "cmd") || under(inner, "pool")) {
 			return "drivers do not know what is above them"
 		}
-		if o := tier(inner); own && o != "" && o != tier(name) {
+		if o := tier(inner); own && o != "" && o != "internal" && o != tier(name) {
 			return "drivers do not import each other"
 		}
 	case name == "engine":

@@ -1,4 +1,4 @@
-package none
+package proc
 
 import (
 	"bytes"
@@ -15,27 +15,27 @@ import (
 	"github.com/axocoatl/isolation"
 )
 
-// A brand is the value of RLIMIT_RTTIME (microseconds) that tells whose
+// A Brand is the value of RLIMIT_RTTIME (microseconds) that tells whose
 // process it is: bit 62, which makes it endless, the sandbox, the exec.
-type brand uint64
+type Brand uint64
 
 const (
-	brandMark     brand = 1 << 62
+	brandMark     Brand = 1 << 62
 	brandExecBits       = 24
-	brandExecMask brand = 1<<brandExecBits - 1
+	brandExecMask Brand = 1<<brandExecBits - 1
 )
 
-// newBrand returns the brand of a new sandbox. A limit that the host program has
+// NewBrand returns the brand of a new sandbox. A limit that the host program has
 // itself, such as the brand of a sandbox that it runs in, can be lowered by
 // everybody, and raised with a privilege that not even every root has.
-func newBrand() (brand, error) {
+func NewBrand() (Brand, error) {
 	var host unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_RTTIME, &host); err != nil {
 		return 0, os.NewSyscallError("getrlimit", err)
 	}
 	room := uint64(brandMark)
 	if host.Max != unix.RLIM_INFINITY {
-		if brand(host.Max) <= brandMark+brandExecMask {
+		if Brand(host.Max) <= brandMark+brandExecMask {
 			return 0, fmt.Errorf("the host program has a limit on real-time CPU (RLIMIT_RTTIME) of %d us; start it without one: %w",
 				host.Max, isolation.ErrFailedPrecondition)
 		}
@@ -43,16 +43,19 @@ func newBrand() (brand, error) {
 	}
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
-	return brandMark | brand(binary.LittleEndian.Uint64(b[:])%room)&^brandExecMask, nil
+	return brandMark | Brand(binary.LittleEndian.Uint64(b[:])%room)&^brandExecMask, nil
 }
 
 // exec returns the brand of the n-th exec of the sandbox b.
-func (b brand) exec(n uint64) brand { return b&^brandExecMask | brand(n)&brandExecMask }
+func (b Brand) exec(n uint64) Brand { return b&^brandExecMask | Brand(n)&brandExecMask }
 
-func (b brand) sandbox() brand { return b &^ brandExecMask }
+// Name is what the sandbox's resources can be named by: unique on the host.
+func (b Brand) Name() string { return strconv.FormatUint(uint64(b)>>brandExecBits, 16) }
 
-// brandOf returns the brand of a process; 0 if it has none or is gone.
-func brandOf(pid int) brand {
+func (b Brand) sandbox() Brand { return b &^ brandExecMask }
+
+// BrandOf returns the brand of a process; 0 if it has none or is gone.
+func BrandOf(pid int) Brand {
 	var l unix.Rlimit
 	switch unix.Prlimit(pid, unix.RLIMIT_RTTIME, nil, &l) {
 	case nil:
@@ -61,10 +64,10 @@ func brandOf(pid int) brand {
 	default:
 		return 0
 	}
-	if brand(l.Max)>>62 != 1 {
+	if Brand(l.Max)>>62 != 1 {
 		return 0
 	}
-	return brand(l.Max)
+	return Brand(l.Max)
 }
 
 // rttimeOf reads /proc/pid/limits (proc_pid_limits(5)).
@@ -85,12 +88,12 @@ func rttimeOf(pid int) uint64 {
 
 // tree finds and ends the processes that match, wherever they went.
 type tree struct {
-	match func(brand) bool
+	match func(Brand) bool
 	pids  func() ([]int, error) // candidates
 }
 
-// allPids lists the host's processes.
-func allPids() ([]int, error) {
+// AllPIDs lists the host's processes.
+func AllPIDs() ([]int, error) {
 	d, err := os.Open("/proc")
 	if err != nil {
 		return nil, err
@@ -117,7 +120,7 @@ func (t tree) live() ([]int, error) {
 	}
 	n := 0
 	for _, pid := range pids {
-		if t.match(brandOf(pid)) {
+		if t.match(BrandOf(pid)) {
 			if s, ok := statOf(pid); ok && !s.dead() {
 				pids[n] = pid
 				n++
@@ -164,7 +167,7 @@ func (t tree) kill() (int, error) {
 			// The number may have been given to another process before it
 			// was opened. If it has the brand now, the descriptor is a
 			// member's, or that of a process that is gone.
-			if !t.match(brandOf(pid)) {
+			if !t.match(BrandOf(pid)) {
 				_ = unix.Close(fd)
 				continue
 			}

@@ -1,4 +1,4 @@
-package none
+package proc
 
 import (
 	"context"
@@ -25,10 +25,10 @@ type sandbox struct {
 	id         string
 	created    time.Time
 	createTook time.Duration
-	place      place
+	place      Place
 
 	mu       sync.Mutex // guards what follows; never held across a start or a kill
-	live     map[string]*process
+	live     map[string]*Process
 	known    map[string]bool // ids of ended processes
 	order    []string        // of known, oldest first
 	made     int
@@ -80,7 +80,7 @@ func (s *sandbox) Exec(ctx context.Context, spec isolation.ProcessSpec, stdio is
 	return p, nil
 }
 
-func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio isolation.Stdio) (*process, error) {
+func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio isolation.Stdio) (*Process, error) {
 	begin := time.Now()
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -88,26 +88,20 @@ func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio is
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
-	if spec.Terminal {
-		return nil, unsupported("a terminal", "the oci or microvm tier")
-	}
-	if spec.Limits.Fuel > 0 {
-		return nil, unsupported("fuel limit", "the wasm tier")
-	}
-	if err := s.d.eng.checkProcess(spec); err != nil {
+	if err := s.d.eng.CheckProcess(spec); err != nil {
 		return nil, err
 	}
 	// The caller may go on to use his slices.
 	spec.Args, spec.Env = slices.Clone(spec.Args), slices.Clone(spec.Env)
-	p := &process{sb: s, spec: spec, stdio: stdio, done: make(chan struct{}), meter: meter{limit: spec.Limits.OutputBytes}}
+	p := &Process{sb: s, Spec: spec, Stdio: stdio, done: make(chan struct{}), meter: meter{limit: spec.Limits.OutputBytes}}
 	p.meter.over = func() {
-		p.stop(isolation.ReasonOutputLimit, 0, fmt.Sprintf("more than %d bytes of output", spec.Limits.OutputBytes))
+		p.Stop(isolation.ReasonOutputLimit, 0, fmt.Sprintf("more than %d bytes of output", spec.Limits.OutputBytes))
 	}
 	if err := s.reserve(p); err != nil {
 		return nil, err
 	}
 	defer s.starting.Done()
-	t, err := s.place.start(ctx, p)
+	t, err := s.place.Start(ctx, p)
 	if err != nil {
 		s.forget(p, false)
 		return nil, err
@@ -115,18 +109,18 @@ func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio is
 	p.task = t
 	p.began = time.Now()
 	p.startTook = p.began.Sub(begin)
-	t.begin()
+	t.Begin()
 	go p.run()
 	return p, nil
 }
 
-func (s *sandbox) reserve(p *process) error {
+func (s *sandbox) reserve(p *Process) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.deleting {
 		return fmt.Errorf("sandbox %s was deleted: %w", s.id, isolation.ErrNotFound)
 	}
-	p.id = p.spec.ExecID
+	p.id = p.Spec.ExecID
 	if p.id == "" {
 		for p.id == "" || s.takenLocked(p.id) {
 			s.made++
@@ -143,7 +137,7 @@ func (s *sandbox) reserve(p *process) error {
 func (s *sandbox) takenLocked(id string) bool { return s.live[id] != nil || s.known[id] }
 
 // forget takes p from the live ones. An id is remembered when its process ran.
-func (s *sandbox) forget(p *process, ran bool) {
+func (s *sandbox) forget(p *Process, ran bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.live, p.id)
@@ -201,15 +195,15 @@ func (s *sandbox) delete(ctx context.Context, a *attempt) {
 func (s *sandbox) remove(ctx context.Context) error {
 	s.starting.Wait()
 	s.mu.Lock()
-	live := make([]*process, 0, len(s.live))
+	live := make([]*Process, 0, len(s.live))
 	for _, p := range s.live {
 		live = append(live, p)
 	}
 	s.mu.Unlock()
 	for _, p := range live {
-		p.stop(isolation.ReasonCanceled, 0, "the sandbox was deleted")
+		p.Stop(isolation.ReasonCanceled, 0, "the sandbox was deleted")
 	}
-	killed := s.place.kill(ctx)
+	killed := s.place.Kill(ctx)
 	for _, p := range live {
 		select {
 		case <-p.done:
@@ -217,5 +211,5 @@ func (s *sandbox) remove(ctx context.Context) error {
 			return errors.Join(fmt.Errorf("process %s has not ended: %w", p.id, ctx.Err()), killed)
 		}
 	}
-	return errors.Join(killed, s.place.remove(ctx))
+	return errors.Join(killed, s.place.Remove(ctx))
 }

@@ -1,19 +1,13 @@
 //go:build !unix
 
-package none
+package proc
 
 import (
-	"errors"
 	"io"
 	"os"
 	"sync"
 	"sync/atomic"
 )
-
-var errNotDir = errors.New("not a directory")
-
-// privileged: there are no uids to change to.
-func privileged() bool { return false }
 
 // pipeSource is the reading end of a pipe. Its reads know no deadline here, so
 // it is left to its pump when background processes hold the other end.
@@ -34,9 +28,9 @@ func (s *pipeSource) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (s *pipeSource) finish() bool { return false }
+func (s *pipeSource) Finish() bool { return false }
 
-func (s *pipeSource) lingers() bool { return !s.hungUp.Load() }
+func (s *pipeSource) Lingers() bool { return !s.hungUp.Load() }
 
 func (s *pipeSource) Close() error {
 	s.once.Do(func() {

@@ -1,8 +1,9 @@
-package none
+package proc
 
 import (
 	"context"
 	"fmt"
+	"io"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -13,17 +14,18 @@ import (
 // minCPUPoll is how closely a limit on CPU time is watched near its end.
 const minCPUPoll = 2 * time.Millisecond
 
-type process struct {
+// Process is a program of a sandbox. It implements [isolation.Process].
+type Process struct {
 	sb        *sandbox
 	id        string
-	spec      isolation.ProcessSpec
-	stdio     isolation.Stdio
-	task      task
+	Spec      isolation.ProcessSpec
+	Stdio     isolation.Stdio
+	task      Task
 	began     time.Time
 	startTook time.Duration
 
 	meter    meter
-	out, err *stream // set by the engine
+	Out, Err *Stream // set by the engine
 
 	cause atomic.Pointer[cause]
 	done  chan struct{}
@@ -37,18 +39,36 @@ type cause struct {
 	detail string
 }
 
-// stop ends the process for a reason, unless there is one already.
-func (p *process) stop(r isolation.Reason, sig isolation.Signal, detail string) {
+// Stop ends the process for a reason, unless there is one already.
+func (p *Process) Stop(r isolation.Reason, sig isolation.Signal, detail string) {
 	if p.cause.CompareAndSwap(nil, &cause{r, sig, detail}) {
-		p.task.kill()
+		p.task.Kill()
 	}
 }
 
-func (p *process) ID() string { return p.id }
+// NewStream makes one of p's streams, which are counted together.
+func (p *Process) NewStream(src Source, w io.Writer) *Stream {
+	return &Stream{src: src, w: w, meter: &p.meter, done: make(chan struct{}), gone: make(chan struct{})}
+}
 
-func (p *process) PID() int { return p.task.pid() }
+// Signaled notes a signal that somebody sent and that ends the process. It
+// competes with the driver's own causes: the first one counts.
+func (p *Process) Signaled(sig isolation.Signal) {
+	p.cause.CompareAndSwap(nil, &cause{reason: isolation.ReasonSignaled, signal: sig})
+}
 
-func (p *process) Kill(ctx context.Context, sig isolation.Signal) error {
+// Caused reports whether there is a cause by now that ends the process.
+func (p *Process) Caused() bool { return p.cause.Load() != nil }
+
+// Returned notes that the program ended by itself, and reports whether that
+// came before any cause.
+func (p *Process) Returned() bool { return p.cause.CompareAndSwap(nil, &cause{}) }
+
+func (p *Process) ID() string { return p.id }
+
+func (p *Process) PID() int { return p.task.PID() }
+
+func (p *Process) Kill(ctx context.Context, sig isolation.Signal) error {
 	err := ctx.Err()
 	if err == nil && !sig.Valid() {
 		err = fmt.Errorf("%v is not a signal: %w", sig, isolation.ErrInvalidArgument)
@@ -57,7 +77,7 @@ func (p *process) Kill(ctx context.Context, sig isolation.Signal) error {
 		select {
 		case <-p.done:
 		default:
-			err = p.task.signal(sig)
+			err = p.task.Signal(sig)
 		}
 	}
 	if err != nil {
@@ -66,7 +86,7 @@ func (p *process) Kill(ctx context.Context, sig isolation.Signal) error {
 	return nil
 }
 
-func (p *process) Wait(ctx context.Context) (isolation.Exit, error) {
+func (p *Process) Wait(ctx context.Context) (isolation.Exit, error) {
 	select {
 	case <-p.done: // an Exit that is there is told also to a caller in a hurry
 		return p.exit, nil
@@ -81,37 +101,37 @@ func (p *process) Wait(ctx context.Context) (isolation.Exit, error) {
 }
 
 // run sees the process to its end.
-func (p *process) run() {
-	l := p.spec.Limits
+func (p *Process) run() {
+	l := p.Spec.Limits
 	ended := make(chan struct{})
 	if l.Wall > 0 {
 		t := time.AfterFunc(time.Until(p.began.Add(l.Wall)), func() {
-			p.stop(isolation.ReasonTimeoutWall, 0, fmt.Sprintf("ran longer than %v", l.Wall))
+			p.Stop(isolation.ReasonTimeoutWall, 0, fmt.Sprintf("ran longer than %v", l.Wall))
 		})
 		defer t.Stop()
 	}
 	if l.CPU > 0 {
 		go p.watchCPU(l.CPU, ended)
 	}
-	st := p.task.wait()
-	wall := st.ended.Sub(p.began)
+	st := p.task.Wait()
+	wall := st.Ended.Sub(p.began)
 	close(ended)
-	drain(p.sb.d.drain, [2]*stream{p.out, p.err})
-	stdout, stderr := p.out.end(), p.err.end()
-	p.task.settle(&st)
+	drain(p.sb.d.drain, [2]*Stream{p.Out, p.Err})
+	stdout, stderr := p.Out.end(), p.Err.end()
+	p.task.Settle(&st)
 
 	p.exit = p.verdict(st)
 	p.exit.Stdout, p.exit.Stderr = stdout, stderr
-	p.exit.Survivors = st.survivors
+	p.exit.Survivors = st.Survivors
 	p.exit.Usage = isolation.Usage{
-		Wall: wall, CPU: st.cpu, PeakMemoryBytes: st.peak, ReadBytes: st.read, WrittenBytes: st.written,
+		Wall: wall, CPU: st.CPU, PeakMemoryBytes: st.Peak, ReadBytes: st.Read, WrittenBytes: st.Written,
 		Phases: isolation.Phases{Create: p.sb.createTook, Start: p.startTook, Run: wall},
 	}
 	p.sb.forget(p, true)
 	close(p.done)
 }
 
-func (p *process) watchCPU(limit time.Duration, ended <-chan struct{}) {
+func (p *Process) watchCPU(limit time.Duration, ended <-chan struct{}) {
 	t := time.NewTimer(0)
 	defer t.Stop()
 	for {
@@ -120,9 +140,9 @@ func (p *process) watchCPU(limit time.Duration, ended <-chan struct{}) {
 			return
 		case <-t.C:
 		}
-		used := p.task.cpu()
+		used := p.task.CPU()
 		if used >= limit {
-			p.stop(isolation.ReasonTimeoutCPU, 0, fmt.Sprintf("used more than %v of CPU time", limit))
+			p.Stop(isolation.ReasonTimeoutCPU, 0, fmt.Sprintf("used more than %v of CPU time", limit))
 			return
 		}
 		// No sooner can all cores together have used the rest.
@@ -131,11 +151,11 @@ func (p *process) watchCPU(limit time.Duration, ended <-chan struct{}) {
 }
 
 // verdict names what ended the program; see the package comment for the order.
-func (p *process) verdict(st status) (e isolation.Exit) {
-	l := p.spec.Limits
-	e = isolation.Exit{Code: -1, Signal: st.signal, Detail: st.detail, LimitsHit: st.hits}
-	if st.signal == 0 && !st.forced && !st.lost {
-		e.Code = st.code
+func (p *Process) verdict(st Status) (e isolation.Exit) {
+	l := p.Spec.Limits
+	e = isolation.Exit{Code: -1, Signal: st.Signal, Detail: st.Detail, LimitsHit: st.Hits}
+	if st.Signal == 0 && !st.Forced && !st.Lost {
+		e.Code = st.Code
 	}
 	detail := func(s string) {
 		if e.Detail == "" {
@@ -160,9 +180,9 @@ func (p *process) verdict(st status) (e isolation.Exit) {
 		}
 	}()
 	switch {
-	case st.lost:
+	case st.Lost:
 		e.Reason = isolation.ReasonSandboxLost
-	case st.forced && c != nil:
+	case st.Forced && c != nil:
 		e.Reason = c.reason
 		if c.signal != 0 {
 			e.Signal = c.signal
@@ -173,16 +193,16 @@ func (p *process) verdict(st status) (e isolation.Exit) {
 	case p.meter.exceeded():
 		e.Reason = isolation.ReasonOutputLimit
 		detail(fmt.Sprintf("more than %d bytes of output", l.OutputBytes))
-	case st.oom > 0 && st.signal == isolation.SIGKILL:
+	case st.OOM > 0 && st.Signal == isolation.SIGKILL:
 		e.Reason = isolation.ReasonOOM
 		detail("the kernel killed it for want of memory")
-	case st.oom > 0 && st.signal == 0 && st.code != 0:
+	case st.OOM > 0 && st.Signal == 0 && st.Code != 0:
 		e.Reason, e.Code = isolation.ReasonOOM, -1
-		detail(fmt.Sprintf("the kernel killed a child of it for want of memory; it then exited with status %d", st.code))
-	case st.signal != 0 && l.CPU > 0 && st.cpu >= l.CPU && (st.signal == isolation.SIGKILL || st.signal == sigXCPU):
+		detail(fmt.Sprintf("the kernel killed a child of it for want of memory; it then exited with status %d", st.Code))
+	case st.Signal != 0 && l.CPU > 0 && st.CPU >= l.CPU && (st.Signal == isolation.SIGKILL || st.Signal == sigXCPU):
 		e.Reason = isolation.ReasonTimeoutCPU
 		detail(fmt.Sprintf("used more than %v of CPU time", l.CPU))
-	case st.signal != 0:
+	case st.Signal != 0:
 		e.Reason = isolation.ReasonSignaled
 	default:
 		e.Reason = isolation.ReasonExited

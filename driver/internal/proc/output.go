@@ -1,4 +1,4 @@
-package none
+package proc
 
 import (
 	"io"
@@ -9,21 +9,21 @@ import (
 	"github.com/axocoatl/isolation"
 )
 
-// bufBytes is as much as a pipe holds by default, so that one read empties it.
-const bufBytes = 64 << 10
+// BufBytes is as much as a pipe holds by default, so that one read empties it.
+const BufBytes = 64 << 10
 
-var bufs = sync.Pool{New: func() any { return new([bufBytes]byte) }}
+var Bufs = sync.Pool{New: func() any { return new([BufBytes]byte) }}
 
-// source is the driver's end of an output.
-type source interface {
+// Source is the driver's end of an output.
+type Source interface {
 	io.Reader
-	// finish asks Read to deliver what is there by now and then to return
+	// Finish asks Read to deliver what is there by now and then to return
 	// io.EOF, once, even if writers are left. It reports whether it can.
 	// To ask again changes nothing.
-	finish() bool
-	// lingers reports whether the source may still have writers after that
+	Finish() bool
+	// Lingers reports whether the source may still have writers after that
 	// io.EOF, so that somebody must go on taking what they write.
-	lingers() bool
+	Lingers() bool
 	Close() error
 }
 
@@ -51,9 +51,9 @@ func (m *meter) take(n int) int {
 
 func (m *meter) exceeded() bool { return m.limit > 0 && m.total.Load() > m.limit }
 
-// stream carries one output of a process to the caller's writer.
-type stream struct {
-	src   source
+// Stream carries one output of a process to the caller's writer.
+type Stream struct {
+	src   Source
 	meter *meter
 	done  chan struct{} // closed when no more is delivered: end of input, or cut and back
 	gone  chan struct{} // closed when the pump has returned
@@ -67,20 +67,20 @@ type stream struct {
 	step     uint64 // changes with every read and write
 }
 
-func newStream(src source, w io.Writer, m *meter) *stream {
-	return &stream{src: src, w: w, meter: m, done: make(chan struct{}), gone: make(chan struct{})}
-}
+// EndOfInput tells that no more is delivered of a stream that has no Pump, or
+// whose Pump may not return.
+func (s *Stream) EndOfInput() { close(s.done) }
 
-// pump delivers until the end of the input. After a cut it takes and drops
+// Pump delivers until the end of the input. After a cut it takes and drops
 // what background processes write: they live until the sandbox is deleted, and
 // a closed pipe would end them with SIGPIPE before.
-func (s *stream) pump() {
+func (s *Stream) Pump() {
 	defer close(s.gone)
 	defer s.src.Close()
-	if s.deliver() && s.src.lingers() {
+	if s.deliver() && s.src.Lingers() {
 		var small [4 << 10]byte
 		for {
-			if _, err := s.src.Read(small[:]); err != nil && !s.src.lingers() {
+			if _, err := s.src.Read(small[:]); err != nil && !s.src.Lingers() {
 				return
 			}
 		}
@@ -88,23 +88,23 @@ func (s *stream) pump() {
 }
 
 // deliver reports whether it ended before the end of the input.
-func (s *stream) deliver() bool {
+func (s *Stream) deliver() bool {
 	defer close(s.done)
-	buf := bufs.Get().(*[bufBytes]byte)
-	defer bufs.Put(buf)
+	buf := Bufs.Get().(*[BufBytes]byte)
+	defer Bufs.Put(buf)
 	for {
 		n, err := s.src.Read(buf[:])
 		if n > 0 && !s.write(buf[:n]) {
 			return true
 		}
 		if err != nil {
-			return s.src.lingers()
+			return s.src.Lingers()
 		}
 	}
 }
 
 // write hands b to the caller's writer and reports whether to go on.
-func (s *stream) write(b []byte) bool {
+func (s *Stream) write(b []byte) bool {
 	s.mu.Lock()
 	if s.cut {
 		s.mu.Unlock()
@@ -139,17 +139,17 @@ func (s *stream) write(b []byte) bool {
 
 // end stops all delivery and accounts for it. A Write that is under way counts
 // as dropped: nobody can tell what it will take.
-func (s *stream) end() isolation.Output {
+func (s *Stream) end() isolation.Output {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.cut = true
 	return isolation.Output{Bytes: s.bytes, Dropped: s.dropped + s.inflight}
 }
 
-// close makes the pump of an ended stream return and waits for it, unless it
+// Close makes the pump of an ended stream return and waits for it, unless it
 // cannot be woken or the caller's writer has it.
-func (s *stream) close() {
-	wakes := s.src.finish()
+func (s *Stream) Close() {
+	wakes := s.src.Finish()
 	_ = s.src.Close()
 	s.mu.Lock()
 	writing := s.inflight > 0
@@ -159,7 +159,8 @@ func (s *stream) close() {
 	}
 }
 
-func (s *stream) isGone() bool {
+// IsGone reports whether the pump has returned.
+func (s *Stream) IsGone() bool {
 	select {
 	case <-s.gone:
 		return true
@@ -168,7 +169,7 @@ func (s *stream) isGone() bool {
 	}
 }
 
-func (s *stream) ended() bool {
+func (s *Stream) ended() bool {
 	select {
 	case <-s.done:
 		return true
@@ -178,7 +179,7 @@ func (s *stream) ended() bool {
 }
 
 // stalled reports whether the stream is inside the same Write as at step.
-func (s *stream) stalled(step *uint64) bool {
+func (s *Stream) stalled(step *uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	same := s.inflight > 0 && s.step == *step
@@ -191,11 +192,11 @@ func (s *stream) stalled(step *uint64) bool {
 // pipes by then is still delivered. A caller's writer that takes nothing for
 // the length of the grace is given up. Time is counted in ticks, so that a host
 // that was stalled for a while counts as one of them, not as a lazy writer.
-func drain(grace time.Duration, streams [2]*stream) {
+func drain(grace time.Duration, streams [2]*Stream) {
 	const parts = 4
 	var tick *time.Ticker
 	var ticks int
-	open := make([]*stream, 0, 2)
+	open := make([]*Stream, 0, 2)
 	for _, s := range streams {
 		if !s.ended() {
 			open = append(open, s)
@@ -227,7 +228,7 @@ func drain(grace time.Duration, streams [2]*stream) {
 		}
 		n := 0
 		for i, s := range open {
-			gone := s.ended() || idle[i] >= parts || ticks == parts && !s.src.finish()
+			gone := s.ended() || idle[i] >= parts || ticks == parts && !s.src.Finish()
 			if !gone {
 				open[n], idle[n], step[n] = s, idle[i], step[i]
 				n++

@@ -1,4 +1,4 @@
-package none
+package proc
 
 import (
 	"os"

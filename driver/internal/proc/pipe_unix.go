@@ -1,6 +1,6 @@
 //go:build unix
 
-package none
+package proc
 
 import (
 	"errors"
@@ -11,10 +11,6 @@ import (
 	"syscall"
 	"time"
 )
-
-var errNotDir error = syscall.ENOTDIR
-
-func privileged() bool { return os.Geteuid() == 0 }
 
 // pipeSource is the reading end of a pipe whose other end a process has.
 type pipeSource struct {
@@ -29,7 +25,7 @@ type pipeSource struct {
 	hungUp atomic.Bool // no writer is left
 }
 
-func newPipeSource(f *os.File) *pipeSource { return &pipeSource{f: f, quota: bufBytes} }
+func newPipeSource(f *os.File) *pipeSource { return &pipeSource{f: f, quota: BufBytes} }
 
 func (s *pipeSource) Read(b []byte) (int, error) {
 	n, err := s.f.Read(b)
@@ -76,13 +72,13 @@ func (s *pipeSource) sweep(b []byte) int {
 	return n
 }
 
-// finish acts once: after the sweep a deadline would end the lingering.
-func (s *pipeSource) finish() bool {
+// Finish acts once: after the sweep a deadline would end the lingering.
+func (s *pipeSource) Finish() bool {
 	s.ask.Do(func() { s.wakes = s.f.SetReadDeadline(time.Unix(1, 0)) == nil })
 	return s.wakes
 }
 
-func (s *pipeSource) lingers() bool { return !s.hungUp.Load() }
+func (s *pipeSource) Lingers() bool { return !s.hungUp.Load() }
 
 func (s *pipeSource) Close() error {
 	s.once.Do(func() { s.hungUp.Store(true); s.err = s.f.Close() })

@@ -1,0 +1,12 @@
+//go:build unix
+
+package none
+
+import (
+	"os"
+	"syscall"
+)
+
+var errNotDir error = syscall.ENOTDIR
+
+func privileged() bool { return os.Geteuid() == 0 }
