@@ -64,6 +64,9 @@ func TestLayers(t *testing.T) {
 var homes = map[string]string{
 	"github.com/tetratelabs/wazero": "driver/wasm",
 	"github.com/spf13/cobra":        "cmd/axo",
+
+	"github.com/google/go-containerregistry": "image",
+	"github.com/klauspost/compress":          "image",
 }
 
 func broken(name, im string) string {
@@ -112,6 +115,10 @@ func broken(name, im string) string {
 		if o := tier(inner); own && o != "" && o != "internal" && o != tier(name) {
 			return "drivers do not import each other"
 		}
+	case name == "image":
+		if own && inner != "" && !under(inner, "internal") {
+			return "images know the contract only"
+		}
 	case name == "engine":
 		if own && tier(inner) != "" {
 			return "the engine knows drivers by the contract only"
@@ -124,6 +131,7 @@ func TestRulesCatch(t *testing.T) {
 	for _, c := range []struct{ name, im string }{
 		{"", module + "/engine"}, {"", "golang.org/x/sys/unix"}, {"engine", module + "/driver/wasm"},
 		{"driver/none", module + "/driver/wasm"}, {"driver/wasm", module + "/engine"}, {"engine", "github.com/tetratelabs/wazero"},
+		{"engine", "github.com/google/go-containerregistry/pkg/name"}, {"image", module + "/engine"}, {"image", module + "/driver/none"},
 		{"internal/cgroup", module}, {"guest/wire", "golang.org/x/sys/unix"},
 	} {
 		if broken(c.name, c.im) == "" {
