@@ -14,6 +14,8 @@ const (
 	StageDownload   Stage = "download"   // bytes of a blob came
 	StageDownloaded Stage = "downloaded" // a blob is complete and verified
 	StageRetry      Stage = "retry"      // a download was interrupted and is tried again; Message says why
+	StageCopy       Stage = "copy"       // bytes of a file of an archive were copied; Digest is its name
+	StageCopied     Stage = "copied"     // it is complete
 	StageUnpack     Stage = "unpack"     // bytes of a blob were unpacked
 	StageUnpacked   Stage = "unpacked"   // a layer is complete and verified
 )
@@ -21,7 +23,7 @@ const (
 // Event is progress of a pull or an import.
 type Event struct {
 	Stage   Stage  `json:"stage"`
-	Digest  string `json:"digest"` // of the blob, or of the manifest
+	Digest  string `json:"digest"` // of the blob, or of the manifest; hostile if a name
 	Done    int64  `json:"done"`   // bytes of the blob
 	Total   int64  `json:"total"`
 	Message string `json:"message,omitempty"`

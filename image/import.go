@@ -329,8 +329,11 @@ func (i *importer) layer(ctx context.Context, a archive, name string) (v1.Descri
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
-	d, err := i.s.putStream(ctx, i.lease, &countReader{r: br, ev: i.ev, e: Event{Stage: StageDownload, Digest: name, Total: size}})
+	d, err := i.s.putStream(ctx, i.lease, &countReader{r: br, ev: i.ev, e: Event{Stage: StageCopy, Digest: name, Total: size}})
 	d.MediaType = c.mediaType()
+	if err == nil {
+		i.ev.send(Event{Stage: StageCopied, Digest: name, Done: size, Total: size})
+	}
 	return d, err
 }
 
