@@ -1,4 +1,5 @@
 # make build   bin/axo, with the WASM worker inside
+# make wasmtime  bin/axo-wasmtime, the faster engine for WebAssembly (needs cargo)
 # make demo    build everything and run the main job on real input
 # make test    install what tests need, and run them
 # make check   format, vet, lint with the layering rules, cross-builds, clean tree
@@ -7,7 +8,7 @@
 export CGO_ENABLED = 0
 WORKER = driver/wasm/embedded/axo-wasm
 
-.PHONY: build demo test check bench setup cross clean
+.PHONY: build wasmtime demo test check bench setup cross clean
 
 build: bin/axo
 
@@ -17,13 +18,18 @@ bin/axo:
 	go build -trimpath -ldflags '-s -w' -o $(WORKER) ./cmd/axo-wasm
 	go build -trimpath -ldflags '-s -w' -tags embed_worker -o bin/axo ./cmd/axo
 
+wasmtime:
+	@mkdir -p bin
+	@worker=$$(./scripts/wasmtime.sh) && cp "$$worker" bin/axo-wasmtime && echo "bin/axo-wasmtime: axo finds it there"
+
 demo: build
 	go run ./demo
 
 setup:
-	./scripts/setup-test.sh
+	AXO_REQUIRE=$(AXO_REQUIRE) ./scripts/setup-test.sh
 
 # One package at a time: tests of limits and deadlines want the cores.
+test: AXO_REQUIRE = 1
 test: setup
 	@start=$$(date +%s); \
 	AXO_REQUIRE=1 go test -vet=off -p 1 -timeout 14m ./... && \
@@ -38,6 +44,7 @@ $(GOLANGCI):
 
 check: $(GOLANGCI)
 	$(GOLANGCI) run ./...
+	@./scripts/wasmtime.sh lint || test $$? = 3
 	$(MAKE) --no-print-directory cross
 	@test -z "$$(git status --porcelain)" || { echo "the tree is not clean:"; git status --porcelain; exit 1; }
 

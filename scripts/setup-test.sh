@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what the tests need and a plain machine may lack: a C compiler for
-# WebAssembly and the WebAssembly tools, from Debian's packages.
+# WebAssembly and the WebAssembly tools, from Debian's packages. Builds the
+# wasmtime worker and runs its own tests; with AXO_REQUIRE set it must be there.
 set -eu
 start=$(date +%s)
 packages="gcc libc6-dev wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32"
@@ -18,4 +19,11 @@ if [ -n "$missing" ]; then
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing >/dev/null
 fi
 go mod download
+status=0
+./scripts/wasmtime.sh test || status=$?
+if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
+	echo "SKIPPED: the tests of the wasmtime worker, and all tests that need it" >&2
+elif [ "$status" != 0 ]; then
+	exit "$status"
+fi
 echo "setup took $(($(date +%s) - start)) s"

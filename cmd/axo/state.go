@@ -54,7 +54,9 @@ func openEngine(c *cobra.Command) (*engine.Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	reg, err := all.Registry(all.Config{StateDir: dir, Worker: os.Getenv("AXO_WASM_WORKER_PATH")})
+	reg, err := all.Registry(all.Config{
+		StateDir: dir, Worker: os.Getenv("AXO_WASM_WORKER_PATH"), WasmtimeWorker: os.Getenv("AXO_WASMTIME_WORKER_PATH"),
+	})
 	if err != nil {
 		return nil, &statusError{exitEngine, err}
 	}

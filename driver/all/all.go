@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/none"
@@ -19,8 +20,10 @@ type Config struct {
 	// what must not be left behind, which engine.New sweeps. Empty keeps
 	// nothing.
 	StateDir string
-	// Worker is the path of axo-wasm; see wasm.Config.
-	Worker string
+	// Worker is the path of axo-wasm, WasmtimeWorker that of axo-wasmtime;
+	// see wasm.Config.
+	Worker         string
+	WasmtimeWorker string
 	// Spares is how many WASM workers are kept started ahead.
 	Spares int
 	// NoCgroup leaves control groups alone.
@@ -44,11 +47,21 @@ func Registry(c Config) (isolation.Registry, error) {
 		}
 		wc.Recorder, nc.Recorder = wasmRecorder{j}, noneRecorder{j}
 	}
-	w, err := wasm.New(wc)
-	if err != nil {
-		return r, err
+	// Wasmtime comes first where its worker is found. Where it is not, it comes
+	// last: no run asks for it, and doctor still tells how to get it.
+	mc := wc
+	mc.Engine, mc.Worker = wasm.Wasmtime, c.WasmtimeWorker
+	modules := []wasm.Config{mc, wc}
+	if !mc.HasWorker() {
+		slices.Reverse(modules)
 	}
-	r.Add(isolation.TierWASM, w)
+	for _, m := range modules {
+		w, err := wasm.New(m)
+		if err != nil {
+			return closeAll(r, err)
+		}
+		r.Add(isolation.TierWASM, w)
+	}
 	p, err := none.New(nc)
 	if err != nil {
 		return closeAll(r, err)

@@ -20,7 +20,6 @@ import (
 
 	"golang.org/x/sys/cpu"
 
-	"github.com/axocoatl/isolation/driver/wasm/worker"
 	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
@@ -32,12 +31,9 @@ type settings struct {
 // key names an artefact: module, settings, engine and machine.
 type key [sha256.Size]byte
 
-// cacheFormat changes when the rewriter or the layout does.
-const cacheFormat = 1
-
-func artefactKey(digest [sha256.Size]byte, s settings) key {
+func (d *description) key(digest [sha256.Size]byte, s settings) key {
 	h := sha256.New()
-	fmt.Fprintf(h, "%d %s %s/%s %+v %+v fuel=%t ", cacheFormat, worker.Engine, runtime.GOOS, runtime.GOARCH, cpu.X86, cpu.ARM64, s.fuel)
+	fmt.Fprintf(h, "%d %s %s/%s %+v %+v fuel=%t ", d.format, d.version, runtime.GOOS, runtime.GOARCH, cpu.X86, cpu.ARM64, s.fuel)
 	h.Write(digest[:])
 	return key(h.Sum(nil))
 }
@@ -57,35 +53,35 @@ type meta struct {
 // artefact is a compiled module that was verified. Its files stay open, so
 // that what was verified is what workers get.
 type artefact struct {
-	key    key
-	meta   meta
-	dir    string
-	module *os.File
-	native *os.File // directory
-	image  *os.File // nil: none
-	bytes  int64    // of native code, for the memory budget
+	key   key
+	meta  meta
+	dir   string
+	files []*os.File // in the order of the layout
+	bytes int64      // of native code, for the memory budget
 }
 
 // cache is a directory of artefacts:
 //
 //	secret            key of the MACs; never leaves this process
 //	<key>/meta.json   with the MAC over everything else
-//	<key>/module.wasm, image, native/<version>/<entry>
+//	<key>/...         what the engine's layout says
 //	tmp-*             being made
 type cache struct {
 	dir    string
 	limit  int64
 	secret []byte
+	layout layout
 
 	mu   sync.Mutex
 	open map[key]*artefact // guarded by mu
 	used []key             // guarded by mu; least recently used first
 }
 
-// maxOpen bounds the artefacts, of three descriptors each, that stay open.
+// maxOpen bounds the artefacts, of up to three descriptors each, that stay
+// open.
 const maxOpen = 256
 
-func openCache(dir string, limit int64) (*cache, error) {
+func openCache(dir string, limit int64, l layout) (*cache, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("module cache: %w", err)
 	}
@@ -96,7 +92,7 @@ func openCache(dir string, limit int64) (*cache, error) {
 	if err != nil {
 		return nil, fmt.Errorf("module cache: %w", err)
 	}
-	return &cache{dir: dir, limit: limit, secret: secret, open: map[key]*artefact{}}, nil
+	return &cache{dir: dir, limit: limit, secret: secret, layout: l, open: map[key]*artefact{}}, nil
 }
 
 // loadSecret reads the secret or makes one. Two processes that make it at once
@@ -182,11 +178,10 @@ func (c *cache) touchLocked(k key) {
 }
 
 func (a *artefact) close() {
-	for _, f := range []*os.File{a.module, a.native, a.image} {
-		if f != nil {
-			f.Close()
-		}
+	for _, f := range a.files {
+		f.Close()
 	}
+	a.files = nil
 }
 
 // metaFile is meta with its MAC.
@@ -243,36 +238,62 @@ func (c *cache) mac(a *artefact) ([]byte, error) {
 		return nil, err
 	}
 	fmt.Fprintf(h, "%s %s ", a.key, metaJSON)
-	if a.module, err = hashFile(h, root, worker.ModuleFile); err != nil {
+	module, err := hashFile(h, root, c.layout.module)
+	if err != nil {
+		return nil, err
+	}
+	a.files = append(a.files, module)
+	if c.layout.native == "" {
+		a.bytes, err = size(module)
+	} else {
+		err = a.hashNative(h, root, c.layout.native)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if a.meta.HasImage {
-		if a.image, err = hashFile(h, root, worker.ImageFile); err != nil {
+		image, err := hashFile(h, root, c.layout.image)
+		if err != nil {
 			return nil, err
 		}
-	}
-	entry, err := onlyEntry(root, worker.NativeDir)
-	if err != nil {
-		return nil, err
-	}
-	entry2, err := onlyEntry(root, filepath.Join(worker.NativeDir, entry))
-	if err != nil {
-		return nil, err
-	}
-	code, err := hashFile(h, root, filepath.Join(worker.NativeDir, entry, entry2))
-	if err != nil {
-		return nil, err
-	}
-	info, err := code.Stat()
-	code.Close()
-	if err != nil {
-		return nil, err
-	}
-	a.bytes = info.Size()
-	if a.native, err = root.Open(worker.NativeDir); err != nil {
-		return nil, err
+		a.files = append(a.files, image)
 	}
 	return h.Sum(nil), nil
+}
+
+// hashNative hashes the one file of native code two directories down, and
+// opens the directory.
+func (a *artefact) hashNative(h hash.Hash, root *os.Root, native string) error {
+	path := native
+	for range 2 {
+		entry, err := onlyEntry(root, path)
+		if err != nil {
+			return err
+		}
+		path = filepath.Join(path, entry)
+	}
+	code, err := hashFile(h, root, path)
+	if err != nil {
+		return err
+	}
+	defer code.Close()
+	if a.bytes, err = size(code); err != nil {
+		return err
+	}
+	dir, err := root.Open(native)
+	if err != nil {
+		return err
+	}
+	a.files = append(a.files, dir)
+	return nil
+}
+
+func size(f *os.File) (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
 }
 
 // maxArtefactFile bounds what a compile worker may make the host read.

@@ -10,9 +10,16 @@ import (
 	"github.com/axocoatl/isolation/internal/testprog"
 )
 
-// benchWarm measures one warm process, limits on, output collected.
+// benchWarm measures one warm process with each engine, limits on, output
+// collected.
 func benchWarm(b *testing.B, path string, stdin []byte, limits isolation.Limits) {
-	d := newDriver(b)
+	for _, e := range []Engine{Wazero, Wasmtime} {
+		b.Run(string(e), func(b *testing.B) { benchEngine(b, e, path, stdin, limits) })
+	}
+}
+
+func benchEngine(b *testing.B, e Engine, path string, stdin []byte, limits isolation.Limits) {
+	d := newDriver(b, e)
 	ctx := context.Background()
 	sb, err := d.Create(ctx, "bench", wasmSpec(path))
 	if err != nil {

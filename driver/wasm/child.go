@@ -2,6 +2,7 @@ package wasm
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -12,6 +13,12 @@ type childEnd struct {
 	cpuLimit    bool   // its CPU time limit ended it
 	memoryLimit bool   // a memory limit ended it
 	stderr      string // the last of what it said, bounded
+}
+
+// outOfMemory tells by its last words that a worker was refused memory: a Go
+// program says the first, a Rust program the second.
+func outOfMemory(stderr string) bool {
+	return strings.Contains(stderr, "out of memory") || strings.Contains(stderr, "memory allocation of ")
 }
 
 func (e childEnd) String() string {

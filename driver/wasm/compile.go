@@ -17,6 +17,7 @@ import (
 
 // compiler makes artefacts, one compilation a key at a time.
 type compiler struct {
+	engine   *description
 	launcher *launcher
 	cache    *cache
 	config   Config
@@ -35,7 +36,7 @@ type compilation struct {
 // who want the same one share a compilation; it goes on when one of them gives
 // up, and its own time limit ends it.
 func (c *compiler) artefact(ctx context.Context, src source, s settings) (*artefact, error) {
-	k := artefactKey(src.digest, s)
+	k := c.engine.key(src.digest, s)
 	if a := c.cache.get(k); a != nil {
 		return a, nil
 	}
@@ -163,7 +164,7 @@ func (c *compiler) ask(ch *child, module, dir *os.File, s settings) (meta, error
 		m.ModulePath, m.OutPath = module.Name(), dir.Name()
 	}
 	r := wire.NewReader(ch)
-	if err := expectHello(r); err != nil {
+	if err := expectHello(r, c.engine); err != nil {
 		return meta{}, err
 	}
 	if err := ch.sendFiles(wire.Append(nil, wire.Compile, 1, m.Append(nil)), []*os.File{module, dir}); err != nil {
@@ -186,7 +187,7 @@ func (c *compiler) ask(ch *child, module, dir *os.File, s settings) (meta, error
 	return meta{}, fmt.Errorf("%w: %v from a compile worker", wire.ErrProtocol, f.Type)
 }
 
-func expectHello(r *wire.Reader) error {
+func expectHello(r *wire.Reader, e *description) error {
 	f, err := r.Next()
 	if err != nil {
 		return err
@@ -198,9 +199,9 @@ func expectHello(r *wire.Reader) error {
 	if err := hello.Parse(f.Body); err != nil {
 		return err
 	}
-	if hello.Version != wire.Version || hello.Engine != worker.Engine {
+	if hello.Version != wire.Version || hello.Engine != e.version {
 		return fmt.Errorf("worker speaks version %d of %q, want version %d of %q: it is not of this build: %w",
-			hello.Version, hello.Engine, wire.Version, worker.Engine, isolation.ErrFailedPrecondition)
+			hello.Version, hello.Engine, wire.Version, e.version, isolation.ErrFailedPrecondition)
 	}
 	return nil
 }

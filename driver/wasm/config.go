@@ -13,6 +13,9 @@ import (
 
 // Config makes a Driver.
 type Config struct {
+	// Engine runs the modules. Empty: Wazero.
+	Engine Engine
+
 	// CacheDir keeps compiled modules across processes; it is made with mode
 	// 0700 and must be nobody else's. Empty: a temporary directory, removed
 	// by Close.
@@ -20,9 +23,9 @@ type Config struct {
 	// CacheBytes bounds CacheDir. 0: 2 GiB.
 	CacheBytes int64
 
-	// Worker is the path of the axo-wasm program. Empty: the embedded one,
-	// else one beside this program, else this program itself if it calls
-	// ServeIfWorker.
+	// Worker is the path of the engine's worker program. Empty: the embedded
+	// one, else one beside this program, else this program itself if it calls
+	// ServeIfWorker; the last and the first are for Wazero only.
 	Worker string
 	// Runnable bounds the modules that compute at once. 0: the number of
 	// cores. A module that waits for input, output or a sleep does not count.
@@ -103,6 +106,8 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf("wasm config: "+format+": %w", append(a, isolation.ErrInvalidArgument)...))
 		}
 	}
+	_, known := c.Engine.describe()
+	bad(!known, "engine %q is not known", c.Engine)
 	bad(c.CacheDir != "" && !filepath.IsAbs(c.CacheDir), "cache directory %q is not absolute", c.CacheDir)
 	bad(c.Runnable < 1, "runnable is %d", c.Runnable)
 	bad(c.MaxWorkers < 1, "max workers is %d", c.MaxWorkers)
@@ -117,7 +122,7 @@ const (
 	// its module's native code.
 	workerBytes = 12 << 20
 	// headroom is what a worker's cgroup has above its instance's memory: its
-	// own heap, native code, and wazero's call stack, which grows by copying
-	// and needs about 175 MiB before it reports an overflow.
+	// own heap, native code, and the call stack: wazero's grows by copying and
+	// needs about 175 MiB before it reports an overflow.
 	headroom = 256 << 20
 )

@@ -13,13 +13,13 @@ import (
 )
 
 // conformance tells the suite how to run its programs as WASI modules.
-func conformance(t testing.TB) drivertest.Config {
+func conformance(t testing.TB, e Engine) drivertest.Config {
 	prog := testprog.Go(t, "conform")
 	data := t.TempDir()
 	cacheDir := filepath.Join(t.TempDir(), "cache")
 	return drivertest.Config{
 		New: func(t testing.TB) isolation.Driver {
-			d, err := New(Config{Worker: testWorker, CacheDir: cacheDir})
+			d, err := New(Config{Engine: e, Worker: testWorker(t, e), CacheDir: cacheDir})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -63,6 +63,12 @@ func conformance(t testing.TB) drivertest.Config {
 	}
 }
 
-func TestConformance(t *testing.T) { drivertest.Run(t, conformance(t)) }
+func TestConformance(t *testing.T) {
+	eachEngine(t, func(t *testing.T, e Engine) { drivertest.Run(t, conformance(t, e)) })
+}
 
-func BenchmarkConformance(b *testing.B) { drivertest.Benchmark(b, conformance(b)) }
+func BenchmarkConformance(b *testing.B) {
+	for _, e := range []Engine{Wazero, Wasmtime} {
+		b.Run(string(e), func(b *testing.B) { drivertest.Benchmark(b, conformance(b, e)) })
+	}
+}

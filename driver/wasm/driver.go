@@ -1,5 +1,5 @@
-// Package wasm is the WASM tier: WebAssembly modules (WASI preview 1 commands)
-// in jailed worker processes. A module never runs in the calling process: so a
+// Package wasm is the WASM tier: WebAssembly modules (WASI preview 1 commands,
+// and with Wasmtime WASI preview 2 components) in jailed worker processes. A module never runs in the calling process: so a
 // deadline is a kill, a module that spins freezes nothing, and a fault of the
 // engine meets a second wall. See PROTOCOL.md of guest/wire for how the two
 // sides speak, and docs/SECURITY-MODEL.md for what the walls stop.
@@ -17,13 +17,11 @@ import (
 	"github.com/axocoatl/isolation"
 )
 
-// Name is the driver's name, that of its engine.
-const Name = "wazero"
-
 var errClosed = fmt.Errorf("driver is closed: %w", isolation.ErrFailedPrecondition)
 
-// Driver runs modules with the built-in engine.
+// Driver runs modules with one engine.
 type Driver struct {
+	engine   description
 	config   Config
 	launcher *launcher
 	cache    *cache
@@ -49,9 +47,11 @@ func New(c Config) (*Driver, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	d := &Driver{config: c, sandboxes: map[string]*sandbox{}}
+	engine, _ := c.Engine.describe()
+	d := &Driver{engine: engine, config: c, sandboxes: map[string]*sandbox{}}
+	d.digests.components = engine.components
 	var err error
-	if d.launcher, err = newLauncher(&d.config); err != nil {
+	if d.launcher, err = newLauncher(&d.config, &d.engine); err != nil {
 		return nil, err
 	}
 	if c.CacheDir == "" {
@@ -61,25 +61,25 @@ func New(c Config) (*Driver, error) {
 		}
 		c.CacheDir = d.tempDir
 	}
-	if d.cache, err = openCache(c.CacheDir, c.CacheBytes); err != nil {
+	if d.cache, err = openCache(c.CacheDir, c.CacheBytes, engine.layout); err != nil {
 		d.launcher.close()
 		return nil, err
 	}
-	d.compiler = &compiler{launcher: d.launcher, cache: d.cache, config: d.config, running: map[key]*compilation{}}
+	d.compiler = &compiler{engine: &d.engine, launcher: d.launcher, cache: d.cache, config: d.config, running: map[key]*compilation{}}
 	d.pool = newPool(d.launcher, &d.config)
 	d.slots = newSlots(c.Runnable)
 	return d, nil
 }
 
-// Name implements isolation.Driver.
-func (d *Driver) Name() string { return Name }
+// Name implements isolation.Driver: it is the engine's.
+func (d *Driver) Name() string { return string(d.engine.name) }
 
 // Create makes a sandbox for one module. The module is read and, the first
 // time, compiled.
 func (d *Driver) Create(ctx context.Context, id string, spec isolation.Spec) (isolation.Sandbox, error) {
 	s, err := d.create(ctx, id, spec)
 	if err != nil {
-		return nil, &isolation.Error{Op: "create", Driver: Name, ID: id, Outcome: isolation.NotStarted, Err: err}
+		return nil, &isolation.Error{Op: "create", Driver: d.Name(), ID: id, Outcome: isolation.NotStarted, Err: err}
 	}
 	return s, nil
 }

@@ -47,7 +47,9 @@ var traps = []string{"abs", "rel", "up/canary", "chain", "sub/deep", "dirabs/can
 
 // TestEscapes has a module try to leave its mount. Nothing outside may be read,
 // made, changed or removed.
-func TestEscapes(t *testing.T) {
+func TestEscapes(t *testing.T) { eachEngine(t, testEscapes) }
+
+func testEscapes(t *testing.T, e Engine) {
 	read := func(path string) []string { return []string{"open", path, "0", "r", "1"} }
 	write := func(path string, oflags string) []string { return []string{"open", path, oflags, "w", "1"} }
 	const create, truncate = "1", "8" // WASI oflags
@@ -94,7 +96,7 @@ func TestEscapes(t *testing.T) {
 		"stat through link":      {"stat", "rel", "1"},
 		"readlink outside":       {"readlink", "up/in/abs"},
 	}
-	d := newDriver(t)
+	d := newDriver(t, e)
 	spec := wasmSpec(testprog.Go(t, "rawfs"))
 	for _, readOnly := range []bool{false, true} {
 		for name, args := range attempts {

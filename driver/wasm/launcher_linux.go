@@ -26,6 +26,7 @@ import (
 // until close: the kernel ties a parent-death signal to the thread.
 type launcher struct {
 	config  *Config
+	engine  *description
 	prog    program
 	progErr error
 	memfd   *os.File // the embedded program
@@ -37,9 +38,9 @@ type launcher struct {
 	done  chan struct{}
 }
 
-func newLauncher(c *Config) (*launcher, error) {
-	l := &launcher{config: c, jail: true, calls: make(chan func()), done: make(chan struct{})}
-	l.prog, l.progErr = findProgram(c)
+func newLauncher(c *Config, e *description) (*launcher, error) {
+	l := &launcher{config: c, engine: e, jail: true, calls: make(chan func()), done: make(chan struct{})}
+	l.prog, l.progErr = findProgram(c, e)
 	if l.progErr == nil && l.prog.content != nil {
 		if l.progErr = l.seal(); l.progErr != nil {
 			l.progErr = fmt.Errorf("embedded worker: %w", l.progErr)
@@ -143,7 +144,7 @@ func (l *launcher) start(role string) (_ *child, err error) {
 	undo.add(c.unaccount)
 	pidfd := -1
 	c.cmd = &exec.Cmd{
-		Path: l.prog.path, Args: []string{workerName(), role},
+		Path: l.prog.path, Args: []string{l.engine.program, role},
 		// A fixed environment: nothing of the caller's reaches a worker.
 		Env: append([]string{"GODEBUG=madvdontneed=1"}, l.prog.env...), Dir: "/",
 		Stderr: errWrite, ExtraFiles: []*os.File{theirs},
@@ -309,7 +310,7 @@ func (c *child) wait() childEnd {
 				c.role == worker.RoleCompile && ws.Signal() == syscall.SIGKILL && c.end.cpu >= c.limits.CompileTime
 		}
 		c.end.stderr = c.lastWords()
-		c.end.memoryLimit = c.group.Read().OOM > 0 || strings.Contains(c.end.stderr, "out of memory")
+		c.end.memoryLimit = c.group.Read().OOM > 0 || outOfMemory(c.end.stderr)
 		if c.pidfd != nil {
 			c.pidfd.Close()
 		}

@@ -21,15 +21,16 @@ import (
 // process of its own is the only second wall, and Features says so.
 type launcher struct {
 	config  *Config
+	engine  *description
 	prog    program
 	progErr error
 	jail    bool // false
 	temp    string
 }
 
-func newLauncher(c *Config) (*launcher, error) {
-	l := &launcher{config: c}
-	l.prog, l.progErr = findProgram(c)
+func newLauncher(c *Config, e *description) (*launcher, error) {
+	l := &launcher{config: c, engine: e}
+	l.prog, l.progErr = findProgram(c, e)
 	if l.progErr == nil && l.prog.content != nil {
 		l.progErr = l.unpack()
 	}
@@ -41,7 +42,7 @@ func (l *launcher) unpack() (err error) {
 	if l.temp, err = os.MkdirTemp("", "axo-wasm-"); err != nil {
 		return err
 	}
-	l.prog.path = l.temp + string(os.PathSeparator) + workerName()
+	l.prog.path = l.temp + string(os.PathSeparator) + executable(l.engine.program)
 	return os.WriteFile(l.prog.path, l.prog.content, 0o700)
 }
 
@@ -119,7 +120,7 @@ func (c *child) wait() childEnd {
 		defer c.stderr.mu.Unlock()
 		first, _, _ := strings.Cut(c.stderr.b.String(), "\n")
 		c.end.stderr = first
-		c.end.memoryLimit = strings.Contains(first, "out of memory")
+		c.end.memoryLimit = outOfMemory(first)
 	})
 	return c.end
 }

@@ -29,6 +29,8 @@ type source struct {
 // digests remembers the digest of files that did not change, so that a warm
 // run costs one fstat.
 type digests struct {
+	components bool // the engine takes them
+
 	mu    sync.Mutex
 	known map[string]knownFile // guarded by mu
 }
@@ -47,7 +49,7 @@ func (d *digests) resolve(ctx context.Context, m isolation.Module) (source, erro
 	var err error
 	switch {
 	case m.Data != nil:
-		if err := sniff(m.Data[:min(len(m.Data), sniffLen)], int64(len(m.Data))); err != nil {
+		if err := d.sniff(m.Data[:min(len(m.Data), sniffLen)], int64(len(m.Data))); err != nil {
 			return source{}, err
 		}
 		s = source{digest: sha256.Sum256(m.Data), size: int64(len(m.Data)), data: m.Data}
@@ -66,8 +68,12 @@ func (d *digests) resolve(ctx context.Context, m isolation.Module) (source, erro
 
 const sniffLen = 16
 
-func sniff(prefix []byte, size int64) error {
-	if err := rewrite.Sniff(prefix, size); err != nil {
+func (d *digests) sniff(prefix []byte, size int64) error {
+	err := rewrite.Sniff(prefix, size)
+	if d.components && rewrite.IsKind(err, rewrite.Component) {
+		err = nil
+	}
+	if err != nil {
 		class := isolation.ErrInvalidArgument
 		if rewrite.IsKind(err, rewrite.Component, rewrite.Unsupported) {
 			class = isolation.ErrUnsupported
@@ -101,7 +107,7 @@ func (d *digests) file(ctx context.Context, path string) (source, error) {
 	if _, err := f.ReadAt(prefix, 0); err != nil && err != io.EOF {
 		return source{}, fmt.Errorf("module: %w", err)
 	}
-	if err := sniff(prefix, info.Size()); err != nil {
+	if err := d.sniff(prefix, info.Size()); err != nil {
 		return source{}, fmt.Errorf("%s: %w", path, err)
 	}
 	h := sha256.New()

@@ -121,7 +121,7 @@ func (p *pool) start(ctx context.Context, k poolKey, art *artefact, mounts []mou
 		ctx, cancel := context.WithTimeoutCause(ctx, loadTimeout, errLoadTimeout)
 		defer cancel()
 		defer context.AfterFunc(ctx, s.child.kill)()
-		if w, err = loadWorker(s.child, s.reader, k, art, p.config, p.launcher.jail, mounts, p.drop); err != nil {
+		if w, err = loadWorker(s.child, s.reader, p.launcher.engine, k, art, p.config, p.launcher.jail, mounts, p.drop); err != nil {
 			s.child.kill()
 			end := s.child.wait()
 			s.child.Close()

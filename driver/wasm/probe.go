@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/axocoatl/isolation"
-	"github.com/axocoatl/isolation/driver/wasm/worker"
 )
 
 // probeModule writes "ok\n" and exits; its source is probe.wat.
@@ -21,13 +20,13 @@ var probeModule []byte
 // jail.
 func (d *Driver) Probe(ctx context.Context) (isolation.Features, error) {
 	f := isolation.Features{
-		Tier: isolation.TierWASM, Engine: Name, Version: worker.Engine,
+		Tier: isolation.TierWASM, Engine: d.Name(), Version: d.engine.version,
 		Runs:    []isolation.Requirement{isolation.WasmCompiled},
 		Options: []isolation.Option{isolation.OptionMounts},
 		Depends: d.launcher.depends(),
 	}
 	fail := func(err error) (isolation.Features, error) {
-		return f, &isolation.Error{Op: "probe", Driver: Name, Err: err}
+		return f, &isolation.Error{Op: "probe", Driver: d.Name(), Err: err}
 	}
 	id := fmt.Sprintf("probe-%d-%d", os.Getpid(), d.probes.Add(1))
 	sb, err := d.Create(ctx, id, isolation.Spec{Requirement: isolation.WasmCompiled, Module: isolation.Module{Data: probeModule}, Tenant: id})
@@ -59,7 +58,7 @@ func (d *Driver) enforces() []isolation.Enforcement {
 	return []isolation.Enforcement{
 		by(isolation.LimitWall, "host timer, worker killed"),
 		cpuTimeEnforcement,
-		by(isolation.LimitFuel, "counted by the module, rewritten before it is compiled"),
+		by(isolation.LimitFuel, d.engine.fuel),
 		by(isolation.LimitOutput, "host counts, worker killed"),
 		by(isolation.LimitMemory, "linear memory limit in the worker"+d.launcher.memoryWall()),
 		by(isolation.LimitFiles, "count of descriptors in the worker"),
@@ -72,7 +71,7 @@ func (d *Driver) enforces() []isolation.Enforcement {
 // walls tells what stands around the module, as the last worker reported it.
 func (d *Driver) walls() (walls []isolation.Wall, warnings []string) {
 	walls = []isolation.Wall{
-		{Name: "wasm", Present: true, Detail: "WebAssembly sandbox and WASI capabilities, " + worker.Engine},
+		{Name: "wasm", Present: true, Detail: "WebAssembly sandbox and WASI capabilities, " + d.engine.version},
 		{Name: "process", Present: true, Detail: "worker of its own: " + d.launcher.describe()},
 	}
 	d.pool.mu.Lock()

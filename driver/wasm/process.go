@@ -77,7 +77,7 @@ func (p *process) Wait(ctx context.Context) (isolation.Exit, error) {
 	case <-p.done:
 		return p.exit, nil
 	case <-ctx.Done():
-		return isolation.Exit{}, &isolation.Error{Op: "wait", Driver: Name, ID: p.id, Outcome: isolation.OutcomeUnknown, Err: context.Cause(ctx)}
+		return isolation.Exit{}, &isolation.Error{Op: "wait", Driver: p.sb.d.Name(), ID: p.id, Outcome: isolation.OutcomeUnknown, Err: context.Cause(ctx)}
 	}
 }
 

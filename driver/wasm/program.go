@@ -1,7 +1,6 @@
 package wasm
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -38,16 +37,20 @@ func ServeIfWorker() {
 	servesWorkers = true
 }
 
-func workerName() string {
+// executable is the file name of a program.
+func executable(name string) string {
 	if runtime.GOOS == "windows" {
-		return "axo-wasm.exe"
+		return name + ".exe"
 	}
-	return "axo-wasm"
+	return name
 }
 
 // findProgram chooses the worker: by config, embedded, beside this program, or
 // this program itself.
-func findProgram(c *Config) (program, error) {
+func findProgram(c *Config, e *description) (program, error) {
+	if e.linuxOnly && runtime.GOOS != "linux" {
+		return program{}, &isolation.UnsupportedError{Feature: "the " + string(e.name) + " worker on " + runtime.GOOS, Need: "Linux"}
+	}
 	if c.Worker != "" {
 		info, err := os.Stat(c.Worker)
 		if err != nil || !info.Mode().IsRegular() {
@@ -55,29 +58,40 @@ func findProgram(c *Config) (program, error) {
 		}
 		return program{path: c.Worker, how: c.Worker}, nil
 	}
-	if len(embeddedWorker) > 0 {
-		return program{content: embeddedWorker, how: "embedded axo-wasm"}, nil
+	if len(e.embedded) > 0 {
+		return program{content: e.embedded, how: "embedded " + e.program}, nil
 	}
 	self, err := os.Executable()
 	if err != nil {
 		return program{}, fmt.Errorf("find this program: %w", err)
 	}
-	beside := filepath.Join(filepath.Dir(self), workerName())
+	beside := filepath.Join(filepath.Dir(self), executable(e.program))
 	if info, err := os.Stat(beside); err == nil && info.Mode().IsRegular() {
 		return program{path: beside, how: beside}, nil
 	}
-	if servesWorkers {
+	if e.reexec && servesWorkers {
 		return program{
 			path: self, env: []string{reexecEnv + "=1"}, how: "this program, started again",
 			warning: "workers are this program started again: its init functions run before the jail stands; put axo-wasm beside it",
 		}, nil
 	}
-	return program{}, errNoProgram
+	return program{}, noProgram(e)
 }
 
-var errNoProgram = errors.Join(
-	&isolation.UnsupportedError{
-		Feature: "the WASM tier without a worker program",
-		Need:    "axo-wasm beside this program (go build ./cmd/axo-wasm), Config.Worker, or a call of wasm.ServeIfWorker in main",
-	},
-)
+func noProgram(e *description) error {
+	need := fmt.Sprintf("%s beside this program (%s), or its path in Config.Worker", e.program, e.make)
+	if e.reexec {
+		need += ", or a call of wasm.ServeIfWorker in main"
+	}
+	return &isolation.UnsupportedError{Feature: fmt.Sprintf("the engine %s without a worker program", e.name), Need: need}
+}
+
+// HasWorker reports whether the engine's worker program is found.
+func (c Config) HasWorker() bool {
+	e, ok := c.Engine.describe()
+	if !ok {
+		return false
+	}
+	_, err := findProgram(&c, &e)
+	return err == nil
+}

@@ -61,11 +61,11 @@ func (s *sandbox) State(context.Context) (isolation.State, error) {
 }
 
 func (s *sandbox) error(op string, err error) error {
-	return &isolation.Error{Op: op, Driver: Name, ID: s.id, Err: err}
+	return &isolation.Error{Op: op, Driver: s.d.Name(), ID: s.id, Err: err}
 }
 
 func (s *sandbox) notStarted(err error) error {
-	return &isolation.Error{Op: "exec", Driver: Name, ID: s.id, Outcome: isolation.NotStarted, Err: err}
+	return &isolation.Error{Op: "exec", Driver: s.d.Name(), ID: s.id, Outcome: isolation.NotStarted, Err: err}
 }
 
 // Exec starts the module.

@@ -17,15 +17,15 @@ import (
 	"github.com/axocoatl/isolation/internal/testprog"
 )
 
-var testWorker string
+var wazeroWorker string
 
-// TestMain builds the worker program that the tests run modules in.
+// TestMain builds the worker program of the engine that is always there.
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "axo-wasm-test-")
 	if err != nil {
 		panic(err)
 	}
-	testWorker = filepath.Join(dir, workerName())
+	wazeroWorker = filepath.Join(dir, executable("axo-wasm"))
 	if err := testprog.BuildCommands(dir, []string{"axo-wasm"}); err != nil {
 		panic(err)
 	}
@@ -34,9 +34,26 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func newDriver(t testing.TB, change ...func(*Config)) *Driver {
+// testWorker returns the worker program of an engine. Without a Rust toolchain
+// the test is skipped, or fails where AXO_REQUIRE is set.
+func testWorker(t testing.TB, e Engine) string {
 	t.Helper()
-	c := Config{Worker: testWorker, CacheDir: filepath.Join(t.TempDir(), "cache")}
+	if e == Wasmtime {
+		return testprog.Wasmtime(t)
+	}
+	return wazeroWorker
+}
+
+// eachEngine runs a test with every engine.
+func eachEngine(t *testing.T, test func(*testing.T, Engine)) {
+	for _, e := range []Engine{Wazero, Wasmtime} {
+		t.Run(string(e), func(t *testing.T) { test(t, e) })
+	}
+}
+
+func newDriver(t testing.TB, e Engine, change ...func(*Config)) *Driver {
+	t.Helper()
+	c := Config{Engine: e, Worker: testWorker(t, e), CacheDir: filepath.Join(t.TempDir(), "cache")}
 	for _, f := range change {
 		f(&c)
 	}
@@ -104,8 +121,10 @@ func run(t testing.TB, d *Driver, spec isolation.Spec, ps isolation.ProcessSpec,
 	return ran{exit, out.String(), errOut.String(), p.PID()}
 }
 
-func TestReasons(t *testing.T) {
-	d := newDriver(t)
+func TestReasons(t *testing.T) { eachEngine(t, testReasons) }
+
+func testReasons(t *testing.T, e Engine) {
+	d := newDriver(t, e)
 	const wall = 200 * time.Millisecond
 	short := isolation.Limits{Wall: wall}
 	hello := testprog.Wat(t, "tiny")
@@ -168,8 +187,10 @@ func TestReasons(t *testing.T) {
 	})
 }
 
-func TestBadModules(t *testing.T) {
-	d := newDriver(t)
+func TestBadModules(t *testing.T) { eachEngine(t, testBadModules) }
+
+func testBadModules(t *testing.T, e Engine) {
+	d := newDriver(t, e)
 	for _, c := range []struct {
 		module string
 		class  error
@@ -239,18 +260,22 @@ func TestBadModules(t *testing.T) {
 	}
 }
 
-func TestModuleBelowItsMinimum(t *testing.T) {
+func TestModuleBelowItsMinimum(t *testing.T) { eachEngine(t, testModuleBelowItsMinimum) }
+
+func testModuleBelowItsMinimum(t *testing.T, e Engine) {
 	spec := wasmSpec(testprog.Wat(t, "bigmemory"))
 	spec.Resources.MemoryBytes = 64 << 20
-	_, err := newDriver(t).Create(context.Background(), "big", spec)
+	_, err := newDriver(t, e).Create(context.Background(), "big", spec)
 	if !errors.Is(err, isolation.ErrInvalidArgument) || !strings.Contains(err.Error(), "declares at least") {
 		t.Errorf("module of 2 GiB under a limit of 64 MiB: %v", err)
 	}
 }
 
 // TestWorkerReuse checks who may use a worker after whom.
-func TestWorkerReuse(t *testing.T) {
-	d := newDriver(t)
+func TestWorkerReuse(t *testing.T) { eachEngine(t, testWorkerReuse) }
+
+func testWorkerReuse(t *testing.T, e Engine) {
+	d := newDriver(t, e)
 	tiny := wasmSpec(testprog.Wat(t, "tiny"))
 	a := run(t, d, tiny, isolation.ProcessSpec{}, nil)
 	if b := run(t, d, tiny, isolation.ProcessSpec{}, nil); b.pid != a.pid {
@@ -277,8 +302,10 @@ func TestWorkerReuse(t *testing.T) {
 }
 
 // TestInstancesStartBlank runs a Go program whose heap leaves the memory dirty.
-func TestInstancesStartBlank(t *testing.T) {
-	d := newDriver(t)
+func TestInstancesStartBlank(t *testing.T) { eachEngine(t, testInstancesStartBlank) }
+
+func testInstancesStartBlank(t *testing.T, e Engine) {
+	d := newDriver(t, e)
 	spec := wasmSpec(testprog.Go(t, "tool"))
 	in := `{"customer":"a","items":[{"name":"x","price":1.5,"count":2}]}`
 	first := run(t, d, spec, isolation.ProcessSpec{}, strings.NewReader(in))
@@ -293,7 +320,11 @@ func TestInstancesStartBlank(t *testing.T) {
 }
 
 func TestLostWorkerIsHonestAndReplaced(t *testing.T) {
-	d := newDriver(t)
+	eachEngine(t, testLostWorkerIsHonestAndReplaced)
+}
+
+func testLostWorkerIsHonestAndReplaced(t *testing.T, e Engine) {
+	d := newDriver(t, e)
 	ctx := context.Background()
 	sb, err := d.Create(ctx, "lost", wasmSpec(testprog.Wat(t, "sleep60")))
 	if err != nil {
@@ -346,8 +377,10 @@ func waitFor(t testing.TB, what string, cond func() bool) {
 
 // TestSleepersGiveTheirSlotBack fills all slots many times over with sleeping
 // modules: a short one still runs.
-func TestSleepersGiveTheirSlotBack(t *testing.T) {
-	d := newDriver(t, func(c *Config) { c.Runnable = 1 })
+func TestSleepersGiveTheirSlotBack(t *testing.T) { eachEngine(t, testSleepersGiveTheirSlotBack) }
+
+func testSleepersGiveTheirSlotBack(t *testing.T, e Engine) {
+	d := newDriver(t, e, func(c *Config) { c.Runnable = 1 })
 	ctx := context.Background()
 	sb, err := d.Create(ctx, "sleepers", wasmSpec(testprog.Wat(t, "sleep60")))
 	if err != nil {
@@ -366,8 +399,10 @@ func TestSleepersGiveTheirSlotBack(t *testing.T) {
 	}
 }
 
-func TestPoolMakesRoom(t *testing.T) {
-	d := newDriver(t, func(c *Config) { c.MaxWorkers = 2 })
+func TestPoolMakesRoom(t *testing.T) { eachEngine(t, testPoolMakesRoom) }
+
+func testPoolMakesRoom(t *testing.T, e Engine) {
+	d := newDriver(t, e, func(c *Config) { c.MaxWorkers = 2 })
 	spec := wasmSpec(testprog.Wat(t, "tiny"))
 	for i := range 6 {
 		spec.Tenant = fmt.Sprint(i)
@@ -383,13 +418,15 @@ func TestPoolMakesRoom(t *testing.T) {
 	}
 }
 
-func TestCacheIsUsedAndVerified(t *testing.T) {
+func TestCacheIsUsedAndVerified(t *testing.T) { eachEngine(t, testCacheIsUsedAndVerified) }
+
+func testCacheIsUsedAndVerified(t *testing.T, e Engine) {
 	dir := filepath.Join(t.TempDir(), "cache")
 	use := func(c *Config) { c.CacheDir = dir }
 	spec := wasmSpec(testprog.Go(t, "hello"))
 	check := func() {
 		t.Helper()
-		if r := run(t, newDriver(t, use), spec, isolation.ProcessSpec{}, nil); !r.exit.Success() {
+		if r := run(t, newDriver(t, e, use), spec, isolation.ProcessSpec{}, nil); !r.exit.Success() {
 			t.Fatal(r.exit, r.stderr)
 		}
 	}
@@ -398,7 +435,7 @@ func TestCacheIsUsedAndVerified(t *testing.T) {
 	if err != nil || len(entries) != 1 {
 		t.Fatalf("%d artefacts (%v), want 1", len(entries), err)
 	}
-	native, err := filepath.Glob(filepath.Join(entries[0], "native", "*", "*"))
+	native, err := filepath.Glob(filepath.Join(entries[0], map[Engine]string{Wazero: "native/*/*", Wasmtime: "module.cwasm"}[e]))
 	if err != nil || len(native) != 1 {
 		t.Fatalf("%d native files (%v), want 1", len(native), err)
 	}
@@ -426,13 +463,15 @@ func TestCacheIsUsedAndVerified(t *testing.T) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := New(Config{Worker: testWorker, CacheDir: dir}); err == nil {
+	if _, err := New(Config{Engine: e, Worker: testWorker(t, e), CacheDir: dir}); err == nil {
 		t.Error("a cache directory that others can read was accepted")
 	}
 }
 
-func TestCreateSharesOneCompilation(t *testing.T) {
-	d := newDriver(t)
+func TestCreateSharesOneCompilation(t *testing.T) { eachEngine(t, testCreateSharesOneCompilation) }
+
+func testCreateSharesOneCompilation(t *testing.T, e Engine) {
+	d := newDriver(t, e)
 	spec := wasmSpec(testprog.Go(t, "hello"))
 	var wg sync.WaitGroup
 	for i := range 8 {
@@ -449,12 +488,14 @@ func TestCreateSharesOneCompilation(t *testing.T) {
 	}
 }
 
-func TestProbe(t *testing.T) {
-	f, err := newDriver(t).Probe(context.Background())
+func TestProbe(t *testing.T) { eachEngine(t, testProbe) }
+
+func testProbe(t *testing.T, e Engine) {
+	f, err := newDriver(t, e).Probe(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.Tier != isolation.TierWASM || f.Engine != Name || !f.CanRun(isolation.WasmCompiled) || f.CanRun(isolation.Python) {
+	if f.Tier != isolation.TierWASM || f.Engine != string(e) || !f.CanRun(isolation.WasmCompiled) || f.CanRun(isolation.Python) {
 		t.Errorf("%+v", f)
 	}
 	for _, l := range []isolation.Limit{isolation.LimitWall, isolation.LimitMemory, isolation.LimitFuel} {
@@ -462,7 +503,7 @@ func TestProbe(t *testing.T) {
 			t.Errorf("%s is not enforced: %+v", l, f.Enforcement(l))
 		}
 	}
-	d, err := New(Config{Worker: "/nonexistent/axo-wasm"})
+	d, err := New(Config{Engine: e, Worker: "/nonexistent/axo-wasm"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,7 @@ package wasm
 
 import (
 	"fmt"
-	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,29 +46,26 @@ func startWorker(l *launcher) (*child, *wire.Reader, error) {
 }
 
 // loadWorker gives a started worker its module, and starts its reader.
-func loadWorker(ch *child, r *wire.Reader, k poolKey, art *artefact, cfg *Config, jail bool, mounts []mount, onGone func(*workerProcess)) (*workerProcess, error) {
+func loadWorker(ch *child, r *wire.Reader, e *description, k poolKey, art *artefact, cfg *Config, jail bool, mounts []mount, onGone func(*workerProcess)) (*workerProcess, error) {
 	m := wire.LoadMessage{
 		Fuel: art.meta.Fuel, HasImage: art.meta.HasImage, ImageBase: art.meta.ImageBase, HasStart: art.meta.HasStart,
 		Memory: uint64(cfg.MaxMemory), ByPath: byPath, Jail: jail,
 	}
-	files := []*os.File{art.module, art.native}
-	if art.image != nil {
-		files = append(files, art.image)
-	}
+	files := slices.Clone(art.files)
 	for _, mt := range mounts {
 		m.Mounts = append(m.Mounts, wire.LoadMount{Destination: mt.destination, ReadOnly: mt.readOnly})
 		files = append(files, mt.dir)
 	}
 	if byPath {
-		m.ModulePath, m.NativePath = art.module.Name(), art.native.Name()
-		if art.image != nil {
-			m.ImagePath = art.image.Name()
+		m.ModulePath, m.NativePath = art.files[0].Name(), art.files[1].Name()
+		if art.meta.HasImage {
+			m.ImagePath = art.files[2].Name()
 		}
 		for i, mt := range mounts {
 			m.Mounts[i].Path = mt.dir.Name()
 		}
 	}
-	if err := expectHello(r); err != nil {
+	if err := expectHello(r, e); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
 	if err := ch.sendFiles(wire.Append(nil, wire.Load, 1, m.Append(nil)), files); err != nil {
