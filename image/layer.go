@@ -150,7 +150,7 @@ func (s *Store) unpackBlob(ctx context.Context, blob string, check func(DiffID) 
 func unpackStream(ctx context.Context, r io.Reader, dir string, limits Limits) (layerInfo, error) {
 	z, _, err := decompress(&ctxReader{ctx, r})
 	if err != nil {
-		return layerInfo{}, err
+		return layerInfo{}, badTar(err)
 	}
 	defer z.Close()
 	h := sha256.New()
@@ -163,7 +163,7 @@ func unpackStream(ctx context.Context, r io.Reader, dir string, limits Limits) (
 		return info, err
 	}
 	if _, err := io.Copy(io.Discard, tarStream); err != nil {
-		return info, err
+		return info, badTar(err)
 	}
 	info.DiffID = DiffID(digestOf(h))
 	return info, nil
@@ -209,4 +209,14 @@ func (c *countReader) Read(p []byte) (int, error) {
 	c.e.Done += int64(n)
 	c.ev.progress(c.e)
 	return n, err
+}
+
+// badTar says that a layer is bad when its reader fails, unless it was stopped
+// for another reason.
+func badTar(err error) error {
+	var path *os.PathError
+	if isolation.Class(err) != nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &path) {
+		return fmt.Errorf("read the layer: %w", err)
+	}
+	return fmt.Errorf("the layer is damaged or ends early: %w: %w", isolation.ErrInvalidArgument, err)
 }

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log"
@@ -283,4 +284,58 @@ func leftovers(t testing.TB, s *Store) (list []string) {
 		list = append(list, "own/"+e.Name())
 	}
 	return list
+}
+
+// tarList reads a tar's entries back.
+func tarList(t testing.TB, b []byte) (list []ent) {
+	t.Helper()
+	tr := tar.NewReader(bytes.NewReader(b))
+	for {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return list
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(tr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, ent{name: h.Name, body: string(body), link: h.Linkname, typ: h.Typeflag, mode: h.Mode, uid: h.Uid, gid: h.Gid, pax: h.PAXRecords})
+	}
+}
+
+// writeDockerArchive writes what docker save did before version 25.
+func writeDockerArchive(t testing.TB, path string, img v1.Image, tag string) {
+	t.Helper()
+	config, err := img.RawConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	var list []ent
+	for i, l := range layers {
+		r, err := l.Uncompressed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, fmt.Sprintf("%064d/layer.tar", i))
+		list = append(list, ent{name: fmt.Sprintf("%064d/", i)}, ent{name: names[i], body: string(b)})
+	}
+	m, err := json.Marshal([]map[string]any{{"Config": "config.json", "RepoTags": []string{tag}, "Layers": names}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list = append(list, ent{name: "config.json", body: string(config)}, ent{name: "manifest.json", body: string(m)})
+	if err := os.WriteFile(path, mkTar(t, list...), 0o644); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -2,7 +2,6 @@ package image
 
 import (
 	"archive/tar"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -76,16 +75,6 @@ func (u *unpacker) unpack(r io.Reader) (layerInfo, error) {
 		}
 	}
 	return u.info, u.finish()
-}
-
-// badTar says that a layer is bad when its reader fails, unless it was stopped
-// for another reason.
-func badTar(err error) error {
-	var path *os.PathError
-	if isolation.Class(err) != nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &path) {
-		return fmt.Errorf("read the layer: %w", err)
-	}
-	return fmt.Errorf("the layer is damaged or ends early: %w: %w", isolation.ErrInvalidArgument, err)
 }
 
 // clean returns a name relative to the root, "." for the root itself. A leading
