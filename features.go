@@ -40,6 +40,9 @@ type Enforcement struct {
 	Enforced bool   `json:"enforced"`
 	By       string `json:"by,omitempty"`     // "store limit", "cgroup v1", "host timer"
 	Reason   string `json:"reason,omitempty"` // why not
+	// Uncounted: the limit holds, but nobody counts who runs into it, so that
+	// LimitsHit may not tell.
+	Uncounted bool `json:"uncounted,omitempty"`
 }
 
 // Wall is one thing between the program and the host.

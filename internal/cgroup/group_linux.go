@@ -178,7 +178,7 @@ type Group struct {
 	v2      bool
 	dir     map[string]string // controller to directory
 	dirs    []string          // each once
-	tasks   []*os.File        // cgroup.procs of each
+	tasks   []*os.File        // by which a child joins each
 	maxPids string            // what pids.max is to be
 }
 
@@ -235,7 +235,8 @@ func (t *Tree) Paths(name string, r Limits) []string {
 	return out
 }
 
-// Joins are the files by which a child becomes a member.
+// Joins are the files by which a child of one thread becomes a member, with
+// those of its children that are yet to come: it writes "0" into each.
 func (g *Group) Joins() []*os.File {
 	if g == nil {
 		return nil
@@ -351,9 +352,9 @@ func value(dir, file, key string) int64 {
 
 // Add makes a process a member, with those of its children that are yet to come.
 func (g *Group) Add(pid int) error {
-	for _, f := range g.tasks {
-		if _, err := f.WriteAt(strconv.AppendInt(nil, int64(pid), 10), 0); err != nil {
-			return fmt.Errorf("%s: %w", f.Name(), err)
+	for _, dir := range g.dirs {
+		if err := write(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(pid)); err != nil {
+			return fmt.Errorf("join %s: %w", dir, err)
 		}
 	}
 	return nil

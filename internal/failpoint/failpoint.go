@@ -26,11 +26,16 @@ const (
 	NoneStarted  = "none.started"   // its first process
 	NoneEnded    = "none.ended"     // its process ended, its groups there
 	NoneRemoved  = "none.ungrouped" // groups gone, its journal entry not
+	OCIRecorded  = "oci.recorded"   // journal entry of a container
+	OCIGroup     = "oci.group"      // its control groups
+	OCIStarted   = "oci.started"    // its first process, not in the journal yet
+	OCIRemoved   = "oci.ungrouped"  // all gone but the journal entry
 	JournalHalf  = "journal.half"   // an entry under its temporary name
 )
 
 // Wasm and None are the points that a run of each tier comes to.
 var (
 	Wasm = []string{Recorded, GroupMade, Started, Attached, TempRecorded, Compiled, Sealed, Executed, SpillMade, Killed, GroupRemoved, Created, Exited, Deleted, JournalHalf}
+	OCI  = []string{OCIRecorded, OCIGroup, OCIStarted, OCIRemoved, Created, Exited, Deleted, JournalHalf}
 	None = []string{NoneRecorded, NoneGroup, NoneStarted, NoneEnded, NoneRemoved, Created, Exited, Deleted, JournalHalf}
 )

@@ -29,6 +29,9 @@ type Rlimit struct {
 type Credential struct {
 	UID, GID uint32
 	Groups   []uint32
+	// KeepGroups leaves the supplementary groups as they are, in a user
+	// namespace that may not change them.
+	KeepGroups bool
 }
 
 // Spec is what to start. The program gets Files as descriptors 0, 1, 2, ...
@@ -41,12 +44,31 @@ type Spec struct {
 	Dir     string
 	Files   []*os.File
 	Rlimits []Rlimit
-	// Tasks are open cgroup.procs files: the child writes itself into each.
+	// Tasks are files of control groups: the child writes "0", itself, into each.
 	Tasks []*os.File
 	Cred  *Credential
 	// ParentDeathSignal is sent to the program when the Spawner is closed or
 	// the process that has it dies. 0: none.
 	ParentDeathSignal syscall.Signal
+
+	// Namespaces are CLONE_NEW flags (clone(2)). With any of them the child
+	// has a copy of the memory and the caller's thread goes on.
+	Namespaces uintptr
+	// Map writes the maps of a new user namespace, whose only process waits
+	// for it (user_namespaces(7)).
+	Map func(pid int) error
+	// DropCapabilities empties all five sets (capabilities(7)).
+	DropCapabilities bool
+	NoNewPrivs       bool
+	// Filter is a seccomp filter, loaded last (seccomp(2)). It must allow
+	// execve, and prctl unless NoNewPrivs and DropCapabilities are not set.
+	Filter []unix.SockFilter
+	// OOMScoreAdj is written to /proc/self/oom_score_adj as it is; "": not.
+	OOMScoreAdj string
+	// ControllingTerminal makes descriptor 0, a terminal, the session's.
+	ControllingTerminal bool
+	// CPUs is an affinity mask; nil: the caller's.
+	CPUs *unix.CPUSet
 }
 
 // Error is a start that failed in the child. It names the step.
@@ -68,12 +90,17 @@ const (
 	stepUser
 	stepParent
 	stepLimits
+	stepMap
+	stepOOM
+	stepCapabilities
+	stepFilter
 	stepExec
 )
 
 var stepNames = [...]string{
 	stepSession: "new session", stepCgroup: "join cgroup", stepFiles: "set descriptors", stepDir: "enter directory",
-	stepUser: "change user", stepParent: "tie to parent", stepLimits: "set limits", stepExec: "execute",
+	stepUser: "change user", stepParent: "tie to parent", stepLimits: "set limits", stepMap: "wait for id maps",
+	stepOOM: "set oom_score_adj", stepCapabilities: "drop capabilities", stepFilter: "load seccomp filter", stepExec: "execute",
 }
 
 // Spawner starts programs from one thread of its own: the kernel sends a
@@ -110,10 +137,19 @@ func (s *Spawner) Start(spec Spec) (pid int, pidfd *os.File, err error) {
 	if err != nil {
 		return 0, nil, err
 	}
+	if serr := s.onThread(func() { pid, pidfd, err = c.start() }); serr != nil {
+		return 0, nil, serr
+	}
+	runtime.KeepAlive(spec)
+	return pid, pidfd, err
+}
+
+// onThread runs f on the spawner's thread. The error is os.ErrClosed.
+func (s *Spawner) onThread(f func()) error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
-		return 0, nil, os.ErrClosed
+		return os.ErrClosed
 	}
 	if s.calls == nil {
 		s.calls, s.done = make(chan func()), make(chan struct{})
@@ -122,13 +158,12 @@ func (s *Spawner) Start(spec Spec) (pid int, pidfd *os.File, err error) {
 	finished := make(chan struct{})
 	// Sent under the lock, so that Close never closes a channel in use.
 	s.calls <- func() {
-		pid, pidfd, err = c.start()
+		f()
 		close(finished)
 	}
 	s.mu.Unlock()
 	<-finished
-	runtime.KeepAlive(spec)
-	return pid, pidfd, err
+	return nil
 }
 
 func (s *Spawner) serve(calls <-chan func()) {
@@ -159,6 +194,25 @@ type child struct {
 	zero           [1]byte  // "0": the writer itself
 	result         *outcome // written by the child
 	closeRangeFrom uintptr
+
+	flags        uintptr // of clone
+	copied       bool    // the child has a copy of the memory
+	mapIDs       func(pid int) error
+	mapped       [2]int // pipe: the child reads until the maps are there
+	started      [2]int // pipe: closed by the execve
+	keepGroups   bool
+	dropCaps     bool
+	noNewPrivs   bool
+	filter       unix.SockFprog
+	filters      []unix.SockFilter
+	oomPath, oom []byte // ending with a zero
+	oomBytes     uintptr
+	lastCap      uintptr
+	capHeader    [2]uint32
+	capData      [6]uint32
+	cpus         *unix.CPUSet
+	terminal     bool
+	one          [1]byte
 }
 
 type rlimit struct {
@@ -205,7 +259,29 @@ func prepare(s Spec) (*child, error) {
 	for _, l := range s.Rlimits {
 		c.rlimits = append(c.rlimits, rlimit{uintptr(l.Resource), [2]uint64{l.Cur, l.Max}})
 	}
+	c.flags = cloneFlags
+	c.copied = !sharesMemory
+	if s.Namespaces != 0 {
+		c.flags = s.Namespaces | unix.CLONE_PIDFD | uintptr(unix.SIGCHLD)
+		c.copied, c.mapIDs = true, s.Map
+		if s.Namespaces&unix.CLONE_NEWPID != 0 {
+			c.parent = 0 // as the child sees it
+		}
+	}
+	c.dropCaps, c.noNewPrivs, c.cpus, c.terminal = s.DropCapabilities, s.NoNewPrivs, s.CPUs, s.ControllingTerminal
+	c.capHeader[0] = unix.LINUX_CAPABILITY_VERSION_3
+	if c.lastCap, err = lastCapability(); err != nil && c.dropCaps {
+		return c, err
+	}
+	if c.filters = s.Filter; len(c.filters) > 0 {
+		c.filter = unix.SockFprog{Len: uint16(len(c.filters)), Filter: &c.filters[0]}
+	}
+	if s.OOMScoreAdj != "" {
+		c.oomPath, c.oom = []byte("/proc/self/oom_score_adj\x00"), []byte(s.OOMScoreAdj)
+		c.oomBytes = uintptr(len(c.oom))
+	}
 	if s.Cred != nil {
+		c.keepGroups = s.Cred.KeepGroups
 		c.setUser, c.uid, c.gid = true, s.Cred.UID, s.Cred.GID
 		c.groups = append(make([]uint32, 0, len(s.Cred.Groups)+1), s.Cred.Groups...)
 	}
@@ -226,25 +302,70 @@ func numbers(files []*os.File) ([]int, error) {
 	return out, nil
 }
 
+// lastCapability is the largest one that the kernel knows.
+var lastCapability = sync.OnceValues(func() (uintptr, error) {
+	// An unknown one is EINVAL (prctl(2)).
+	for n := uintptr(0); n < 64; n++ {
+		if _, _, e := syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_READ, n, 0, 0, 0, 0); e != 0 {
+			if n == 0 {
+				return 0, os.NewSyscallError("prctl", e)
+			}
+			return n - 1, nil
+		}
+	}
+	return 63, nil
+})
+
 func (c *child) start() (int, *os.File, error) {
 	free, err := c.share()
 	if err != nil {
 		return 0, nil, err
 	}
 	defer free()
+	c.mapped, c.started = [2]int{-1, -1}, [2]int{-1, -1}
+	defer func() {
+		for _, fd := range []int{c.mapped[0], c.mapped[1], c.started[0], c.started[1]} {
+			if fd >= 0 {
+				unix.Close(fd)
+			}
+		}
+	}()
+	if c.copied {
+		if err := unix.Pipe2(c.started[:], unix.O_CLOEXEC); err != nil {
+			return 0, nil, os.NewSyscallError("pipe2", err)
+		}
+	}
+	if c.mapIDs != nil {
+		if err := unix.Pipe2(c.mapped[:], unix.O_CLOEXEC); err != nil {
+			return 0, nil, os.NewSyscallError("pipe2", err)
+		}
+	}
 	syscall.ForkLock.Lock()
 	pid, errno := c.clone()
 	syscall.ForkLock.Unlock()
 	if errno != 0 {
 		return 0, nil, os.NewSyscallError("clone", errno)
 	}
-	if step := c.result.step; step != stepNone {
-		var ws unix.WaitStatus
+	if c.mapIDs != nil {
+		if err := c.mapIDs(int(pid)); err != nil {
+			_ = unix.PidfdSendSignal(int(c.pidfd), unix.SIGKILL, nil, 0)
+			reap(int(pid))
+			unix.Close(int(c.pidfd))
+			return 0, nil, err
+		}
+		_, _ = unix.Write(c.mapped[1], c.one[:]) // a child that is gone is seen below
+	}
+	if c.copied {
+		unix.Close(c.started[1])
+		c.started[1] = -1
 		for {
-			if _, err := unix.Wait4(int(pid), &ws, 0, nil); err != unix.EINTR {
+			if _, err := unix.Read(c.started[0], c.one[:]); err != unix.EINTR {
 				break
 			}
 		}
+	}
+	if step := c.result.step; step != stepNone {
+		reap(int(pid))
 		unix.Close(int(c.pidfd))
 		return 0, nil, &Error{Step: stepNames[step], Err: syscall.Errno(c.result.errno)}
 	}
@@ -257,9 +378,18 @@ func (c *child) start() (int, *os.File, error) {
 	return int(pid), os.NewFile(uintptr(c.pidfd), "pidfd"), nil
 }
 
+func reap(pid int) {
+	var ws unix.WaitStatus
+	for {
+		if _, err := unix.Wait4(pid, &ws, 0, nil); err != unix.EINTR {
+			return
+		}
+	}
+}
+
 // share finds the memory for the outcome.
 func (c *child) share() (free func(), err error) {
-	if sharesMemory {
+	if !c.copied {
 		c.result = new(outcome)
 		return func() {}, nil
 	}
@@ -304,7 +434,7 @@ func (c *child) clone() (pid uintptr, errno syscall.Errno) {
 	beforeFork() // blocks signals on this thread
 	// Directly: a return address on the stack would be overwritten by what
 	// the child calls.
-	pid = rawVM(cloneFlags, uintptr(unsafe.Pointer(&c.pidfd)))
+	pid = rawVM(c.flags, uintptr(unsafe.Pointer(&c.pidfd)))
 	if pid != 0 {
 		afterFork()
 		if pid > ^uintptr(4095) {
@@ -322,6 +452,12 @@ func (c *child) clone() (pid uintptr, errno syscall.Errno) {
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&c.sigMask)), 0, 8, 0, 0)
 	syscall.RawSyscall(unix.SYS_UMASK, 0o022, 0, 0)
 
+	if c.mapped[0] >= 0 {
+		step = stepMap
+		if _, _, e = syscall.RawSyscall(unix.SYS_READ, uintptr(c.mapped[0]), uintptr(unsafe.Pointer(&c.one[0])), 1); e != 0 {
+			goto fail
+		}
+	}
 	step = stepSession
 	if _, _, e = syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0); e != 0 {
 		goto fail
@@ -343,6 +479,11 @@ func (c *child) clone() (pid uintptr, errno syscall.Errno) {
 			syscall.RawSyscall(unix.SYS_FCNTL, uintptr(i), unix.F_SETFD, unix.FD_CLOEXEC)
 		}
 	}
+	if c.terminal {
+		if _, _, e = syscall.RawSyscall(unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0); e != 0 {
+			goto fail
+		}
+	}
 	// Limits before the user changes: to raise one takes a privilege.
 	step = stepLimits
 	for i = range c.rlimits {
@@ -350,10 +491,37 @@ func (c *child) clone() (pid uintptr, errno syscall.Errno) {
 			goto fail
 		}
 	}
+	if c.cpus != nil { // as far as the host has them
+		syscall.RawSyscall(unix.SYS_SCHED_SETAFFINITY, 0, unsafe.Sizeof(*c.cpus), uintptr(unsafe.Pointer(c.cpus)))
+	}
+	step = stepOOM
+	if c.oomBytes > 0 {
+		fd, _, errno := syscall.RawSyscall6(unix.SYS_OPENAT, ^uintptr(99), uintptr(unsafe.Pointer(unsafe.SliceData(c.oomPath))), unix.O_WRONLY|unix.O_CLOEXEC, 0, 0, 0)
+		if e = errno; e != 0 {
+			goto fail
+		}
+		if _, _, e = syscall.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(c.oom))), c.oomBytes); e != 0 {
+			goto fail
+		}
+	}
+	// The bounding set takes a privilege to change.
+	step = stepCapabilities
+	if c.dropCaps {
+		for i = 0; i <= int(c.lastCap); i++ {
+			if _, _, e = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(i), 0, 0, 0, 0); e != 0 {
+				goto fail
+			}
+		}
+		if _, _, e = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, 0); e != 0 {
+			goto fail
+		}
+	}
 	step = stepUser
 	if c.setUser {
-		if _, _, e = syscall.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(c.groups)), uintptr(unsafe.Pointer(unsafe.SliceData(c.groups))), 0); e != 0 {
-			goto fail
+		if !c.keepGroups {
+			if _, _, e = syscall.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(c.groups)), uintptr(unsafe.Pointer(unsafe.SliceData(c.groups))), 0); e != 0 {
+				goto fail
+			}
 		}
 		if _, _, e = syscall.RawSyscall(unix.SYS_SETRESGID, uintptr(c.gid), uintptr(c.gid), uintptr(c.gid)); e != 0 {
 			goto fail
@@ -376,6 +544,23 @@ func (c *child) clone() (pid uintptr, errno syscall.Errno) {
 		// The parent may have died before the signal was set.
 		if ppid, _, _ := syscall.RawSyscall(unix.SYS_GETPPID, 0, 0, 0); ppid != c.parent {
 			e = syscall.ESRCH
+			goto fail
+		}
+	}
+	step = stepCapabilities
+	if c.dropCaps {
+		if _, _, e = syscall.RawSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&c.capHeader[0])), uintptr(unsafe.Pointer(&c.capData[0])), 0); e != 0 {
+			goto fail
+		}
+	}
+	step = stepFilter
+	if c.noNewPrivs {
+		if _, _, e = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); e != 0 {
+			goto fail
+		}
+	}
+	if c.filter.Len > 0 {
+		if _, _, e = syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&c.filter))); e != 0 {
 			goto fail
 		}
 	}

@@ -42,7 +42,7 @@ func shell(t *testing.T, s *Spawner, script string, change func(*Spec)) (pid int
 	return pid, r, err
 }
 
-func reap(t *testing.T, pid int) unix.WaitStatus {
+func awaited(t *testing.T, pid int) unix.WaitStatus {
 	t.Helper()
 	var ws unix.WaitStatus
 	if _, err := unix.Wait4(pid, &ws, 0, nil); err != nil {
@@ -66,7 +66,7 @@ func TestStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	b, _ := io.ReadAll(out)
-	if ws := reap(t, pid); ws.ExitStatus() != 3 {
+	if ws := awaited(t, pid); ws.ExitStatus() != 3 {
 		t.Errorf("status %v", ws)
 	}
 	if want := "/usr\n77\n0022\nb\n65534\n"; os.Geteuid() == 0 && string(b) != want {
@@ -121,7 +121,7 @@ func TestStress(t *testing.T) {
 					return
 				}
 				b, _ := io.ReadAll(out)
-				if ws := reap(t, pid); !ws.Exited() || len(b) == 0 {
+				if ws := awaited(t, pid); !ws.Exited() || len(b) == 0 {
 					t.Errorf("%v, %q", ws, b)
 				}
 			}
@@ -143,7 +143,7 @@ func TestCloseEndsWhatIsTiedToIt(t *testing.T) {
 		t.Fatalf("gone before: %v", err)
 	}
 	s.Close()
-	if ws := reap(t, pid); ws.Signal() != unix.SIGKILL {
+	if ws := awaited(t, pid); ws.Signal() != unix.SIGKILL {
 		t.Errorf("ended by %v", ws.Signal())
 	}
 	if _, _, err := s.Start(Spec{Path: "/bin/true", Args: []string{"true"}, Dir: "/"}); !errors.Is(err, os.ErrClosed) {

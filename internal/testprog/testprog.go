@@ -52,13 +52,18 @@ func Zeros(t testing.TB, n int64) string {
 }
 
 // Worker builds axo-wasm and returns its path.
-func Worker(t testing.TB) string {
+func Worker(t testing.TB) string { t.Helper(); return command(t, "axo-wasm") }
+
+// Guest builds axo-guest and returns its path.
+func Guest(t testing.TB) string { t.Helper(); return command(t, "axo-guest") }
+
+func command(t testing.TB, name string) string {
 	t.Helper()
 	dir := t.TempDir()
-	if err := BuildCommands(dir, []string{"axo-wasm"}); err != nil {
+	if err := BuildCommands(dir, []string{name}); err != nil {
 		t.Fatal(err)
 	}
-	return filepath.Join(dir, "axo-wasm")
+	return filepath.Join(dir, name)
 }
 
 func need(t testing.TB, build func(string) (string, error), name string) string {

@@ -52,6 +52,9 @@ func (b Brand) exec(n uint64) Brand { return b&^brandExecMask | Brand(n)&brandEx
 // Name is what the sandbox's resources can be named by: unique on the host.
 func (b Brand) Name() string { return strconv.FormatUint(uint64(b)>>brandExecBits, 16) }
 
+// SameSandbox reports whether two brands are of one sandbox.
+func (b Brand) SameSandbox(other Brand) bool { return b != 0 && b.sandbox() == other.sandbox() }
+
 func (b Brand) sandbox() Brand { return b &^ brandExecMask }
 
 // BrandOf returns the brand of a process; 0 if it has none or is gone.

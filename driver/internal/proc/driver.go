@@ -35,7 +35,8 @@ type Engine interface {
 	Close() error
 }
 
-// Place is an engine's side of a sandbox.
+// Place is an engine's side of a sandbox. One that may be lost while the engine
+// lives also has a method Lost() bool.
 type Place interface {
 	// Start makes the program of p ready, or starts it, and sets p's streams Out and Err.
 	Start(ctx context.Context, p *Process) (Task, error)

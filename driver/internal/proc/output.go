@@ -190,10 +190,12 @@ func (s *Stream) stalled(step *uint64) bool {
 // drain waits until the streams of an ended process have delivered. Writers
 // that background processes hold open get the grace; after it, what is in the
 // pipes by then is still delivered. A caller's writer that takes nothing for
-// the length of the grace is given up. Time is counted in ticks, so that a host
-// that was stalled for a while counts as one of them, not as a lazy writer.
+// several times the grace is given up; it gets that much because on a loaded
+// host a good writer may wait so long for a processor. Time is counted in
+// ticks, so that a host that was stalled for a while counts as one of them, not
+// as a lazy writer.
 func drain(grace time.Duration, streams [2]*Stream) {
-	const parts = 4
+	const parts, patience = 4, 5 * 4
 	var tick *time.Ticker
 	var ticks int
 	open := make([]*Stream, 0, 2)
@@ -228,7 +230,7 @@ func drain(grace time.Duration, streams [2]*Stream) {
 		}
 		n := 0
 		for i, s := range open {
-			gone := s.ended() || idle[i] >= parts || ticks == parts && !s.src.Finish()
+			gone := s.ended() || idle[i] >= patience || ticks == parts && !s.src.Finish()
 			if !gone {
 				open[n], idle[n], step[n] = s, idle[i], step[i]
 				n++

@@ -66,7 +66,7 @@ func (s *sandbox) State(ctx context.Context) (isolation.State, error) {
 	if len(st.Execs) > 0 {
 		st.Status = isolation.StatusRunning
 	}
-	if s.deleting {
+	if lost, ok := s.place.(interface{ Lost() bool }); s.deleting || ok && lost.Lost() {
 		st.Status = isolation.StatusStopped
 	}
 	return st, nil

@@ -57,6 +57,7 @@ type ChildStatus struct {
 	CPU           time.Duration // with the children that it waited for
 	Peak          int64         // resident bytes; -1: not known
 	Read, Written int64         // bytes of block devices
+	DiskHits      int64         // how often there was no room
 }
 
 // NewTracked returns a sandbox without programs.
@@ -249,8 +250,12 @@ func (t *trackedTask) Wait() Status {
 	if err != nil {
 		return Status{Lost: true, Ended: t.endedAt, Peak: -1, Detail: err.Error()}
 	}
+	var hits []isolation.LimitHit
+	if cs.DiskHits > 0 {
+		hits = append(hits, isolation.LimitHit{Limit: isolation.LimitDisk, Count: cs.DiskHits, Value: t.pl.config.Resources.DiskBytes})
+	}
 	return Status{
-		Code: cs.Code, Signal: isolation.Signal(cs.Signal),
+		Hits: hits, Code: cs.Code, Signal: isolation.Signal(cs.Signal),
 		Forced: cs.Signal == unix.SIGKILL && killDone != nil,
 		CPU:    cs.CPU, Peak: cs.Peak, Read: cs.Read, Written: cs.Written, Ended: t.endedAt,
 	}
