@@ -61,15 +61,18 @@ const (
 	Fail     Type = 22 // sandbox: a request could not be done
 	Wait     Type = 23 // worker: the process is blocked, its slot is free
 	Run      Type = 24 // worker: it could go on; host: it may
+	Spawn    Type = 25 // host: start a program with passed descriptors
+	Spawned  Type = 26 // guest: it runs
 )
 
-const maxType = Run
+const maxType = Spawned
 
 var typeNames = [...]string{
 	Hello: "HELLO", Sync: "SYNC", Exec: "EXEC", Attach: "ATTACH", Stdin: "STDIN", StdinEOF: "STDIN_EOF",
 	Stdout: "STDOUT", Stderr: "STDERR", Exit: "EXIT", Kill: "KILL", Resize: "RESIZE", Ping: "PING", Pong: "PONG",
 	Window: "WINDOW", File: "FILE", Mount: "MOUNT", Power: "POWER", Load: "LOAD", Loaded: "LOADED",
 	Compile: "COMPILE", Compiled: "COMPILED", Fail: "FAIL", Wait: "WAIT", Run: "RUN",
+	Spawn: "SPAWN", Spawned: "SPAWNED",
 }
 
 func (t Type) String() string {

@@ -40,6 +40,9 @@ func samples() map[string]struct {
 		"compile":  {Compile, &CompileMessage{true, true, true, "/m", "/o", true}},
 		"compiled": {Compiled, &CompiledMessage{true, 1024, 65536, 131072, true}},
 		"fail":     {Fail, &FailMessage{"invalid argument", "not a module"}},
+		"spawn":    {Spawn, &SpawnMessage{[]string{"sh", "-c", ""}, []string{"A=1"}, "/w", "1000", []Rlimit{{7, 1024, 1 << 40}, {4, 0, 0}}, true, 24, 80}},
+		"resize":   {Resize, &ResizeMessage{24, 80}},
+		"spawned":  {Spawned, &SpawnedMessage{42}},
 		"window":   {Window, &WindowMessage{Stdout, 65536}},
 	}
 }
@@ -180,7 +183,7 @@ func FuzzReader(f *testing.F) {
 			}
 			again = Append(again, fr.Type, fr.Stream, fr.Body)
 			for _, m := range []message{&HelloMessage{}, &ExecMessage{}, &ExitMessage{}, &LoadMessage{}, &LoadedMessage{},
-				&CompileMessage{}, &CompiledMessage{}, &FailMessage{}, &WindowMessage{}} {
+				&CompileMessage{}, &CompiledMessage{}, &FailMessage{}, &WindowMessage{}, &SpawnMessage{}, &SpawnedMessage{}, &ResizeMessage{}} {
 				if m.Parse(fr.Body) != nil {
 					continue
 				}

@@ -1,0 +1,17 @@
+// Command axo-guest is the first process of a container. The engine starts it;
+// see package guest.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/axocoatl/isolation/guest"
+)
+
+func main() {
+	if err := guest.Main(); err != nil {
+		fmt.Fprintln(os.Stderr, "axo-guest:", err)
+		os.Exit(1)
+	}
+}

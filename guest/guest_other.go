@@ -1,0 +1,8 @@
+//go:build !linux
+
+package guest
+
+import "errors"
+
+// Main fails: containers are made on Linux.
+func Main() error { return errors.ErrUnsupported }

@@ -1,0 +1,104 @@
+// Package plan is the document by which the builtin launcher tells the guest,
+// which is the first process of a container, how to make the container around
+// itself. Both are of one build, and the document comes from the host: it is
+// trusted, and has no versions.
+package plan
+
+// Descriptors that the guest inherits. Those of mounts follow.
+const (
+	SocketFD = 3 // connection to the host; see guest/wire
+	PlanFD   = 4 // a file with the Plan as JSON
+	FirstFD  = 5
+)
+
+// Plan is a container.
+type Plan struct {
+	Hostname string `json:"hostname"`
+	// Staging is a directory of the host that every user can reach. The root is
+	// built on it, in the container's own mount namespace.
+	Staging string  `json:"staging"`
+	Root    Root    `json:"root"`
+	Mounts  []Mount `json:"mounts"` // in this order
+	// Late are links, and Shared writable directories, in what was mounted.
+	Late   []Link `json:"late"`
+	Shared []Dir  `json:"shared"`
+	// Masked and ReadOnly are paths in the container, made unreadable and
+	// unwritable after the mounts (runtime-spec, maskedPaths, readonlyPaths).
+	Masked   []string `json:"masked"`
+	ReadOnly []string `json:"readonly"`
+	Loopback bool     `json:"loopback"`
+	// Tasks are descriptors of cgroup.procs files that every program joins.
+	Tasks []int `json:"tasks"`
+	// Process settles what is the same for all programs.
+	Process Process `json:"process"`
+}
+
+// Root is the root file system.
+type Root struct {
+	// Overlay makes it of these directories, topmost first, with a writable
+	// layer that goes with the container. Else it is an empty tmpfs.
+	Overlay []string `json:"overlay,omitempty"`
+	// Size bounds, in bytes, what is written to the root and to Scratch mounts
+	// together.
+	Size     int64  `json:"size"`
+	Inodes   int64  `json:"inodes"`
+	ReadOnly bool   `json:"readonly"`
+	Dirs     []Dir  `json:"dirs"`
+	Files    []File `json:"files"`
+	Links    []Link `json:"links"`
+}
+
+// Dir is a directory to be made.
+type Dir struct {
+	Path string `json:"path"`
+	Mode uint32 `json:"mode"`
+	// Scratch makes it a writable place of its own, whatever the root is.
+	Scratch bool `json:"scratch,omitempty"`
+	UID     int  `json:"uid"` // -1: the guest's
+	GID     int  `json:"gid"`
+}
+
+// File is a small file to be made.
+type File struct {
+	Path string `json:"path"`
+	Mode uint32 `json:"mode"`
+	Data string `json:"data"`
+}
+
+// Link is a symbolic link to be made.
+type Link struct {
+	Path   string `json:"path"`
+	Target string `json:"target"`
+}
+
+// Mount is one mount. Its target is made: a file for a Source or FD that is
+// one, else a directory.
+type Mount struct {
+	Target string `json:"target"`
+	File   bool   `json:"file,omitempty"`
+	// FD is a detached mount (open_tree(2)) that the guest inherited.
+	FD int `json:"fd,omitempty"`
+	// Source is a path of the host to be bound, with Attr.
+	Source string `json:"source,omitempty"`
+	// Type, Flags and Data make a new file system (mount(2)).
+	Type  string  `json:"type,omitempty"`
+	Flags uintptr `json:"flags,omitempty"`
+	Data  string  `json:"data,omitempty"`
+	// Attr are MOUNT_ATTR flags of a bound Source, set on all below it.
+	Attr uint64 `json:"attr,omitempty"`
+	// Optional: a host that does not allow it goes without.
+	Optional bool `json:"optional,omitempty"`
+}
+
+// Process is what programs are started with.
+type Process struct {
+	UID  int    `json:"uid"`
+	GID  int    `json:"gid"`
+	Home string `json:"home"`
+	// KeepGroups: the user namespace does not allow setgroups(2), and has one
+	// user only.
+	KeepGroups bool `json:"keep_groups,omitempty"`
+	// Filter is a seccomp program: instructions of 8 bytes in host order.
+	Filter []byte `json:"filter"`
+	CPUs   int    `json:"cpus,omitempty"` // affinity to this many; 0: all
+}

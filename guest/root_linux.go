@@ -1,0 +1,445 @@
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation/guest/plan"
+	"github.com/axocoatl/isolation/internal/spawn"
+)
+
+// makeRoot builds the root file system of the plan and changes to it. It
+// returns the first process of the programs' pid namespace. It runs before any
+// program does: nothing here races with hostile code. Names below an overlay
+// are the image's, though, and may be links to anywhere: they are resolved
+// inside the root (openat2(2), RESOLVE_IN_ROOT).
+func (g *guest) makeRoot() (*os.File, error) {
+	p := &g.plan
+	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+		return nil, os.NewSyscallError("mount private", err)
+	}
+	scratch := fmt.Sprintf("mode=755,size=%d,nr_inodes=%d", p.Root.Size, p.Root.Inodes)
+	if err := unix.Mount("axo", p.Staging, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, scratch); err != nil {
+		return nil, &os.PathError{Op: "mount tmpfs", Path: p.Staging, Err: err}
+	}
+	// One file system holds all that is written, so that one size bounds it:
+	// root (or the overlay's upper layer) and scratch directories.
+	base := p.Staging
+	for _, d := range []string{"root", "upper", "work", "scratch"} {
+		if err := os.Mkdir(filepath.Join(base, d), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	root := filepath.Join(base, "root")
+	var err error
+	if len(p.Root.Overlay) > 0 {
+		err = mountOverlay(base, root, p.Root.Overlay)
+	} else {
+		err = os.NewSyscallError("mount root", unix.Mount(root, root, "", unix.MS_BIND, ""))
+	}
+	if err != nil {
+		return nil, err
+	}
+	r, err := openTree(root)
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	for i, d := range p.Root.Dirs {
+		if err := r.dir(d, filepath.Join(base, "scratch", strconv.Itoa(i))); err != nil {
+			return nil, fmt.Errorf("directory %s: %w", d.Path, err)
+		}
+	}
+	for _, f := range p.Root.Files {
+		if err := r.file(f); err != nil {
+			return nil, fmt.Errorf("file %s: %w", f.Path, err)
+		}
+	}
+	for _, l := range p.Root.Links {
+		if err := r.link(l); err != nil {
+			return nil, fmt.Errorf("link %s: %w", l.Path, err)
+		}
+	}
+	var init *os.File
+	for _, m := range p.Mounts {
+		if m.Type == "proc" {
+			init, err = r.proc(m)
+		} else {
+			err = r.mount(m)
+		}
+		switch {
+		case err != nil && m.Optional:
+			g.notes = append(g.notes, fmt.Sprintf("mount %s: %v", m.Target, err))
+		case err != nil:
+			return nil, fmt.Errorf("mount %s: %w", m.Target, err)
+		}
+	}
+	for _, l := range p.Late {
+		if err := r.link(l); err != nil {
+			return init, fmt.Errorf("link %s: %w", l.Path, err)
+		}
+	}
+	for i, d := range p.Shared {
+		if err := r.dir(d, filepath.Join(base, "scratch", "shared"+strconv.Itoa(i))); err != nil {
+			return init, fmt.Errorf("directory %s: %w", d.Path, err)
+		}
+	}
+	if init == nil {
+		return nil, errors.New("plan: no proc file system")
+	}
+	if err := r.mask(p.Masked); err != nil {
+		return init, err
+	}
+	for _, name := range p.ReadOnly {
+		if err := r.readOnly(name); err != nil {
+			return init, fmt.Errorf("make %s read-only: %w", name, err)
+		}
+	}
+	if p.Root.ReadOnly {
+		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+		if err := unix.MountSetattr(r.fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+			return init, os.NewSyscallError("mount_setattr", err)
+		}
+	}
+	if err := unix.Chdir(root); err != nil {
+		return init, err
+	}
+	// The old root is put on top of the new one and taken away
+	// (pivot_root(2), NOTES).
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return init, os.NewSyscallError("pivot_root", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return init, os.NewSyscallError("umount", err)
+	}
+	return init, unix.Chdir("/")
+}
+
+// mountOverlay mounts the image's layers, topmost first, with an upper layer in
+// the scratch file system. userxattr is the form that a user namespace may use
+// (Documentation/filesystems/overlayfs.rst).
+func mountOverlay(base, root string, layers []string) error {
+	for _, l := range layers {
+		if strings.ContainsAny(l, ":,\\") {
+			return fmt.Errorf("layer %q: its path has a character that overlay options do not take", l)
+		}
+	}
+	data := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work,userxattr", strings.Join(layers, ":"), base, base)
+	if err := unix.Mount("overlay", root, "overlay", unix.MS_NODEV|unix.MS_NOSUID, data); err != nil {
+		return os.NewSyscallError("mount overlay", err)
+	}
+	return nil
+}
+
+// tree is the root that is being built, by descriptor.
+type tree struct{ fd int }
+
+func openTree(path string) (*tree, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return &tree{fd}, nil
+}
+
+func (t *tree) close() { unix.Close(t.fd) }
+
+func (t *tree) open(name string, flags uint64) (int, error) {
+	return unix.Openat2(t.fd, name, &unix.OpenHow{
+		Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+}
+
+// parent opens the directory that a name is in, making it and those above.
+func (t *tree) parent(name string) (int, string, error) {
+	dir, base := filepath.Split(filepath.Clean("/" + name))
+	if base == "" {
+		return -1, "", fmt.Errorf("%q has no name: %w", name, unix.EINVAL)
+	}
+	fd, err := t.makeAll(dir)
+	return fd, base, err
+}
+
+// makeAll opens a directory after making what is missing of it.
+func (t *tree) makeAll(dir string) (int, error) {
+	fd, err := t.open(dir, unix.O_PATH|unix.O_DIRECTORY)
+	if !errors.Is(err, unix.ENOENT) {
+		return fd, err
+	}
+	up, base, err := t.parent(dir)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(up)
+	if err := unix.Mkdirat(up, base, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		return -1, err
+	}
+	return t.open(dir, unix.O_PATH|unix.O_DIRECTORY)
+}
+
+func (t *tree) dir(d plan.Dir, scratch string) error {
+	fd, err := t.makeAll(d.Path)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if !d.Scratch {
+		return set(fd, d)
+	}
+	if err := os.Mkdir(scratch, 0o755); err != nil {
+		return err
+	}
+	sfd, err := unix.Open(scratch, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(sfd)
+	if err := set(sfd, d); err != nil {
+		return err
+	}
+	return bind(sfd, fd, 0)
+}
+
+// set gives an O_PATH directory its mode and owner.
+func set(fd int, d plan.Dir) error {
+	dir, err := unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	if err := unix.Fchmod(dir, d.Mode); err != nil {
+		return err
+	}
+	if d.UID < 0 || d.UID == os.Getuid() && d.GID == os.Getgid() {
+		return nil
+	}
+	return unix.Fchown(dir, d.UID, d.GID)
+}
+
+// bind puts a copy of the mount at from, with those below it, on to.
+func bind(from, to int, attr uint64) error {
+	m, err := unix.OpenTree(from, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)
+	if err != nil {
+		return os.NewSyscallError("open_tree", err)
+	}
+	defer unix.Close(m)
+	if attr != 0 {
+		a := unix.MountAttr{Attr_set: attr}
+		if err := unix.MountSetattr(m, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &a); err != nil {
+			return os.NewSyscallError("mount_setattr", err)
+		}
+	}
+	return move(m, to)
+}
+
+func move(m, to int) error {
+	err := unix.MoveMount(m, "", to, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	return os.NewSyscallError("move_mount", err)
+}
+
+func (t *tree) file(f plan.File) error {
+	up, base, err := t.parent(f.Path)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(up)
+	// One of the image's is replaced, also if it is a link.
+	if err := unix.Unlinkat(up, base, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	fd, err := unix.Openat(up, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, f.Mode)
+	if err != nil {
+		return err
+	}
+	h := os.NewFile(uintptr(fd), f.Path)
+	_, err = h.WriteString(f.Data)
+	return errors.Join(err, unix.Fchmod(fd, f.Mode), h.Close())
+}
+
+func (t *tree) link(l plan.Link) error {
+	up, base, err := t.parent(l.Path)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(up)
+	if err := unix.Symlinkat(l.Target, up, base); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}
+
+// target opens the place of a mount, after making it.
+func (t *tree) target(m plan.Mount) (int, error) {
+	if !m.File {
+		return t.makeAll(m.Target)
+	}
+	fd, err := t.open(m.Target, unix.O_PATH)
+	if !errors.Is(err, unix.ENOENT) {
+		return fd, err
+	}
+	up, base, err := t.parent(m.Target)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(up)
+	// A dangling link of the image is not followed to make its end.
+	made, err := unix.Openat(up, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return -1, err
+	}
+	unix.Close(made)
+	return t.open(m.Target, unix.O_PATH|unix.O_NOFOLLOW)
+}
+
+func (t *tree) mount(m plan.Mount) error {
+	to, err := t.target(m)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(to)
+	switch {
+	case m.FD > 0:
+		defer unix.Close(m.FD)
+		return move(m.FD, to)
+	case m.Source != "":
+		from, err := unix.Open(m.Source, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(from)
+		return bind(from, to, m.Attr)
+	}
+	made, err := newFS(m)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(made)
+	return move(made, to)
+}
+
+// newFS makes a file system (fsopen(2)) and returns its detached mount.
+func newFS(m plan.Mount) (int, error) {
+	fs, err := unix.Fsopen(m.Type, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, os.NewSyscallError("fsopen", err)
+	}
+	defer unix.Close(fs)
+	for opt := range strings.SplitSeq(m.Data, ",") {
+		if opt == "" {
+			continue
+		}
+		if k, v, ok := strings.Cut(opt, "="); ok {
+			err = unix.FsconfigSetString(fs, k, v)
+		} else {
+			err = unix.FsconfigSetFlag(fs, opt)
+		}
+		if err != nil {
+			return -1, fmt.Errorf("option %s: %w", opt, err)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, os.NewSyscallError("fsconfig", err)
+	}
+	attr := 0
+	for _, f := range []struct {
+		flag uintptr
+		attr int
+	}{
+		{unix.MS_RDONLY, unix.MOUNT_ATTR_RDONLY}, {unix.MS_NOSUID, unix.MOUNT_ATTR_NOSUID},
+		{unix.MS_NODEV, unix.MOUNT_ATTR_NODEV}, {unix.MS_NOEXEC, unix.MOUNT_ATTR_NOEXEC},
+	} {
+		if m.Flags&f.flag != 0 {
+			attr |= f.attr
+		}
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attr)
+	return fd, os.NewSyscallError("fsmount", err)
+}
+
+// proc starts the first process of the programs' pid namespace, which mounts
+// the file system: it shows the namespace of who mounts it.
+func (t *tree) proc(m plan.Mount) (*os.File, error) {
+	fd, err := t.makeAll(m.Target)
+	if err != nil {
+		return nil, err
+	}
+	// The process has a copy of the descriptor, and its name is looked up in
+	// the host's proc, which shows nothing of this namespace: so by the
+	// working directory.
+	defer unix.Close(fd)
+	if err := unix.Fchdir(fd); err != nil {
+		return nil, err
+	}
+	return spawn.StartInit(".")
+}
+
+// mask hides files behind the null device and directories behind an empty one
+// that nobody can write to. What is not there needs no mask.
+func (t *tree) mask(names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	null, err := t.open("/dev/null", unix.O_PATH)
+	if err != nil {
+		return fmt.Errorf("/dev/null: %w", err)
+	}
+	defer unix.Close(null)
+	for _, name := range names {
+		to, err := t.open(name, unix.O_PATH)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("mask %s: %w", name, err)
+		}
+		var st unix.Stat_t
+		err = unix.Fstat(to, &st)
+		if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			var m int
+			if m, err = newFS(plan.Mount{Type: "tmpfs", Data: "nr_inodes=1,mode=555", Flags: unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC}); err == nil {
+				err = move(m, to)
+				unix.Close(m)
+			}
+		} else if err == nil {
+			err = bind(null, to, 0)
+		}
+		unix.Close(to)
+		if err != nil {
+			return fmt.Errorf("mask %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (t *tree) readOnly(name string) error {
+	fd, err := t.open(name, unix.O_PATH)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return bind(fd, fd, unix.MOUNT_ATTR_RDONLY)
+}
+
+// loopbackUp sets the interface lo up (netdevice(7)).
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	req.SetUint16(unix.IFF_UP)
+	return os.NewSyscallError("ioctl", unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req))
+}

@@ -1,0 +1,113 @@
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation/guest/wire"
+)
+
+// terminal is a pseudoterminal of the container (pty(7)), and the copying
+// between it and the host's descriptors.
+type terminal struct {
+	master *os.File
+	slave  *os.File
+	in     *os.File
+	out    *os.File
+	copied sync.WaitGroup
+}
+
+func newTerminal(files []*os.File, m *wire.SpawnMessage, uid, gid uint32) (*terminal, error) {
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: "/dev/ptmx", Err: err}
+	}
+	t := &terminal{master: os.NewFile(uintptr(fd), "ptmx"), in: files[0], out: files[1]}
+	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		t.slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	}
+	if err == nil {
+		err = t.slave.Chown(int(uid), int(gid))
+	}
+	if err == nil {
+		err = t.resize(m.Rows, m.Cols)
+	}
+	if err != nil {
+		t.master.Close()
+		if t.slave != nil {
+			t.slave.Close()
+		}
+		return nil, fmt.Errorf("terminal: %w", err)
+	}
+	files[2].Close() // a terminal has one output
+	return t, nil
+}
+
+func (t *terminal) theirs() []*os.File { return []*os.File{t.slave, t.slave, t.slave} }
+
+// started begins the copying, or gives all up if the program did not start.
+func (t *terminal) started(err error) {
+	t.slave.Close()
+	if err != nil {
+		t.close()
+		return
+	}
+	go func() { _, _ = io.Copy(t.master, t.in) }()
+	t.copied.Go(func() { _, _ = io.Copy(t.out, t.master) })
+}
+
+// endGrace is how long background programs that hold the terminal delay the
+// end of its output.
+const endGrace = 100 * time.Millisecond
+
+// ended delivers what the program wrote last.
+func (t *terminal) ended() {
+	// Reading a terminal that nobody has open is EIO; one that somebody has
+	// goes on, until the deadline.
+	_ = t.master.SetReadDeadline(time.Now().Add(endGrace))
+	t.copied.Wait()
+	t.close()
+}
+
+func (t *terminal) close() {
+	t.master.Close()
+	t.in.Close()
+	t.out.Close()
+}
+
+func (t *terminal) resize(rows, cols uint64) error {
+	if rows == 0 && cols == 0 {
+		return nil
+	}
+	if rows > 65535 || cols > 65535 {
+		return &classError{classInvalid, errors.New("terminal size above 65535")}
+	}
+	rc, err := t.master.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := rc.Control(func(fd uintptr) {
+		err = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(rows), Col: uint16(cols)})
+	})
+	return errors.Join(err, cerr)
+}
+
+// resize sets the size of a program's terminal.
+func (g *guest) resize(stream uint32, m wire.ResizeMessage) {
+	g.mu.Lock()
+	p := g.live[stream]
+	g.mu.Unlock()
+	if p != nil && p.tty != nil {
+		_ = p.tty.resize(m.Rows, m.Cols)
+	}
+}
