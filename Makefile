@@ -7,6 +7,7 @@
 
 export CGO_ENABLED = 0
 WORKER = driver/wasm/embedded/axo-wasm
+GUEST = driver/oci/embedded/axo-guest
 
 .PHONY: build wasmtime demo test check bench setup cross clean
 
@@ -14,7 +15,8 @@ build: bin/axo
 
 .PHONY: bin/axo
 bin/axo:
-	@mkdir -p bin driver/wasm/embedded
+	@mkdir -p bin driver/wasm/embedded driver/oci/embedded
+	go build -trimpath -ldflags '-s -w' -o $(GUEST) ./cmd/axo-guest
 	go build -trimpath -ldflags '-s -w' -o $(WORKER) ./cmd/axo-wasm
 	go build -trimpath -ldflags '-s -w' -tags embed_worker -o bin/axo ./cmd/axo
 
@@ -59,4 +61,4 @@ bench:
 	go test -vet=off -run '^$$' -bench . -benchtime 1s -timeout 30m ./bench
 
 clean:
-	rm -rf bin build driver/wasm/embedded
+	rm -rf bin build driver/wasm/embedded driver/oci/embedded

@@ -16,6 +16,9 @@ import (
 // itself finds it in the environment.
 var worker = os.Getenv("AXO_WASM_WORKER_PATH")
 
+// guest is the same for axo-guest.
+var guest = os.Getenv("AXO_GUEST_PATH")
+
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"axo": func() { os.Exit(Main()) }})
 }
@@ -23,6 +26,9 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	if worker == "" {
 		worker = testprog.Worker(t)
+	}
+	if guest == "" {
+		guest = testprog.Guest(t)
 	}
 	programs := map[string]string{
 		"TOOL": testprog.Go(t, "tool"), "CONFORM": testprog.Go(t, "conform"), "CSVSUM": testprog.Go(t, "csvsum"),
@@ -35,6 +41,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("AXO_WASM_WORKER_PATH", worker)
+			e.Setenv("AXO_GUEST_PATH", guest)
 			e.Setenv("AXO_STATE_DIR", filepath.Join(e.WorkDir, "state"))
 			for k, v := range programs {
 				e.Setenv(k, v)

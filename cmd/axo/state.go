@@ -56,6 +56,7 @@ func openEngine(c *cobra.Command) (*engine.Engine, error) {
 	}
 	reg, err := all.Registry(all.Config{
 		StateDir: dir, Worker: os.Getenv("AXO_WASM_WORKER_PATH"), WasmtimeWorker: os.Getenv("AXO_WASMTIME_WORKER_PATH"),
+		Guest: os.Getenv("AXO_GUEST_PATH"),
 	})
 	if err != nil {
 		return nil, &statusError{exitEngine, err}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/none"
+	"github.com/axocoatl/isolation/driver/oci"
 	"github.com/axocoatl/isolation/driver/wasm"
 	"github.com/axocoatl/isolation/internal/journal"
 )
@@ -24,6 +25,8 @@ type Config struct {
 	// see wasm.Config.
 	Worker         string
 	WasmtimeWorker string
+	// Guest is the path of axo-guest; see oci.Config.
+	Guest string
 	// Spares is how many WASM workers are kept started ahead.
 	Spares int
 	// NoCgroup leaves control groups alone.
@@ -39,13 +42,14 @@ func Registry(c Config) (isolation.Registry, error) {
 	var r isolation.Registry
 	wc := wasm.Config{Worker: c.Worker, Spares: c.Spares, NoCgroup: c.NoCgroup, Logger: c.Logger}
 	nc := none.Config{NoCgroup: c.NoCgroup}
+	oc := oci.Config{Guest: c.Guest, NoCgroup: c.NoCgroup, Logger: c.Logger}
 	if c.StateDir != "" {
 		wc.CacheDir = filepath.Join(c.StateDir, "wasm")
 		j, err := journal.Open(filepath.Join(c.StateDir, journal.Dir))
 		if err != nil {
 			return r, err
 		}
-		wc.Recorder, nc.Recorder = wasmRecorder{j}, noneRecorder{j}
+		wc.Recorder, nc.Recorder, oc.Recorder = wasmRecorder{j}, noneRecorder{j}, ociRecorder{j}
 	}
 	// Wasmtime comes first where its worker is found. Where it is not, it comes
 	// last: no run asks for it, and doctor still tells how to get it.
@@ -62,6 +66,11 @@ func Registry(c Config) (isolation.Registry, error) {
 		}
 		r.Add(isolation.TierWASM, w)
 	}
+	ct, err := oci.New(oc)
+	if err != nil {
+		return closeAll(r, err)
+	}
+	r.Add(isolation.TierOCI, ct)
 	p, err := none.New(nc)
 	if err != nil {
 		return closeAll(r, err)
@@ -81,10 +90,12 @@ func Registry(c Config) (isolation.Registry, error) {
 type (
 	wasmRecorder struct{ j *journal.Journal }
 	noneRecorder struct{ j *journal.Journal }
+	ociRecorder  struct{ j *journal.Journal }
 )
 
 func (r wasmRecorder) Record(id string) (wasm.Entry, error) { return r.j.Begin(id) }
 func (r noneRecorder) Record(id string) (none.Entry, error) { return r.j.Begin(id) }
+func (r ociRecorder) Record(id string) (oci.Entry, error)   { return r.j.Begin(id) }
 
 // closeAll leaves nothing of a registry that could not be completed.
 func closeAll(r isolation.Registry, err error) (isolation.Registry, error) {

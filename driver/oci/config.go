@@ -1,0 +1,109 @@
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
+)
+
+// Driver is a container engine. It implements [isolation.Driver].
+type Driver = proc.Driver
+
+// Config makes a driver. The zero value is usable.
+type Config struct {
+	// Guest is the path of axo-guest. Empty: the one embedded in this program,
+	// else the one beside it.
+	Guest string
+	// NoCgroup leaves control groups alone, as on a host without. The limits
+	// that need them are then not enforced, and refused.
+	NoCgroup bool
+	// Recorder is told of what a sandbox may leave before it is there, so that
+	// a later process can clean up after one that was killed. nil: none.
+	Recorder Recorder
+	// Drain is how long output may still come after a process ended. 0: 100 ms.
+	Drain time.Duration
+	// DiskBytes is what a sandbox may write when its spec has no limit. 0: 1 GiB
+	// or a quarter of the host's memory, whichever is less: it is memory.
+	DiskBytes int64
+	Logger    *slog.Logger // nil: silent
+}
+
+// Recorder writes down what must not be left behind.
+type Recorder interface {
+	// Record opens an entry for a sandbox. The id is made from the sandbox's
+	// and unique on the host.
+	Record(id string) (Entry, error)
+}
+
+// Entry is what one sandbox may leave behind.
+type Entry interface {
+	// AddPath names a directory before it is made; kind is "cgroup".
+	AddPath(kind, path string) error
+	// AddProcess names the guest.
+	AddProcess(pid int) error
+	// Done closes the entry: nothing is left.
+	Done() error
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.Drain == 0 {
+		c.Drain = 100 * time.Millisecond
+	}
+	if c.Drain < 0 || c.DiskBytes < 0 {
+		return c, fmt.Errorf("oci: a negative Drain or DiskBytes: %w", isolation.ErrInvalidArgument)
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c, nil
+}
+
+// guestName is the guest's file name beside this program.
+const guestName = "axo-guest"
+
+// program is the guest's executable.
+type program struct {
+	file *os.File
+	how  string // for people
+	path string // on disk; empty: embedded
+}
+
+// findGuest opens the guest: by config, embedded, or beside this program.
+func findGuest(c *Config) (program, error) {
+	if c.Guest != "" {
+		return openGuest(c.Guest)
+	}
+	if len(embeddedGuest) > 0 {
+		f, err := memoryFile(guestName, embeddedGuest)
+		return program{file: f, how: "embedded " + guestName}, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return program{}, fmt.Errorf("find this program: %w", err)
+	}
+	p, err := openGuest(filepath.Join(filepath.Dir(self), guestName))
+	if errors.Is(err, isolation.ErrNotFound) {
+		return program{}, &isolation.UnsupportedError{
+			Feature: "containers without a guest program",
+			Need:    "axo-guest beside this program (CGO_ENABLED=0 go build ./cmd/axo-guest), or its path in Config.Guest",
+		}
+	}
+	return p, err
+}
+
+func openGuest(path string) (program, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		err = fmt.Errorf("%w (%w)", err, isolation.ErrNotFound)
+	}
+	if err != nil {
+		return program{}, fmt.Errorf("guest program: %w", err)
+	}
+	return program{file: f, how: path, path: path}, nil
+}
