@@ -52,7 +52,9 @@ type Sandbox interface {
 	// Delete ends whatever still runs (those processes' Exit has the reason
 	// canceled) and removes the sandbox with all it left. It is legal from
 	// every state and idempotent. It returns when nothing is left, or when
-	// ctx ends, in which case it may be called again.
+	// ctx ends, in which case it may be called again. A ctx that has ended
+	// begins it all the same. A warm pool returns when no process is left and
+	// removes the rest behind the caller's back.
 	Delete(ctx context.Context) error
 }
 

@@ -119,6 +119,10 @@ func broken(name, im string) string {
 		if own && inner != "" && !under(inner, "internal") {
 			return "images know the contract only"
 		}
+	case name == "pool":
+		if !own || inner != "" && !under(inner, "internal") {
+			return "the pool knows the contract only"
+		}
 	case name == "engine":
 		if own && tier(inner) != "" {
 			return "the engine knows drivers by the contract only"
@@ -132,7 +136,7 @@ func TestRulesCatch(t *testing.T) {
 		{"", module + "/engine"}, {"", "golang.org/x/sys/unix"}, {"engine", module + "/driver/wasm"},
 		{"driver/none", module + "/driver/wasm"}, {"driver/wasm", module + "/engine"}, {"engine", "github.com/tetratelabs/wazero"},
 		{"engine", "github.com/google/go-containerregistry/pkg/name"}, {"image", module + "/engine"}, {"image", module + "/driver/none"},
-		{"internal/cgroup", module}, {"guest/wire", "golang.org/x/sys/unix"},
+		{"internal/cgroup", module}, {"pool", module + "/engine"}, {"pool", module + "/driver/mem"}, {"guest/wire", "golang.org/x/sys/unix"},
 	} {
 		if broken(c.name, c.im) == "" {
 			t.Errorf("%q may import %q", c.name, c.im)

@@ -1,0 +1,118 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/axocoatl/isolation"
+)
+
+// Config makes a Pool. Only Driver is needed.
+type Config struct {
+	// Driver makes the sandboxes. The pool closes it.
+	Driver isolation.Driver
+	// Templates are the shelves that are always there.
+	Templates []Template
+	// Learn is how many sandboxes are kept ready of a kind that was asked for
+	// and has no template. 0: none.
+	Learn int
+	// MaxShelves bounds the learned shelves, the least recently used goes. 0: 16.
+	MaxShelves int
+	// Forget is how long a learned shelf stays when nobody asks. 0: 2 min.
+	Forget time.Duration
+	// MaxIdle bounds the sandboxes that stand ready, over all shelves. 0: 64.
+	MaxIdle int
+	// MaxAge is how long one stands ready before a new one takes its place.
+	// 0: 10 min.
+	MaxAge time.Duration
+	// Makers is how many are made at once off the caller's path. 0: 1.
+	Makers int
+	// MaxRemovals is how many are removed at once off the caller's path. 0: 8.
+	MaxRemovals int
+	// MakeTimeout bounds the making of one, its warm-up included. 0: 30 s.
+	MakeTimeout time.Duration
+	// Freeze pauses what stands ready (isolation.Pauser), and resumes it when
+	// it is handed out: for virtual machines, whose kernels do not rest. Where
+	// the driver's sandboxes cannot be paused, making one fails.
+	Freeze bool
+	Logger *slog.Logger // nil: silent
+}
+
+// Template is a kind of sandbox that is kept ready.
+type Template struct {
+	// Spec is the sandbox's. Tenant and Annotations are not looked at; Mounts
+	// are refused, since a directory of the host is the caller's.
+	Spec isolation.Spec
+	// Size is how many are kept ready; at least 1.
+	Size int
+	// Warm is run in each before it is ready, one after another, with no input.
+	// A process that does not exit with status 0 fails the making. It must not
+	// hold anything that may not be shared between tenants.
+	Warm []isolation.ProcessSpec
+	// Ready is called after Warm, for what a process cannot do. nil: nothing.
+	Ready func(context.Context, isolation.Sandbox) error
+}
+
+func (c Config) withDefaults() Config {
+	fill(&c.MaxShelves, 16)
+	fill(&c.Forget, 2*time.Minute)
+	fill(&c.MaxIdle, 64)
+	fill(&c.MaxAge, 10*time.Minute)
+	fill(&c.Makers, 1)
+	fill(&c.MaxRemovals, 8)
+	fill(&c.MakeTimeout, 30*time.Second)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+func fill[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+// Validate checks the configuration. Errors are of class InvalidArgument.
+func (c Config) Validate() error {
+	bad := func(format string, a ...any) error {
+		return fmt.Errorf("pool: "+format+": %w", append(a, isolation.ErrInvalidArgument)...)
+	}
+	if c.Driver == nil {
+		return bad("no driver")
+	}
+	if c.Learn < 0 || c.MaxShelves < 0 || c.Forget < 0 || c.MaxIdle < 0 || c.MaxAge < 0 || c.Makers < 0 || c.MaxRemovals < 0 || c.MakeTimeout < 0 {
+		return bad("a bound is negative")
+	}
+	sum := 0
+	seen := map[key]bool{}
+	for i, t := range c.Templates {
+		if err := t.Spec.Validate(); err != nil {
+			return errors.Join(bad("template %d", i), err)
+		}
+		k, ok := keyOf(t.Spec)
+		switch {
+		case t.Size < 1:
+			return bad("template %d: size %d, want at least 1", i, t.Size)
+		case !ok:
+			return bad("template %d: it has mounts, which belong to a caller", i)
+		case seen[k]:
+			return bad("template %d is there twice", i)
+		}
+		for j, p := range t.Warm {
+			if err := p.Validate(); err != nil {
+				return errors.Join(bad("template %d: warm-up %d", i, j), err)
+			}
+		}
+		seen[k] = true
+		sum += t.Size
+	}
+	if limit := c.withDefaults().MaxIdle; sum > limit {
+		return bad("the templates' sizes are %d together, more than MaxIdle, which is %d", sum, limit)
+	}
+	return nil
+}

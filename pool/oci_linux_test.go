@@ -1,0 +1,84 @@
+package pool_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/oci"
+	"github.com/axocoatl/isolation/internal/testprog"
+	"github.com/axocoatl/isolation/pool"
+)
+
+// containers is a pool of real containers.
+func containers(t testing.TB, c pool.Config) *pool.Pool {
+	t.Helper()
+	dir := t.TempDir()
+	if err := testprog.BuildCommands(dir, []string{"axo-guest"}); err != nil {
+		t.Fatal(err)
+	}
+	d, err := oci.New(oci.Config{Guest: filepath.Join(dir, "axo-guest")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Probe(t.Context()); err != nil {
+		if os.Getenv("AXO_REQUIRE") != "" {
+			t.Fatalf("containers: %v", err)
+		}
+		t.Skipf("SKIPPED: containers do not work here: %v", err)
+	}
+	c.Driver = d
+	p, err := pool.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
+func ready(t testing.TB, p *pool.Pool, n int) {
+	t.Helper()
+	for range 1000 {
+		if p.Stats().Idle >= n {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("not ready: %+v", p.Stats())
+}
+
+// TestContainers: pooled containers are claimed, run and replaced, and what one
+// run wrote no other sees.
+func TestContainers(t *testing.T) {
+	p := containers(t, pool.Config{Templates: []pool.Template{template(2)}, Makers: 2})
+	for i := range 6 {
+		ready(t, p, 2)
+		sb, err := p.Create(t.Context(), "job", shell)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out, errOut bytes.Buffer
+		pr, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"sh", "-c", "ls /tmp; echo x >/tmp/left; echo done"}},
+			isolation.Stdio{Stdout: &out, Stderr: &errOut})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, err := pr.Wait(t.Context()); err != nil || !e.Success() || strings.TrimSpace(out.String()) != "done" {
+			t.Errorf("run %d: %v, %v, %q %q", i, e, err, out.String(), errOut.String())
+		}
+		if err := sb.Delete(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	if st := p.Stats(); st.Hits != 6 || st.Failures != 0 {
+		t.Errorf("%+v, want 6 hits", st)
+	}
+}

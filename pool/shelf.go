@@ -1,0 +1,335 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/axocoatl/isolation"
+)
+
+// shelf holds sandboxes that are alike. Guarded by Pool.mu.
+type shelf struct {
+	template Template
+	fixed    bool    // by configuration; else learned
+	idle     []ready // oldest first
+	making   int
+	failures int       // in a row
+	retry    time.Time // not before
+	used     time.Time // last asked for
+	err      error     // of the last failure
+}
+
+// ready is a sandbox that nobody has yet.
+type ready struct {
+	sandbox isolation.Sandbox
+	id      string
+	born    time.Time
+	frozen  bool
+}
+
+// claim takes a sandbox from its shelf; nil when none is ready.
+func (p *Pool) claim(ctx context.Context, k key, spec isolation.Spec) (isolation.Sandbox, string) {
+	for {
+		r, ok := p.take(k)
+		if !ok {
+			return nil, ""
+		}
+		err := r.wake(ctx)
+		if err == nil {
+			return r.sandbox, r.id
+		}
+		if ctx.Err() != nil { // it is as good as it was
+			p.put(k, r)
+			return nil, ""
+		}
+		p.count(func(s *Stats) { s.Hits--; s.Spoiled++ })
+		p.cfg.Logger.Warn("a sandbox that stood ready cannot be used", "requirement", spec.Requirement, "error", err)
+		p.remove(r.sandbox)
+	}
+}
+
+func (p *Pool) take(k key) (ready, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.shelves[k]
+	if s == nil {
+		p.stats.Misses++
+		return ready{}, false
+	}
+	s.used = time.Now()
+	p.nudge()
+	if len(s.idle) == 0 {
+		p.stats.Misses++
+		return ready{}, false
+	}
+	// The youngest: its memory is the likeliest to be in the caches.
+	r := s.idle[len(s.idle)-1]
+	s.idle = s.idle[:len(s.idle)-1]
+	p.stats.Hits++
+	return r, true
+}
+
+// put takes back what take gave and nobody has used.
+func (p *Pool) put(k key, r ready) {
+	p.mu.Lock()
+	s := p.shelves[k]
+	p.stats.Hits--
+	if s != nil && !p.closed {
+		s.idle = append(s.idle, r)
+		p.mu.Unlock()
+		return
+	}
+	p.mu.Unlock()
+	p.remove(r.sandbox)
+}
+
+// wake makes a sandbox usable, and finds out whether it is.
+func (r *ready) wake(ctx context.Context) error {
+	if r.frozen {
+		pauser, ok := isolation.As[isolation.Pauser](r.sandbox)
+		if !ok {
+			return errors.New("it cannot be resumed")
+		}
+		if err := pauser.Resume(ctx); err != nil {
+			return err
+		}
+		r.frozen = false
+	}
+	st, err := r.sandbox.State(ctx)
+	if err == nil && st.Status != isolation.StatusCreated && st.Status != isolation.StatusRunning {
+		err = fmt.Errorf("it is %s", st.Status)
+	}
+	return err
+}
+
+// learn makes a shelf for a kind that was asked for.
+func (p *Pool) learn(k key, spec isolation.Spec) {
+	if p.cfg.Learn == 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.shelves[k] != nil {
+		return
+	}
+	p.shelves[k] = &shelf{template: Template{Spec: plain(spec), Size: p.cfg.Learn}, used: time.Now()}
+	p.nudge()
+}
+
+// nudge makes the keeper look. Called with or without mu.
+func (p *Pool) nudge() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// keep fills the shelves and clears them of what is old, until Close.
+func (p *Pool) keep() {
+	for {
+		old, next := p.tend(time.Now())
+		for _, r := range old {
+			p.remove(r.sandbox)
+		}
+		timer := time.NewTimer(next)
+		select {
+		case <-p.wake:
+		case <-timer.C:
+		case <-p.ctx.Done():
+			timer.Stop()
+			return
+		}
+		timer.Stop()
+	}
+}
+
+// tend starts what makers can make now. It returns what has to go, and when to
+// look again at the latest.
+func (p *Pool) tend(now time.Time) (old []ready, next time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next = p.cfg.MaxAge
+	soon := func(t time.Time) { next = min(next, max(t.Sub(now), time.Millisecond)) }
+	old = p.clearLocked(now, soon)
+	idle, making := p.totalsLocked()
+	for _, s := range p.byNeedLocked() {
+		for len(s.idle)+s.making < s.template.Size && making < p.cfg.Makers && idle+making < p.cfg.MaxIdle {
+			if now.Before(s.retry) {
+				soon(s.retry)
+				break
+			}
+			s.making++
+			making++
+			p.work.Go(func() { p.make(s) })
+		}
+	}
+	return old, next
+}
+
+// clearLocked takes off the shelves what is too old, and learned shelves that
+// nobody asks for or that are too many.
+func (p *Pool) clearLocked(now time.Time, soon func(time.Time)) (old []ready) {
+	var learned []key
+	for k, s := range p.shelves {
+		if !s.fixed && now.Sub(s.used) >= p.cfg.Forget {
+			old = append(old, p.dropLocked(k)...)
+			continue
+		}
+		if !s.fixed {
+			learned = append(learned, k)
+			soon(s.used.Add(p.cfg.Forget))
+		}
+		n := 0
+		for n < len(s.idle) && now.Sub(s.idle[n].born) >= p.cfg.MaxAge {
+			n++
+		}
+		p.stats.Aged += int64(n)
+		old = append(old, s.idle[:n]...)
+		s.idle = slices.Clone(s.idle[n:])
+		if len(s.idle) > 0 {
+			soon(s.idle[0].born.Add(p.cfg.MaxAge))
+		}
+	}
+	if n := len(learned) - p.cfg.MaxShelves; n > 0 {
+		slices.SortFunc(learned, func(a, b key) int { return p.shelves[a].used.Compare(p.shelves[b].used) })
+		for _, k := range learned[:n] {
+			old = append(old, p.dropLocked(k)...)
+		}
+	}
+	return old
+}
+
+func (p *Pool) dropLocked(k key) []ready {
+	s := p.shelves[k]
+	delete(p.shelves, k)
+	idle := s.idle
+	s.idle, s.template.Size = nil, 0 // one that is being made finds no place
+	return idle
+}
+
+// byNeedLocked lists the shelves, those with the least ready first.
+func (p *Pool) byNeedLocked() []*shelf {
+	all := make([]*shelf, 0, len(p.shelves))
+	for _, s := range p.shelves {
+		all = append(all, s)
+	}
+	slices.SortStableFunc(all, func(a, b *shelf) int {
+		return (len(a.idle)+a.making)*b.template.Size - (len(b.idle)+b.making)*a.template.Size
+	})
+	return all
+}
+
+func (p *Pool) totalsLocked() (idle, making int) {
+	for _, s := range p.shelves {
+		idle += len(s.idle)
+		making += s.making
+	}
+	return idle, making
+}
+
+// make makes one sandbox for a shelf.
+func (p *Pool) make(s *shelf) {
+	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.MakeTimeout)
+	defer cancel()
+	r, err := p.prepare(ctx, s.template)
+	p.mu.Lock()
+	s.making--
+	place := err == nil && !p.closed && len(s.idle) < s.template.Size
+	switch {
+	case err == nil:
+		p.stats.Made++
+		s.failures, s.err = 0, nil
+	case p.ctx.Err() == nil:
+		p.stats.Failures++
+		s.failures++
+		s.err = err
+		s.retry = time.Now().Add(backOff(s.failures))
+	}
+	if place {
+		s.idle = append(s.idle, r)
+	}
+	p.nudge()
+	p.mu.Unlock()
+	if err != nil && p.ctx.Err() == nil {
+		p.cfg.Logger.Warn("no sandbox could be made ahead", "requirement", s.template.Spec.Requirement, "error", err)
+	}
+	if err == nil && !place {
+		p.remove(r.sandbox)
+	}
+}
+
+const (
+	firstBackOff = 100 * time.Millisecond
+	lastBackOff  = 30 * time.Second
+)
+
+func backOff(failures int) time.Duration {
+	return min(firstBackOff<<min(failures-1, 16), lastBackOff)
+}
+
+// prepare makes and warms a sandbox. On an error nothing of it is left.
+func (p *Pool) prepare(ctx context.Context, t Template) (_ ready, err error) {
+	r := ready{id: p.newID()}
+	if r.sandbox, err = p.inner.Create(ctx, r.id, t.Spec); err != nil {
+		return r, err
+	}
+	defer func() {
+		if err != nil {
+			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+			defer cancel()
+			err = errors.Join(err, r.sandbox.Delete(undo))
+		}
+	}()
+	for _, w := range t.Warm {
+		pr, err := r.sandbox.Exec(ctx, w, isolation.Stdio{})
+		if err != nil {
+			return r, fmt.Errorf("warm up: %w", err)
+		}
+		exit, err := pr.Wait(ctx)
+		if err == nil && !exit.Success() {
+			err = errors.New(exit.String())
+		}
+		if err != nil {
+			return r, fmt.Errorf("warm up with %.100q: %w", w.Args, err)
+		}
+	}
+	if t.Ready != nil {
+		if err := t.Ready(ctx, r.sandbox); err != nil {
+			return r, fmt.Errorf("make ready: %w", err)
+		}
+	}
+	if p.cfg.Freeze {
+		pauser, ok := isolation.As[isolation.Pauser](r.sandbox)
+		if !ok {
+			return r, &isolation.UnsupportedError{Feature: "freezing what stands ready", Need: "a driver whose sandboxes can be paused"}
+		}
+		if err := pauser.Pause(ctx); err != nil {
+			return r, err
+		}
+		r.frozen = true
+	}
+	r.born = time.Now()
+	return r, nil
+}
+
+// Drain removes all that stands ready, for example because an image or an
+// interpreter was replaced. The shelves are filled again unless the pool is
+// closed.
+func (p *Pool) Drain(ctx context.Context) error {
+	p.mu.Lock()
+	var old []ready
+	for _, s := range p.shelves {
+		old = append(old, s.idle...)
+		s.idle = nil
+	}
+	p.nudge()
+	p.mu.Unlock()
+	errs := make([]error, len(old))
+	for i, r := range old {
+		errs[i] = r.sandbox.Delete(ctx)
+	}
+	return errors.Join(errs...)
+}
