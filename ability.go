@@ -36,6 +36,7 @@ const (
 	AbilityResize   = "resize"
 	AbilityFiles    = "files"
 	AbilityStats    = "stats"
+	AbilityPrepare  = "prepare"
 )
 
 // Attacher is an ability of a Sandbox: a process is found again by its ExecID,
@@ -91,6 +92,20 @@ type Recoverer interface {
 // hand it out again. After an error the sandbox must be deleted.
 type Resetter interface {
 	Reset(ctx context.Context) error
+}
+
+// Preparer is an ability of a Sandbox: an interpreter is started before its
+// program is there.
+type Preparer interface {
+	// Prepare starts the interpreter of a language ("python") and returns when
+	// it is ready. The next Exec of code for it becomes that process instead of
+	// starting another: `python3 -c CODE [ARG...]` for the sandbox's own user,
+	// without a terminal and without environment that the interpreter would
+	// have looked at when it started; one that does not fit is started as ever.
+	// It serves once, so nothing of one program is seen by another. A sandbox
+	// without the interpreter is NotFound, a language that cannot be prepared
+	// Unsupported.
+	Prepare(ctx context.Context, language string) error
 }
 
 // Resizer is an ability of a Process with a terminal.

@@ -26,13 +26,14 @@ var abilityChecks = []check{
 	{"snapshot", checkSnapshot},
 	{"fork", checkFork},
 	{"recover", checkRecover},
+	{"prepare", checkPrepare},
 }
 
 func abilityNames() []string {
 	return []string{
 		isolation.AbilityAttach, isolation.AbilityPause, isolation.AbilitySnapshot, isolation.AbilityRestore,
 		isolation.AbilityFork, isolation.AbilityRecover, isolation.AbilityReset, isolation.AbilityResize,
-		isolation.AbilityFiles, isolation.AbilityStats,
+		isolation.AbilityFiles, isolation.AbilityStats, isolation.AbilityPrepare,
 	}
 }
 
@@ -55,6 +56,7 @@ func checkAbilities(t testing.TB, s *suite) {
 		isolation.AbilityReset:    has[isolation.Resetter](r.sb),
 		isolation.AbilityFiles:    has[isolation.Files](r.sb),
 		isolation.AbilityStats:    has[isolation.Stats](r.sb),
+		isolation.AbilityPrepare:  has[isolation.Preparer](r.sb),
 	}
 	for name, is := range found {
 		if told := slices.Contains(s.features.Abilities, name); told != is {
@@ -301,4 +303,21 @@ func checkRecover(t testing.TB, s *suite) {
 	a := ability[isolation.Recoverer](t, s, isolation.AbilityRecover, s.d)
 	_, err := a.Recover(s.ctx(t), s.id())
 	is(t, "Recover of nothing", err, isolation.ErrNotFound)
+}
+
+// checkPrepare checks what needs no interpreter.
+func checkPrepare(t testing.TB, s *suite) {
+	if !slices.Contains(s.features.Abilities, isolation.AbilityPrepare) {
+		s.skip(t, "the driver has no ability %s", isolation.AbilityPrepare)
+	}
+	spec, _ := s.command(t, job{program: Exit0})
+	sb := s.create(t, spec)
+	p, _ := isolation.As[isolation.Preparer](sb)
+	is(t, "Prepare of a language that there is not", p.Prepare(s.ctx(t), "no-such-language"), isolation.ErrUnsupported)
+	e := s.startIn(t, sb, job{program: Exit0}).wait(t)
+	if !e.Success() {
+		t.Errorf("after a Prepare that failed: %v", e)
+	}
+	s.delete(t, sb)
+	is(t, "Prepare after Delete", p.Prepare(s.ctx(t), "no-such-language"), isolation.ErrNotFound)
 }

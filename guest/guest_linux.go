@@ -48,6 +48,8 @@ type guest struct {
 	filter  []unix.SockFilter
 	tasks   []*os.File
 
+	ready preparedSlot
+
 	mu   sync.Mutex
 	live map[uint32]*program // by stream
 }
@@ -140,6 +142,19 @@ func (g *guest) serve() error {
 					return err
 				}
 			}
+		case wire.Prepare:
+			var m wire.PrepareMessage
+			if err := m.Parse(f.Body); err != nil {
+				return err
+			}
+			stream := f.Stream
+			go func() {
+				t, body := wire.Prepared, []byte(nil)
+				if err := g.prepare(&m); err != nil {
+					t, body = wire.Fail, failure(err).Append(nil)
+				}
+				_ = g.conn.send(t, stream, body, -1) // an error is seen by the reader as well
+			}()
 		case wire.Run:
 			g.noted(f.Stream)
 		case wire.Resize:

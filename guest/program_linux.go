@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +26,7 @@ type program struct {
 	pid    int
 	fd     *os.File
 	tty    *terminal     // nil: none
+	before time.Duration // CPU time that was used before it began
 	noted  chan struct{} // closed when the host has its pidfd
 	once   sync.Once
 }
@@ -84,18 +86,16 @@ func (g *guest) start(stream uint32, m *wire.SpawnMessage, files []*os.File) err
 		closeAll()
 		return err
 	}
-	s := spawn.Spec{
-		Path: file, Args: m.Args, Env: m.Env, Dir: dir, Files: files, Tasks: g.tasks,
-		Cred:             &spawn.Credential{UID: u.uid, GID: u.gid, Groups: u.groups, KeepGroups: g.plan.Process.KeepGroups},
-		DropCapabilities: true, NoNewPrivs: true, Filter: g.filter, OOMScoreAdj: "1000",
+	p := &program{stream: stream, noted: make(chan struct{})}
+	if g.become(p, m, file, dir, files) {
+		closeAll()
+		return g.started(p)
 	}
+	s := g.spec(u)
+	s.Path, s.Args, s.Env, s.Dir, s.Files = file, m.Args, m.Env, dir, files
 	for _, l := range m.Rlimits {
 		s.Rlimits = append(s.Rlimits, spawn.Rlimit{Resource: int(l.Resource), Cur: l.Cur, Max: l.Max})
 	}
-	if n := g.plan.Process.CPUs; n > 0 {
-		s.CPUs = firstCPUs(n)
-	}
-	p := &program{stream: stream, noted: make(chan struct{})}
 	if m.Tty {
 		if p.tty, err = newTerminal(files, m, u.uid, u.gid); err != nil {
 			closeAll()
@@ -112,13 +112,31 @@ func (g *guest) start(stream uint32, m *wire.SpawnMessage, files []*os.File) err
 	if err != nil {
 		return startError(file, err)
 	}
+	return g.started(p)
+}
+
+// spec is what all programs of a user have in common.
+func (g *guest) spec(u account) spawn.Spec {
+	s := spawn.Spec{
+		Tasks:            g.tasks,
+		Cred:             &spawn.Credential{UID: u.uid, GID: u.gid, Groups: u.groups, KeepGroups: g.plan.Process.KeepGroups},
+		DropCapabilities: true, NoNewPrivs: true, Filter: g.filter, OOMScoreAdj: "1000",
+	}
+	if n := g.plan.Process.CPUs; n > 0 {
+		s.CPUs = firstCPUs(n)
+	}
+	return s
+}
+
+// started tells the host of a program that runs, and waits for its end.
+func (g *guest) started(p *program) error {
 	g.mu.Lock()
-	g.live[stream] = p
+	g.live[p.stream] = p
 	g.mu.Unlock()
 	said := wire.SpawnedMessage{}
 	rc, err := p.fd.SyscallConn()
 	if err == nil {
-		cerr := rc.Control(func(fd uintptr) { err = g.conn.send(wire.Spawned, stream, said.Append(nil), int(fd)) })
+		cerr := rc.Control(func(fd uintptr) { err = g.conn.send(wire.Spawned, p.stream, said.Append(nil), int(fd)) })
 		err = errors.Join(err, cerr)
 	}
 	if err != nil {
@@ -164,7 +182,7 @@ func (g *guest) wait(p *program) {
 	g.mu.Unlock()
 	p.fd.Close()
 	m := wire.ExitMessage{
-		Cause: wire.CauseExited, CPU: uint64(ru.Utime.Nano() + ru.Stime.Nano()), PeakMemory: uint64(ru.Maxrss) << 10,
+		Cause: wire.CauseExited, CPU: uint64(max(0, ru.Utime.Nano()+ru.Stime.Nano()-p.before.Nanoseconds())), PeakMemory: uint64(ru.Maxrss) << 10,
 		ReadBytes: uint64(ru.Inblock) * 512, WrittenBytes: uint64(ru.Oublock) * 512,
 	}
 	switch {

@@ -1,7 +1,6 @@
 package pool
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -52,8 +51,9 @@ type Template struct {
 	// A process that does not exit with status 0 fails the making. It must not
 	// hold anything that may not be shared between tenants.
 	Warm []isolation.ProcessSpec
-	// Ready is called after Warm, for what a process cannot do. nil: nothing.
-	Ready func(context.Context, isolation.Sandbox) error
+	// Prepare names a language whose interpreter is started in each, after Warm
+	// (isolation.Preparer). Empty: none.
+	Prepare string
 }
 
 func (c Config) withDefaults() Config {

@@ -82,3 +82,25 @@ func TestContainers(t *testing.T) {
 		t.Errorf("%+v, want 6 hits", st)
 	}
 }
+
+// TestContainersPrepared: the template's interpreter runs before anybody asks.
+func TestContainersPrepared(t *testing.T) {
+	tpl := template(1)
+	tpl.Prepare = "python"
+	p := containers(t, pool.Config{Templates: []pool.Template{tpl}})
+	ready(t, p, 1)
+	sb, err := p.Create(t.Context(), "job", shell)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	// Its command line is still that of the interpreter that waited.
+	code := "import os; print(open('/proc/self/cmdline','rb').read().count(b'_axo') > 0, 6*7)"
+	pr, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"python3", "-c", code}}, isolation.Stdio{Stdout: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, err := pr.Wait(t.Context()); err != nil || out.String() != "True 42\n" {
+		t.Errorf("%v, %v, %q", e, err, out.String())
+	}
+}

@@ -296,9 +296,9 @@ func (p *Pool) prepare(ctx context.Context, t Template) (_ ready, err error) {
 			return r, fmt.Errorf("warm up with %.100q: %w", w.Args, err)
 		}
 	}
-	if t.Ready != nil {
-		if err := t.Ready(ctx, r.sandbox); err != nil {
-			return r, fmt.Errorf("make ready: %w", err)
+	if t.Prepare != "" {
+		if err := startInterpreter(ctx, r.sandbox, t.Prepare); err != nil {
+			return r, err
 		}
 	}
 	if p.cfg.Freeze {
@@ -313,6 +313,14 @@ func (p *Pool) prepare(ctx context.Context, t Template) (_ ready, err error) {
 	}
 	r.born = time.Now()
 	return r, nil
+}
+
+func startInterpreter(ctx context.Context, sb isolation.Sandbox, language string) error {
+	p, ok := isolation.As[isolation.Preparer](sb)
+	if !ok {
+		return &isolation.UnsupportedError{Feature: "an interpreter started ahead", Need: "a driver that has the ability prepare"}
+	}
+	return p.Prepare(ctx, language)
 }
 
 // Drain removes all that stands ready, for example because an image or an

@@ -124,7 +124,8 @@ func (e *builtin) Features() isolation.Features {
 			{Name: "capabilities", Present: true, Detail: "none, no_new_privs"},
 			{Name: "seccomp", Present: true, Detail: "moby's default profile"},
 		},
-		Options: []isolation.Option{isolation.OptionCwd, isolation.OptionUser, isolation.OptionHostname, isolation.OptionMounts, isolation.OptionTerminal},
+		Options:   []isolation.Option{isolation.OptionCwd, isolation.OptionUser, isolation.OptionHostname, isolation.OptionMounts, isolation.OptionTerminal},
+		Abilities: []string{isolation.AbilityPrepare},
 	}
 	if e.guest.path != "" {
 		f.Depends = []string{e.guest.path}
@@ -548,6 +549,12 @@ func (c *container) startProgram(ctx context.Context, p *proc.Process, files [3]
 		return nil, err
 	}
 	return ch, nil
+}
+
+// Prepare implements [proc.Preparer].
+func (c *container) Prepare(ctx context.Context, language string) error {
+	c.Occupied()
+	return c.conn.prepare(ctx, language)
 }
 
 const softFiles, hardFiles = 1024, 4096

@@ -217,6 +217,11 @@ func (c *conn) frames() error {
 			if err := c.send(wire.Append(nil, wire.Run, f.Stream, nil), nil); err != nil {
 				return err
 			}
+		case wire.Prepared:
+			c.forget(ch)
+			if err := ch.prepared(); err != nil {
+				return err
+			}
 		case wire.Fail:
 			c.forget(ch)
 			if err := ch.failed(failure(f.Body)); err != nil {
@@ -245,7 +250,19 @@ func (c *conn) forget(ch *child) {
 
 // spawn starts a program. The files are the caller's still.
 func (c *conn) spawn(ctx context.Context, m *wire.SpawnMessage, files []*os.File) (*child, error) {
-	ch := &child{begun: make(chan struct{}), done: make(chan struct{})}
+	return c.ask(ctx, wire.Spawn, m.Append(nil), files)
+}
+
+// prepare starts an interpreter ahead.
+func (c *conn) prepare(ctx context.Context, language string) error {
+	m := wire.PrepareMessage{Language: language}
+	_, err := c.ask(ctx, wire.Prepare, m.Append(nil), nil)
+	return err
+}
+
+// ask sends a request on a stream of its own and waits until it is answered.
+func (c *conn) ask(ctx context.Context, t wire.Type, body []byte, files []*os.File) (*child, error) {
+	ch := &child{begun: make(chan struct{}), done: make(chan struct{}), prepares: t == wire.Prepare}
 	c.mu.Lock()
 	if c.live == nil {
 		defer c.mu.Unlock()
@@ -255,7 +272,7 @@ func (c *conn) spawn(ctx context.Context, m *wire.SpawnMessage, files []*os.File
 	ch.stream = c.last
 	c.live[ch.stream] = ch
 	c.mu.Unlock()
-	if err := c.send(wire.Append(nil, wire.Spawn, ch.stream, m.Append(nil)), files); err != nil {
+	if err := c.send(wire.Append(nil, t, ch.stream, body), files); err != nil {
 		// The reader sees why; nothing was started if the frame is not whole.
 		c.forget(ch)
 		return nil, fmt.Errorf("%w (%w)", err, isolation.ErrFailedPrecondition)
@@ -275,9 +292,10 @@ func (c *conn) spawn(ctx context.Context, m *wire.SpawnMessage, files []*os.File
 
 // child is a program in the container. It implements proc.Child.
 type child struct {
-	stream uint32
-	begun  chan struct{} // closed when it runs, or could not be started: err
-	done   chan struct{} // closed when it has ended
+	stream   uint32
+	prepares bool          // it asks for an interpreter, not for a program
+	begun    chan struct{} // closed when it runs, or could not be started: err
+	done     chan struct{} // closed when it has ended
 
 	mu        sync.Mutex
 	abandoned bool
@@ -299,9 +317,9 @@ func isClosed(ch chan struct{}) bool {
 func (ch *child) spawned(pidfd *os.File, member func(int) bool) error {
 	ch.mu.Lock()
 	defer ch.mu.Unlock()
-	if isClosed(ch.begun) {
+	if ch.prepares || isClosed(ch.begun) {
 		pidfd.Close()
-		return fmt.Errorf("%w: SPAWNED twice", wire.ErrProtocol)
+		return fmt.Errorf("%w: SPAWNED that nobody asked for", wire.ErrProtocol)
 	}
 	pid, err := pidOf(pidfd)
 	if err == nil && pid > 0 && !member(pid) {
@@ -316,6 +334,18 @@ func (ch *child) spawned(pidfd *os.File, member func(int) bool) error {
 		_ = ch.signalLocked(unix.SIGKILL)
 	}
 	close(ch.begun)
+	return nil
+}
+
+// prepared ends the wait for an interpreter.
+func (ch *child) prepared() error {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	if !ch.prepares || isClosed(ch.begun) {
+		return fmt.Errorf("%w: PREPARED that nobody asked for", wire.ErrProtocol)
+	}
+	close(ch.begun)
+	close(ch.done)
 	return nil
 }
 

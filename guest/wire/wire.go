@@ -63,16 +63,18 @@ const (
 	Run      Type = 24 // worker: it could go on; host: it may
 	Spawn    Type = 25 // host: start a program with passed descriptors
 	Spawned  Type = 26 // guest: it runs
+	Prepare  Type = 27 // host: start an interpreter ahead
+	Prepared Type = 28 // guest: it is ready
 )
 
-const maxType = Spawned
+const maxType = Prepared
 
 var typeNames = [...]string{
 	Hello: "HELLO", Sync: "SYNC", Exec: "EXEC", Attach: "ATTACH", Stdin: "STDIN", StdinEOF: "STDIN_EOF",
 	Stdout: "STDOUT", Stderr: "STDERR", Exit: "EXIT", Kill: "KILL", Resize: "RESIZE", Ping: "PING", Pong: "PONG",
 	Window: "WINDOW", File: "FILE", Mount: "MOUNT", Power: "POWER", Load: "LOAD", Loaded: "LOADED",
 	Compile: "COMPILE", Compiled: "COMPILED", Fail: "FAIL", Wait: "WAIT", Run: "RUN",
-	Spawn: "SPAWN", Spawned: "SPAWNED",
+	Spawn: "SPAWN", Spawned: "SPAWNED", Prepare: "PREPARE", Prepared: "PREPARED",
 }
 
 func (t Type) String() string {

@@ -41,6 +41,7 @@ func samples() map[string]struct {
 		"compiled": {Compiled, &CompiledMessage{true, 1024, 65536, 131072, true}},
 		"fail":     {Fail, &FailMessage{"invalid argument", "not a module"}},
 		"spawn":    {Spawn, &SpawnMessage{[]string{"sh", "-c", ""}, []string{"A=1"}, "/w", "1000", []Rlimit{{7, 1024, 1 << 40}, {4, 0, 0}}, true, 24, 80}},
+		"prepare":  {Prepare, &PrepareMessage{"python"}},
 		"resize":   {Resize, &ResizeMessage{24, 80}},
 		"spawned":  {Spawned, &SpawnedMessage{42}},
 		"window":   {Window, &WindowMessage{Stdout, 65536}},
@@ -69,7 +70,7 @@ func TestGoldenVectors(t *testing.T) {
 	for _, d := range []struct {
 		t    Type
 		body string
-	}{{Stdin, "in"}, {StdinEOF, ""}, {Stdout, "out\n"}, {Stderr, "err"}, {Ping, "x"}, {Pong, "x"}, {Wait, ""}, {Run, ""}} {
+	}{{Stdin, "in"}, {StdinEOF, ""}, {Stdout, "out\n"}, {Stderr, "err"}, {Ping, "x"}, {Pong, "x"}, {Wait, ""}, {Run, ""}, {Prepared, ""}} {
 		name := strings.ToLower(d.t.String())
 		want[name] = vector{name, d.t.String(), d.t, 3, hex.EncodeToString(Append(nil, d.t, 3, []byte(d.body))), nil}
 	}

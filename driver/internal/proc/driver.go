@@ -47,6 +47,12 @@ type Place interface {
 	Remove(ctx context.Context) error
 }
 
+// Preparer is a Place that can start an interpreter ahead; see
+// [isolation.Preparer].
+type Preparer interface {
+	Prepare(ctx context.Context, language string) error
+}
+
 // Task is an engine's side of a process.
 type Task interface {
 	// Begin is called once, when the process knows its task.
@@ -107,6 +113,9 @@ func (d *Driver) Create(ctx context.Context, id string, spec isolation.Spec) (is
 	sb, err := d.create(ctx, id, spec)
 	if err != nil {
 		return nil, d.fail("create", id, isolation.NotStarted, err)
+	}
+	if p, ok := sb.place.(Preparer); ok {
+		return preparing{sb, sb, p}, nil
 	}
 	return sb, nil
 }

@@ -43,6 +43,39 @@ type attempt struct {
 	err  error
 }
 
+// preparing is a sandbox whose place can prepare interpreters.
+type preparing struct {
+	isolation.Sandbox
+	sb    *sandbox
+	place Preparer
+}
+
+// Unwrap lets isolation.As find further abilities.
+func (p preparing) Unwrap() any { return p.Sandbox }
+
+// Prepare implements [isolation.Preparer].
+func (p preparing) Prepare(ctx context.Context, language string) error {
+	if err := p.sb.hold(); err != nil {
+		return p.sb.fail("prepare", "", err)
+	}
+	defer p.sb.starting.Done()
+	if err := p.place.Prepare(ctx, language); err != nil {
+		return p.sb.fail("prepare", "", err)
+	}
+	return nil
+}
+
+// hold keeps the sandbox's place until starting.Done, unless it goes already.
+func (s *sandbox) hold() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.deleting {
+		return isolation.ErrNotFound
+	}
+	s.starting.Add(1)
+	return nil
+}
+
 func (s *sandbox) ID() string { return s.id }
 
 func (s *sandbox) fail(op string, o isolation.Outcome, err error) error {

@@ -114,6 +114,14 @@ func (pl *Tracked) join(t *trackedTask) {
 	pl.active[t] = true
 }
 
+// Occupied says that something ran before the first program: what the group has
+// counted by then is not the program's.
+func (pl *Tracked) Occupied() {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	pl.execs++
+}
+
 func (pl *Tracked) leave(t *trackedTask, survivors bool) {
 	pl.mu.Lock()
 	defer pl.mu.Unlock()

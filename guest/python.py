@@ -1,0 +1,83 @@
+def _axo():
+    import os, sys
+    import resource, socket, struct, time
+    # What programs ask for most: their own import of it is then nothing.
+    import base64, collections, datetime, functools, itertools, io, json, math, random, re, string, textwrap, traceback, typing
+
+    s = socket.socket(fileno=3)
+    s.sendall(b"R")
+
+    def take(n):
+        b = b""
+        while len(b) < n:
+            more = s.recv(n - len(b))
+            if not more:
+                os._exit(0)  # nobody wants it any more
+            b += more
+        return b
+
+    head, fds, _, _ = socket.recv_fds(s, 4, 3)
+    if not head:
+        os._exit(0)
+    head += take(4 - len(head))
+    body = take(struct.unpack("!I", head)[0])
+    at = 0
+
+    def number(form):
+        nonlocal at
+        (v,) = struct.unpack_from(form, body, at)
+        at += struct.calcsize(form)
+        return v
+
+    def text():
+        nonlocal at
+        n = number("!I")
+        at += n
+        return body[at - n : at]
+
+    args = [os.fsdecode(text()) for _ in range(number("!I"))]
+    env = [text() for _ in range(number("!I"))]
+    cwd = text()
+    for i, fd in enumerate(fds):
+        os.dup2(fd, i)
+    for fd in fds:
+        os.close(fd)
+    os.chdir(cwd)
+    for _ in range(number("!I")):
+        what, cur, most = number("!I"), number("!Q"), number("!Q")
+        resource.setrlimit(what, tuple(-1 if v == 2**64 - 1 else v for v in (cur, most)))
+    os.environb.pop(b"PATH", None)
+    for e in env:
+        k, _, v = e.partition(b"=")
+        os.environb[k] = v
+    time.tzset()
+    sys.argv = ["-c"] + args[3:]
+    sys.orig_argv = args
+    # From the host's word on it runs, and never a second time.
+    s.sendall(b"K")
+    if s.recv(1) != b"G":
+        os._exit(0)
+    s.close()
+    for name in ("socket", "_socket", "selectors", "resource"):
+        sys.modules.pop(name, None)
+    main = sys.modules["__main__"].__dict__
+    del main["_axo"]
+    status = 0
+    try:
+        exec(compile(args[2], "<string>", "exec", dont_inherit=True), main)
+    except SystemExit:
+        raise
+    except BaseException as e:
+        status = 1
+        # Without this frame, as if the code had been all.
+        e.__traceback__ = e.__traceback__.tb_next
+        sys.excepthook(type(e), e, e.__traceback__)
+        if isinstance(e, KeyboardInterrupt):
+            import signal
+
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+    sys.exit(status)
+
+
+_axo()
