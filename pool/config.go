@@ -16,7 +16,8 @@ type Config struct {
 	// Templates are the shelves that are always there.
 	Templates []Template
 	// Learn is how many sandboxes are kept ready of a kind that was asked for
-	// and has no template. 0: none.
+	// and has no template; those for Python with an interpreter started, where
+	// that can be had. 0: none.
 	Learn int
 	// MaxShelves bounds the learned shelves, the least recently used goes. 0: 16.
 	MaxShelves int

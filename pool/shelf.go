@@ -115,7 +115,11 @@ func (p *Pool) learn(k key, spec isolation.Spec) {
 	if p.closed || p.shelves[k] != nil {
 		return
 	}
-	p.shelves[k] = &shelf{template: Template{Spec: plain(spec), Size: p.cfg.Learn}, used: time.Now()}
+	t := Template{Spec: plain(spec), Size: p.cfg.Learn}
+	if spec.Requirement == isolation.Python {
+		t.Prepare = "python"
+	}
+	p.shelves[k] = &shelf{template: t, used: time.Now()}
 	p.nudge()
 }
 
@@ -234,7 +238,7 @@ func (p *Pool) totalsLocked() (idle, making int) {
 func (p *Pool) make(s *shelf) {
 	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.MakeTimeout)
 	defer cancel()
-	r, err := p.prepare(ctx, s.template)
+	r, err := p.prepare(ctx, s.template, s.fixed)
 	p.mu.Lock()
 	s.making--
 	place := err == nil && !p.closed && len(s.idle) < s.template.Size
@@ -270,8 +274,9 @@ func backOff(failures int) time.Duration {
 	return min(firstBackOff<<min(failures-1, 16), lastBackOff)
 }
 
-// prepare makes and warms a sandbox. On an error nothing of it is left.
-func (p *Pool) prepare(ctx context.Context, t Template) (_ ready, err error) {
+// prepare makes and warms a sandbox. On an error nothing of it is left. Where
+// nobody ordered an interpreter, a sandbox without one will do.
+func (p *Pool) prepare(ctx context.Context, t Template, ordered bool) (_ ready, err error) {
 	r := ready{id: p.newID()}
 	if r.sandbox, err = p.inner.Create(ctx, r.id, t.Spec); err != nil {
 		return r, err
@@ -297,7 +302,8 @@ func (p *Pool) prepare(ctx context.Context, t Template) (_ ready, err error) {
 		}
 	}
 	if t.Prepare != "" {
-		if err := startInterpreter(ctx, r.sandbox, t.Prepare); err != nil {
+		err := startInterpreter(ctx, r.sandbox, t.Prepare)
+		if err != nil && (ordered || !errors.Is(err, isolation.ErrUnsupported) && !errors.Is(err, isolation.ErrNotFound)) {
 			return r, err
 		}
 	}

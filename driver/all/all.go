@@ -13,6 +13,7 @@ import (
 	"github.com/axocoatl/isolation/driver/oci"
 	"github.com/axocoatl/isolation/driver/wasm"
 	"github.com/axocoatl/isolation/internal/journal"
+	"github.com/axocoatl/isolation/pool"
 )
 
 // Config makes the drivers. The zero value is usable.
@@ -29,6 +30,9 @@ type Config struct {
 	Guest string
 	// Spares is how many WASM workers are kept started ahead.
 	Spares int
+	// Warm is how many containers are kept ready of each kind that was asked
+	// for; see package pool. It is for programs that stay: 0 keeps none.
+	Warm int
 	// NoCgroup leaves control groups alone.
 	NoCgroup bool
 	// Funcs are Go functions that NativeTrusted requests may name.
@@ -70,7 +74,12 @@ func Registry(c Config) (isolation.Registry, error) {
 	if err != nil {
 		return closeAll(r, err)
 	}
-	r.Add(isolation.TierOCI, ct)
+	warm, err := warmed(ct, c)
+	if err != nil {
+		_ = ct.Close()
+		return closeAll(r, err)
+	}
+	r.Add(isolation.TierOCI, warm)
 	p, err := none.New(nc)
 	if err != nil {
 		return closeAll(r, err)
@@ -84,6 +93,14 @@ func Registry(c Config) (isolation.Registry, error) {
 		r.Add(isolation.TierNone, f)
 	}
 	return r, nil
+}
+
+// warmed puts a pool around a driver if the configuration wants one.
+func warmed(d isolation.Driver, c Config) (isolation.Driver, error) {
+	if c.Warm == 0 {
+		return d, nil
+	}
+	return pool.New(pool.Config{Driver: d, Learn: c.Warm, Logger: c.Logger})
 }
 
 // The journal as each driver sees it.
