@@ -89,7 +89,7 @@ func TestContainers(t *testing.T) {
 func waited(t testing.TB, sb isolation.Sandbox) bool {
 	t.Helper()
 	var out bytes.Buffer
-	code := "print(open('/proc/self/cmdline','rb').read().count(b'_axo') > 0, 6*7)"
+	code := "print(open('/proc/self/cmdline','rb').read().count(b'_a' + b'xo') > 0, 6*7)"
 	pr, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"python3", "-c", code}}, isolation.Stdio{Stdout: &out})
 	if err != nil {
 		t.Fatal(err)
