@@ -116,7 +116,9 @@ type ProcessSpec struct {
 	// also among ended processes that the driver still knows. Empty: the
 	// driver makes one.
 	ExecID string `json:"exec_id,omitempty"`
-	// Args is argv. WASM: Args[0] is the program name that the module sees.
+	// Args is argv. WASM: Args[0] is the program name that the module sees. In a
+	// ContainerImage sandbox they follow the image's entrypoint, and none means
+	// the image's own command.
 	Args []string `json:"args"`
 	// Env is the whole environment, KEY=VALUE. Nothing is inherited.
 	Env      []string     `json:"env,omitempty"`
@@ -178,9 +180,17 @@ func (s Spec) Validate() error {
 // 2 MiB (execve(2), ARG_MAX).
 const maxArgBytes = 2 << 20
 
-// Validate checks what can be checked without a host. Errors are of class
-// [ErrInvalidArgument].
-func (p ProcessSpec) Validate() error {
+// ValidateProcess checks a process for a sandbox of this Spec: an image may say
+// itself what it runs. Errors are of class [ErrInvalidArgument].
+func (s Spec) ValidateProcess(p ProcessSpec) error {
+	return p.validate(s.Requirement == ContainerImage && s.Root.Image != "")
+}
+
+// Validate checks what can be checked without a host and without a Spec. Errors
+// are of class [ErrInvalidArgument].
+func (p ProcessSpec) Validate() error { return p.validate(false) }
+
+func (p ProcessSpec) validate(argsOptional bool) error {
 	bad := func(format string, a ...any) error {
 		return fmt.Errorf("process: "+format+": %w", append(a, ErrInvalidArgument)...)
 	}
@@ -189,7 +199,7 @@ func (p ProcessSpec) Validate() error {
 			return err
 		}
 	}
-	if len(p.Args) == 0 {
+	if len(p.Args) == 0 && !argsOptional {
 		return bad("args is empty")
 	}
 	total := 0

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -80,6 +81,9 @@ func (g *guest) start(stream uint32, m *wire.SpawnMessage, files []*os.File) err
 	}
 	if dir == "" || m.Cwd == "" && !isDir(dir) {
 		dir = "/"
+	}
+	if g.plan.Process.Image {
+		m.Env = defaults(m.Env, u.home)
 	}
 	file, err := lookPath(m.Args[0], m.Env, dir)
 	if err != nil {
@@ -204,7 +208,7 @@ func (g *guest) wait(p *program) {
 // kernel counts no refusals: one that made room again is not seen.
 func full() bool {
 	var st unix.Statfs_t
-	return unix.Statfs("/tmp", &st) == nil && (st.Bavail == 0 || st.Ffree == 0)
+	return unix.Statfs("/", &st) == nil && (st.Bavail == 0 || st.Ffree == 0)
 }
 
 func startError(file string, err error) error {
@@ -283,6 +287,20 @@ func lookPath(name string, env []string, dir string) (string, error) {
 	return "", &classError{classNotFound, fmt.Errorf("program %q is not in %s", name, list)}
 }
 
+// defaults adds what an environment lacks.
+func defaults(env []string, home string) []string {
+	if home == "" {
+		home = "/"
+	}
+	for _, kv := range []string{"PATH=" + defaultPath, "HOME=" + home} {
+		key := kv[:strings.IndexByte(kv, '=')+1]
+		if !slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, key) }) {
+			env = append(env, kv)
+		}
+	}
+	return env
+}
+
 func executable(name string) error {
 	info, err := os.Stat(name)
 	switch {
@@ -311,6 +329,9 @@ type account struct {
 func (g *guest) user(s string) (account, error) {
 	p := g.plan.Process
 	if s == "" {
+		s = p.User
+	}
+	if s == "" {
 		return account{uint32(p.UID), uint32(p.GID), nil, p.Home}, nil
 	}
 	name, group, both := strings.Cut(s, ":")
@@ -327,12 +348,15 @@ func (g *guest) user(s string) (account, error) {
 			return true
 		}
 		a.uid, a.gid, a.home, found = uint32(uid), uint32(gid), f[5], true
+		name = f[0]
 		return false
 	})
 	switch {
 	case found:
 	case nerr == nil:
-		a.uid, a.gid = uint32(n), uint32(n)
+		if a.uid = uint32(n); !p.Image {
+			a.gid = a.uid
+		}
 	case err != nil:
 		return a, &classError{classInvalid, fmt.Errorf("user %q: %w", s, err)}
 	default:
@@ -344,6 +368,8 @@ func (g *guest) user(s string) (account, error) {
 			return a, err
 		}
 		a.gid = gid
+	} else if found && !p.KeepGroups {
+		a.groups = groupsOf(name)
 	}
 	if p.KeepGroups && (int(a.uid) != p.UID || int(a.gid) != p.GID) {
 		return a, &classError{"unsupported", fmt.Errorf("user %q: this host gives the sandbox one user only, %d:%d; run as root, or grant ids in /etc/subuid", s, p.UID, p.GID)}
@@ -371,6 +397,23 @@ func (g *guest) group(s string) (uint32, error) {
 		return 0, &classError{classNotFound, fmt.Errorf("there is no group %q in the sandbox", s)}
 	}
 	return uint32(gid), nil
+}
+
+// maxGroups bounds what a hostile /etc/group can make of a user.
+const maxGroups = 1 << 10
+
+// groupsOf lists the groups that have a user as a member.
+func groupsOf(name string) (list []uint32) {
+	_ = records("/etc/group", func(f []string) bool {
+		if len(f) < 4 || !slices.Contains(strings.Split(f[3], ","), name) {
+			return true
+		}
+		if n, err := strconv.ParseUint(f[2], 10, 31); err == nil {
+			list = append(list, uint32(n))
+		}
+		return len(list) < maxGroups
+	})
+	return list
 }
 
 // maxRecords bounds what is read of a file that belongs to the image, or to the

@@ -121,20 +121,52 @@ func (g *guest) makeRoot() (*os.File, error) {
 	return init, unix.Chdir("/")
 }
 
-// mountOverlay mounts the image's layers, topmost first, with an upper layer in
-// the scratch file system. userxattr is the form that a user namespace may use
-// (Documentation/filesystems/overlayfs.rst).
-func mountOverlay(base, root string, layers []string) error {
-	for _, l := range layers {
-		if strings.ContainsAny(l, ":,\\") {
-			return fmt.Errorf("layer %q: its path has a character that overlay options do not take", l)
+// mountOverlay mounts the layers with an upper one in the scratch file system.
+// userxattr is the form that a user namespace may use
+// (Documentation/filesystems/overlayfs.rst). The layers get short names first:
+// the options have to fit into a page, and programs read them in mountinfo.
+func mountOverlay(base, root string, layers []plan.Layer) error {
+	lower := filepath.Join(base, "lower")
+	if err := os.Mkdir(lower, 0o755); err != nil {
+		return err
+	}
+	names := make([]string, len(layers))
+	for i, l := range layers {
+		name := strconv.Itoa(i)
+		names[len(layers)-1-i] = name // the topmost comes first
+		if err := mountLayer(l, filepath.Join(lower, name)); err != nil {
+			return fmt.Errorf("layer %d: %w", i, err)
 		}
 	}
-	data := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work,userxattr", strings.Join(layers, ":"), base, base)
+	if err := unix.Chdir(lower); err != nil {
+		return err
+	}
+	data := "lowerdir=" + strings.Join(names, ":") + ",upperdir=../upper,workdir=../work,userxattr"
 	if err := unix.Mount("overlay", root, "overlay", unix.MS_NODEV|unix.MS_NOSUID, data); err != nil {
 		return os.NewSyscallError("mount overlay", err)
 	}
 	return nil
+}
+
+func mountLayer(l plan.Layer, dir string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	to, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(to)
+	if l.FD > 0 {
+		defer unix.Close(l.FD)
+		return move(l.FD, to)
+	}
+	from, err := unix.Open(l.Source, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: l.Source, Err: err}
+	}
+	defer unix.Close(from)
+	return bind(from, to, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
 }
 
 // tree is the root that is being built, by descriptor.
@@ -189,7 +221,10 @@ func (t *tree) dir(d plan.Dir, scratch string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if !d.Scratch {
+	switch {
+	case d.Mode == 0:
+		return nil
+	case !d.Scratch:
 		return set(fd, d)
 	}
 	if err := os.Mkdir(scratch, 0o755); err != nil {

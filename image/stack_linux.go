@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -187,4 +188,54 @@ func (s *Store) writeCorrection(final string, want map[string]unix.Stat_t) error
 		return err
 	}
 	return syncDir(s.path(dirLayers))
+}
+
+// readLayers reads a file as it is seen on top of all layers, which are base
+// first. Links are not followed, also not those above it.
+func readLayers(layers []string, name string, limit int64) ([]byte, error) {
+	for _, dir := range slices.Backward(layers) {
+		root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+		}
+		b, hides, err := readLayer(root, name, limit)
+		unix.Close(root)
+		if !errors.Is(err, unix.ENOENT) || hides {
+			return b, err
+		}
+	}
+	return nil, unix.ENOENT
+}
+
+func readLayer(root int, name string, limit int64) (b []byte, hides bool, err error) {
+	up := path.Dir(name)
+	_, here, hides := lookIn(root, up)
+	if !here {
+		return nil, hides, unix.ENOENT
+	}
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: resolve | unix.RESOLVE_NO_SYMLINKS}
+	dir, err := openat2(root, up, &how)
+	if err != nil {
+		return nil, true, err
+	}
+	defer unix.Close(dir)
+	base := path.Base(name)
+	switch kind, err := kindAt(dir, base); {
+	case err != nil:
+		return nil, hides, err
+	case kind == kindWhiteout:
+		return nil, true, unix.ENOENT
+	}
+	how.Flags = unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC
+	fd, err := openat2(dir, base, &how)
+	if err != nil {
+		return nil, true, err
+	}
+	f := os.NewFile(uintptr(fd), base)
+	if err := checkRegular(f); err != nil {
+		return nil, true, err
+	}
+	defer f.Close()
+	b, err = readLimited(f, limit)
+	return b, true, err
 }

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Installs what the tests need and a plain machine may lack: a C compiler for
-# WebAssembly and the WebAssembly tools, from Debian's packages. Builds the
-# wasmtime worker and runs its own tests; with AXO_REQUIRE set it must be there.
+# Installs what the tests need and a plain machine may lack: a static busybox for
+# images, a C compiler for WebAssembly and the WebAssembly tools, from Debian's
+# packages. Builds the wasmtime worker and runs its own tests; with AXO_REQUIRE
+# set it must be there.
 set -eu
 start=$(date +%s)
-packages="gcc libc6-dev wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32"
+packages="gcc libc6-dev busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32"
 missing=""
 for p in $packages; do
 	dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $p"

@@ -15,7 +15,7 @@ func newExplain() *cobra.Command {
 	var f requestFlags
 	var asJSON bool
 	c := &cobra.Command{
-		Use:   "explain [flags] (FILE.wasm | --python CODE | --shell CODE | --native CMD | -- CMD) [ARG...]",
+		Use:   "explain [flags] (FILE.wasm | --python CODE | --shell CODE | --native CMD | --image REF | -- CMD) [ARG...]",
 		Short: "Say where something would run, and why, without running it",
 		Long: "Say in which tier and engine something would run, which were passed over and why,\nand which limits are enforced by what. Nothing of it is run.\n\n" +
 			fmt.Sprintf(requestUsage, "explain"),

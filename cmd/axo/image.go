@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/axocoatl/isolation/driver/all"
 	"github.com/axocoatl/isolation/image"
 )
 
@@ -25,16 +26,13 @@ func newImage() *cobra.Command {
 	return c
 }
 
-// imagesDir is the image store's directory in a state directory.
-const imagesDir = "images"
-
 // openImages opens the image store. The caller closes it.
 func openImages(c *cobra.Command) (*image.Store, error) {
 	dir, err := stateDir(c)
 	if err != nil {
 		return nil, err
 	}
-	s, err := image.Open(image.Config{Dir: filepath.Join(dir, imagesDir)})
+	s, err := image.Open(image.Config{Dir: filepath.Join(dir, all.ImagesDir)})
 	if err != nil {
 		return nil, &statusError{exitEngine, err}
 	}

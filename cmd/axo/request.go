@@ -21,6 +21,7 @@ type requestFlags struct {
 	tier, minTier, engine, lang string
 	native                      bool
 	pythonCode, shellCode       string
+	image, root, entrypoint     string
 	timeout, cpuTime            time.Duration
 	memory, disk, outputLimit   string
 	fuel                        uint64
@@ -40,6 +41,9 @@ func (f *requestFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.pythonCode, "python", "", "run Python: code, or the path of a .py file")
 	fs.StringVar(&f.shellCode, "shell", "", "run a shell command")
 	fs.BoolVar(&f.native, "native", false, "run a program that you trust, without isolation")
+	fs.StringVar(&f.image, "image", "", "run it in a container image of this host (axo image ls); by itself, what the image runs")
+	fs.StringVar(&f.entrypoint, "entrypoint", "", "with --image: run this program instead of the image's entrypoint")
+	fs.StringVar(&f.root, "root", "", "run it with this directory as its root file system; what it writes there is gone afterwards")
 	fs.DurationVar(&f.timeout, "timeout", 0, "end it after this time, such as 2s or 500ms")
 	fs.DurationVar(&f.cpuTime, "cpu-time", 0, "end it after this much CPU time")
 	fs.StringVar(&f.memory, "memory", "", "memory limit, such as 64M or 1G")
@@ -66,7 +70,8 @@ const requestUsage = `  axo %[1]s [flags] FILE.wasm [ARG...]      a WebAssembly 
   axo %[1]s [flags] --python CODE|FILE [-- ARG...]
   axo %[1]s [flags] --shell CODE [-- ARG...]
   axo %[1]s [flags] --native [--] CMD [ARG...]   a program that you trust
-  axo %[1]s [flags] -- CMD [ARG...]         any program`
+  axo %[1]s [flags] -- CMD [ARG...]         any program
+  axo %[1]s [flags] --image REF [-- ARG...]  a container image, as docker run does`
 
 // request turns the command line into a request.
 func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request, error) {
@@ -143,20 +148,47 @@ func (f *requestFlags) program(c *cobra.Command, args []string, r *engine.Reques
 	if kinds > 1 {
 		return fmt.Errorf("--python, --shell and --native exclude each other")
 	}
+	r.Spec.Root.Image = f.image
+	if f.root != "" {
+		dir, err := filepath.Abs(f.root)
+		if err != nil {
+			return err
+		}
+		r.Spec.Root.Path = dir
+	}
+	switch {
+	case f.image != "" && f.root != "":
+		return fmt.Errorf("--image and --root exclude each other")
+	case f.native && (f.image != "" || f.root != ""):
+		return fmt.Errorf("--native runs without isolation, so without --image and --root")
+	case f.entrypoint != "" && (f.image == "" || kinds > 0):
+		return fmt.Errorf("--entrypoint goes with --image alone")
+	}
 	switch {
 	case python:
 		return f.script(r, isolation.Python, "python3", f.pythonCode, ".py", args)
 	case shell:
 		return f.script(r, isolation.Shell, "sh", f.shellCode, "", args)
 	}
+	if f.image != "" {
+		if f.lang != "" {
+			return fmt.Errorf("--lang does not go with --image")
+		}
+		r.Spec.Requirement, r.Process.Args = isolation.ContainerImage, args
+		if f.entrypoint != "" {
+			// As the whole command line: the image's entrypoint has no part in it.
+			r.Spec.Requirement, r.Process.Args = isolation.Arbitrary, append([]string{f.entrypoint}, args...)
+		}
+		return nil
+	}
 	if len(args) == 0 {
-		return fmt.Errorf("nothing to run: name a FILE.wasm, --python CODE, --shell CODE, --native CMD or -- CMD (see %s --help)", c.CommandPath())
+		return fmt.Errorf("nothing to run: name a FILE.wasm, --python CODE, --shell CODE, --native CMD, --image REF or -- CMD (see %s --help)", c.CommandPath())
 	}
 	r.Process.Args = args
 	switch {
 	case f.native:
 		r.Spec.Requirement = isolation.NativeTrusted
-	case c.ArgsLenAtDash() == 0:
+	case c.ArgsLenAtDash() == 0, f.root != "":
 		r.Spec.Requirement, r.Spec.Language = isolation.Arbitrary, f.lang
 	case f.lang != "":
 		r.Spec.Requirement, r.Spec.Language = isolation.Arbitrary, f.lang

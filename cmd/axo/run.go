@@ -20,7 +20,7 @@ func newRun() *cobra.Command {
 	var asJSON bool
 	var spill string
 	c := &cobra.Command{
-		Use:   "run [flags] (FILE.wasm | --python CODE | --shell CODE | --native CMD | -- CMD) [ARG...]",
+		Use:   "run [flags] (FILE.wasm | --python CODE | --shell CODE | --native CMD | --image REF | -- CMD) [ARG...]",
 		Short: "Run something in the strongest tier that can run it",
 		Long: "Run something once, in the strongest tier of isolation that this host has and that\ncan run it, and pass its input, output and exit status through.\n\n" +
 			fmt.Sprintf(requestUsage, "run") + "\n\n" + exitHelp,

@@ -18,9 +18,9 @@ import (
 
 // Config makes the drivers. The zero value is usable.
 type Config struct {
-	// StateDir keeps compiled modules across processes, and the journal of
-	// what must not be left behind, which engine.New sweeps. Empty keeps
-	// nothing.
+	// StateDir keeps images and compiled modules across processes, and the
+	// journal of what must not be left behind, which engine.New sweeps. Empty
+	// keeps nothing.
 	StateDir string
 	// Worker is the path of axo-wasm, WasmtimeWorker that of axo-wasmtime;
 	// see wasm.Config.
@@ -53,6 +53,7 @@ func Registry(c Config) (isolation.Registry, error) {
 		if err != nil {
 			return r, err
 		}
+		oc.Images = imagesIn(c.StateDir)
 		wc.Recorder, nc.Recorder, oc.Recorder = wasmRecorder{j}, noneRecorder{j}, ociRecorder{j}
 	}
 	// Wasmtime comes first where its worker is found. Where it is not, it comes

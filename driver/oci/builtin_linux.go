@@ -21,6 +21,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/internal/proc"
+	"github.com/axocoatl/isolation/driver/internal/root"
 	"github.com/axocoatl/isolation/driver/oci/internal/seccomp"
 	"github.com/axocoatl/isolation/guest/plan"
 	"github.com/axocoatl/isolation/guest/wire"
@@ -124,8 +125,14 @@ func (e *builtin) Features() isolation.Features {
 			{Name: "capabilities", Present: true, Detail: "none, no_new_privs"},
 			{Name: "seccomp", Present: true, Detail: "moby's default profile"},
 		},
-		Options:   []isolation.Option{isolation.OptionCwd, isolation.OptionUser, isolation.OptionHostname, isolation.OptionMounts, isolation.OptionTerminal},
 		Abilities: []string{isolation.AbilityPrepare},
+		Options: []isolation.Option{
+			isolation.OptionCwd, isolation.OptionUser, isolation.OptionHostname, isolation.OptionMounts, isolation.OptionTerminal, isolation.OptionRootPath,
+		},
+	}
+	if e.cfg.Images != nil {
+		f.Runs = append(f.Runs, isolation.ContainerImage)
+		f.Options = append(f.Options, isolation.OptionImage)
 	}
 	if e.guest.path != "" {
 		f.Depends = []string{e.guest.path}
@@ -164,6 +171,11 @@ func (e *builtin) Probe(ctx context.Context, f *isolation.Features) error {
 		return explain(err)
 	}
 	f.Warnings = append(f.Warnings, notes...)
+	if err := e.probeOverlay(ctx); err != nil {
+		f.Runs = slices.DeleteFunc(f.Runs, func(r isolation.Requirement) bool { return r == isolation.ContainerImage })
+		f.Options = slices.DeleteFunc(f.Options, func(o isolation.Option) bool { return o == isolation.OptionImage || o == isolation.OptionRootPath })
+		f.Warnings = append(f.Warnings, "no images, no --root: "+err.Error())
+	}
 	return nil
 }
 
@@ -229,8 +241,10 @@ func (e *builtin) Check(spec isolation.Spec) error {
 		return proc.Unsupported("a module", "the wasm tier")
 	case spec.Func != "":
 		return proc.Unsupported("func", `engine "func"`)
-	case !spec.Root.IsZero():
-		return proc.Unsupported("a root file system", "a later version of this engine")
+	case spec.Root.Image != "" && e.cfg.Images == nil:
+		return proc.Unsupported("an image", "a store of images in Config.Images")
+	case spec.Requirement == isolation.ContainerImage && spec.Root.Image == "":
+		return fmt.Errorf("a container image is to run, and none is named: %w", isolation.ErrInvalidArgument)
 	case spec.Profile == "session":
 		return proc.Unsupported("profile session", "a later version of this engine")
 	case spec.Language != "":
@@ -279,7 +293,7 @@ func (e *builtin) create(ctx context.Context, id string, spec isolation.Spec) (_
 	if e.guestErr != nil {
 		return nil, e.guestErr
 	}
-	c := &container{eng: e}
+	c := &container{eng: e, req: spec.Requirement}
 	defer func() {
 		if err != nil {
 			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
@@ -297,6 +311,9 @@ func (e *builtin) create(ctx context.Context, id string, spec isolation.Spec) (_
 		Brand: c.brand, Group: c.group, Resources: spec.Resources, Drain: e.cfg.Drain, Start: c.startProgram,
 	})
 	if c.ids, err = e.ranges.take(); err != nil {
+		return nil, err
+	}
+	if err := e.openRoot(ctx, c, spec); err != nil {
 		return nil, err
 	}
 	if err := e.launch(ctx, c, id, spec); err != nil {
@@ -348,7 +365,15 @@ func (e *builtin) makePlan(c *container, id string, spec isolation.Spec) (*plan.
 	if n := spec.Resources.CPUs; n > 0 {
 		p.Process.CPUs = int(math.Ceil(n))
 	}
-	hostRoot(p)
+	sources := slices.Clone(systemDirs)
+	if c.root == nil {
+		hostRoot(p)
+	} else {
+		if err := givenRoot(c, p); err != nil {
+			return nil, err
+		}
+		sources = c.root.Layers
+	}
 	kernelFiles(p)
 	p.Root.Files = append(p.Root.Files,
 		plan.File{Path: "/etc/hostname", Mode: 0o644, Data: p.Hostname + "\n"},
@@ -356,7 +381,6 @@ func (e *builtin) makePlan(c *container, id string, spec isolation.Spec) (*plan.
 	)
 	writable := false
 	var err error
-	sources := slices.Clone(systemDirs)
 	for _, m := range spec.Mounts {
 		writable = writable || !m.ReadOnly
 		sources = append(sources, filepath.Clean(m.Source))
@@ -416,6 +440,14 @@ func (e *builtin) launch(ctx context.Context, c *container, id string, spec isol
 	for _, f := range c.group.Joins() {
 		p.Tasks = append(p.Tasks, pass(f))
 	}
+	layers, err := c.openLayers()
+	open = append(open, layers...)
+	if err != nil {
+		return err
+	}
+	for i, f := range layers {
+		p.Root.Overlay[i] = plan.Layer{FD: pass(f)}
+	}
 	mounts, err := e.openMounts(c, p, spec.Mounts)
 	open = append(open, mounts...)
 	if err != nil {
@@ -446,11 +478,16 @@ func (e *builtin) launch(ctx context.Context, c *container, id string, spec isol
 	open = append(open, exe)
 	pid, pidfd, err := e.spawner.Start(spawn.Spec{
 		Path: fmt.Sprintf("/proc/self/fd/%d", exe.Fd()), Args: []string{guestName}, Env: []string{"GOMAXPROCS=2"}, Dir: "/", Files: files,
-		Cred:              &spawn.Credential{UID: uint32(c.ids.guestID()), GID: uint32(c.ids.guestID()), KeepGroups: c.ids.single},
+		Cred:              c.ids.credential(),
 		ParentDeathSignal: syscall.SIGKILL,
 		Namespaces: unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC |
 			unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP,
-		Map: c.ids.write,
+		Map: func(pid int) error {
+			if err := c.ids.write(pid); err != nil {
+				return err
+			}
+			return mapLayers(pid, layers)
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("start the guest: %w", err)
@@ -494,6 +531,8 @@ type container struct {
 	group  *cgroup.Group // nil: none
 	entry  Entry         // nil: none
 	ids    *idMap
+	root   *root.FS // nil: the host's system directories
+	req    isolation.Requirement
 	conn   *conn
 	pid    int
 	pidfd  *os.File
@@ -540,6 +579,13 @@ func (c *container) killGuest() {
 // startProgram is the Start of a [proc.Tracked].
 func (c *container) startProgram(ctx context.Context, p *proc.Process, files [3]*os.File, b proc.Brand) (proc.Child, error) {
 	s := p.Spec
+	if c.root != nil {
+		var err error
+		if s, err = c.root.Config.Process(c.req, s); err != nil {
+			return nil, err
+		}
+		s.User = p.Spec.User // the image's is in the plan
+	}
 	m := wire.SpawnMessage{
 		Args: s.Args, Env: s.Env, Cwd: s.Cwd, User: s.User, Rlimits: rlimits(s.Limits, b),
 		Tty: s.Terminal, Rows: uint64(s.Size.Rows), Cols: uint64(s.Size.Cols),
@@ -605,6 +651,7 @@ func (c *container) Remove(ctx context.Context) error {
 	if c.ids != nil {
 		c.ids.release()
 	}
+	c.root.Release()
 	if c.entry != nil {
 		return c.entry.Done()
 	}

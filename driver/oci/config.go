@@ -10,6 +10,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/internal/proc"
+	"github.com/axocoatl/isolation/driver/internal/root"
 )
 
 // Driver is a container engine. It implements [isolation.Driver].
@@ -31,8 +32,17 @@ type Config struct {
 	// DiskBytes is what a sandbox may write when its spec has no limit. 0: 1 GiB
 	// or a quarter of the host's memory, whichever is less: it is memory.
 	DiskBytes int64
-	Logger    *slog.Logger // nil: silent
+	// Images finds the images that specs name. nil: they are refused.
+	Images Images
+	Logger *slog.Logger // nil: silent
 }
+
+// Images finds images on this host, and RootFS is what it returns: their
+// read-only layers, and what they say about how to run them.
+type (
+	Images = root.Images
+	RootFS = root.FS
+)
 
 // Recorder writes down what must not be left behind.
 type Recorder interface {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/spawn"
 )
 
 // Ranges of user ids that containers may have, as systemd-nspawn takes them
@@ -26,6 +27,8 @@ const (
 type idMap struct {
 	base   int      // root: the host's id of the sandbox's 0
 	single bool     // one id only: the sandbox's user is the host's
+	uid    int      // single: who that is inside
+	gid    int      // likewise
 	lock   *os.File // of the range; nil: single
 }
 
@@ -41,7 +44,7 @@ const rangeDir = "/run/axo/ids"
 
 func (r *ranges) take() (*idMap, error) {
 	if os.Geteuid() != 0 {
-		return &idMap{single: true}, nil
+		return &idMap{single: true, uid: userID, gid: userID}, nil
 	}
 	if err := os.MkdirAll(rangeDir, 0o700); err != nil {
 		return nil, fmt.Errorf("user ids: %w", err)
@@ -87,7 +90,7 @@ func (m *idMap) release() {
 func (m *idMap) write(pid int) error {
 	uids, gids := fmt.Sprintf("0 %d %d\n", m.base, rangeSize), fmt.Sprintf("0 %d %d\n", m.base, rangeSize)
 	if m.single {
-		uids, gids = fmt.Sprintf("%d %d 1\n", userID, os.Geteuid()), fmt.Sprintf("%d %d 1\n", userID, os.Getegid())
+		uids, gids = fmt.Sprintf("%d %d 1\n", m.uid, os.Geteuid()), fmt.Sprintf("%d %d 1\n", m.gid, os.Getegid())
 	}
 	dir := fmt.Sprintf("/proc/%d/", pid)
 	if m.single {
@@ -110,10 +113,7 @@ func writeFile(name, data string) error {
 	return errors.Join(err, f.Close())
 }
 
-// guestID is who the guest is in its user namespace.
-func (m *idMap) guestID() int {
-	if m.single {
-		return userID
-	}
-	return 0
+// credential is who the guest is in its user namespace.
+func (m *idMap) credential() *spawn.Credential {
+	return &spawn.Credential{UID: uint32(m.uid), GID: uint32(m.gid), KeepGroups: m.single}
 }

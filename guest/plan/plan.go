@@ -35,9 +35,9 @@ type Plan struct {
 
 // Root is the root file system.
 type Root struct {
-	// Overlay makes it of these directories, topmost first, with a writable
-	// layer that goes with the container. Else it is an empty tmpfs.
-	Overlay []string `json:"overlay,omitempty"`
+	// Overlay makes it of these directories, base first, with a writable layer
+	// that goes with the container. Else it is an empty tmpfs.
+	Overlay []Layer `json:"overlay,omitempty"`
 	// Size bounds, in bytes, what is written to the root and to Scratch mounts
 	// together.
 	Size     int64  `json:"size"`
@@ -48,10 +48,18 @@ type Root struct {
 	Links    []Link `json:"links"`
 }
 
+// Layer is one read-only directory of an overlay.
+type Layer struct {
+	// FD is a detached mount (open_tree(2)) that the guest inherited.
+	FD int `json:"fd,omitempty"`
+	// Source is a path of the host, if FD is 0.
+	Source string `json:"source,omitempty"`
+}
+
 // Dir is a directory to be made.
 type Dir struct {
 	Path string `json:"path"`
-	Mode uint32 `json:"mode"`
+	Mode uint32 `json:"mode"` // 0: 0755, and one that is there stays as it is
 	// Scratch makes it a writable place of its own, whatever the root is.
 	Scratch bool `json:"scratch,omitempty"`
 	UID     int  `json:"uid"` // -1: the guest's
@@ -95,6 +103,13 @@ type Process struct {
 	UID  int    `json:"uid"`
 	GID  int    `json:"gid"`
 	Home string `json:"home"`
+	// User is who programs are unless they ask for another: looked up in the
+	// root's /etc/passwd. Empty: UID, GID and Home.
+	User string `json:"user,omitempty"`
+	// Image: the root is an image's, and programs find what they would with
+	// docker: PATH and HOME if their environment has none, group 0 for users that
+	// /etc/passwd does not have.
+	Image bool `json:"image,omitempty"`
 	// KeepGroups: the user namespace does not allow setgroups(2), and has one
 	// user only.
 	KeepGroups bool `json:"keep_groups,omitempty"`

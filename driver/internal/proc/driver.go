@@ -134,7 +134,7 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (*s
 	if err := d.eng.Check(spec); err != nil {
 		return nil, err
 	}
-	sb := &sandbox{d: d, id: id, created: begin, live: map[string]*Process{}, known: map[string]bool{}}
+	sb := &sandbox{d: d, id: id, spec: spec, created: begin, live: map[string]*Process{}, known: map[string]bool{}}
 	if err := d.reserve(sb); err != nil {
 		return nil, err
 	}

@@ -23,6 +23,7 @@ const (
 type sandbox struct {
 	d          *Driver
 	id         string
+	spec       isolation.Spec
 	created    time.Time
 	createTook time.Duration
 	place      Place
@@ -118,7 +119,7 @@ func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio is
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err := spec.Validate(); err != nil {
+	if err := s.spec.ValidateProcess(spec); err != nil {
 		return nil, err
 	}
 	if err := s.d.eng.CheckProcess(spec); err != nil {

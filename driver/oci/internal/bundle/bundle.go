@@ -32,9 +32,11 @@ type Facts struct {
 	// System are the host's directories of programs and libraries that a
 	// container without an image sees; see [HostSystem].
 	System []Entry
-	// Layers make the root of an image: directories, topmost first. System is
-	// not used then.
+	// Layers make the root of an image: directories, base first. System is not
+	// used then.
 	Layers []string
+	// Dirs are directories of an image that are made if they are not there.
+	Dirs []string
 	// User is who programs are unless they ask for another.
 	User User
 	// UIDs and GIDs map the container's ids to the host's.
@@ -97,9 +99,15 @@ func New(spec isolation.Spec, f Facts) *Bundle {
 		b.Config.Hostname = "sandbox"
 	}
 	b.Config.Process = process(spec, f.User)
-	b.Root = plan.Root{Overlay: f.Layers, Size: spec.Resources.DiskBytes, Inodes: Inodes, ReadOnly: b.Config.Root.Readonly}
+	b.Root = plan.Root{Size: spec.Resources.DiskBytes, Inodes: Inodes, ReadOnly: b.Config.Root.Readonly}
 	if b.Root.Size == 0 {
 		b.Root.Size = f.DiskBytes
+	}
+	for _, dir := range f.Layers {
+		b.Root.Overlay = append(b.Root.Overlay, plan.Layer{Source: dir})
+	}
+	for _, dir := range f.Dirs {
+		b.Root.Dirs = append(b.Root.Dirs, plan.Dir{Path: dir})
 	}
 	if len(f.Layers) == 0 {
 		b.system(f)

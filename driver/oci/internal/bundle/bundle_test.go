@@ -51,7 +51,7 @@ func TestGolden(t *testing.T) {
 		},
 		{
 			name: "session", spec: isolation.Spec{Requirement: isolation.ContainerImage, Profile: "session"},
-			edit: func(f *Facts) { f.Layers, f.User = []string{"/l/2", "/l/1"}, User{} },
+			edit: func(f *Facts) { f.Layers, f.User = []string{"/l/1", "/l/2"}, User{} },
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -1,0 +1,60 @@
+package all
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/root"
+	"github.com/axocoatl/isolation/image"
+)
+
+// ImagesDir is the image store's directory in a state directory.
+const ImagesDir = "images"
+
+// images finds images in a store. The store is opened for each call: a lease
+// needs none that is open, and nothing has to be closed at the end.
+type images struct{ dir string }
+
+func (i images) Dir() (string, error) {
+	s, err := image.Open(image.Config{Dir: i.dir})
+	if err != nil {
+		return "", err
+	}
+	return i.dir, s.Close()
+}
+
+func (i images) Open(ctx context.Context, ref string) (_ *root.FS, err error) {
+	s, err := image.Open(image.Config{Dir: i.dir})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	img, err := s.Get(ref)
+	if errors.Is(err, isolation.ErrNotFound) {
+		return nil, fmt.Errorf("image %s is not on this host; axo image pull %s fetches it: %w", ref, ref, isolation.ErrNotFound)
+	} else if err != nil {
+		return nil, err
+	}
+	if p := img.Platform; !strings.HasPrefix(p+"/", image.HostPlatform()+"/") && p != "" {
+		return nil, fmt.Errorf("image %s is for %s, and this host runs %s; axo image pull --platform %s %s: %w", ref, p, image.HostPlatform(), image.HostPlatform(), ref, isolation.ErrFailedPrecondition)
+	}
+	r, err := s.RootFS(ctx, img)
+	if err != nil {
+		return nil, err
+	}
+	c := img.Config
+	uid, gid, ok := r.User(c.User)
+	if !ok {
+		uid, gid = -1, -1
+	}
+	return root.New(root.FS{
+		Digest: img.Digest, Layers: r.Layers, OwnersMapped: r.OwnersMapped, UID: uid, GID: gid,
+		Config: root.Config{Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, User: c.User, WorkingDir: c.WorkingDir, Volumes: c.Volumes},
+	}, r.Release), nil
+}
+
+func imagesIn(stateDir string) images { return images{filepath.Join(stateDir, ImagesDir)} }

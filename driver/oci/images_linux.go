@@ -1,0 +1,121 @@
+package oci
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
+	"github.com/axocoatl/isolation/driver/internal/root"
+	"github.com/axocoatl/isolation/guest/plan"
+)
+
+// probeOverlay makes a container whose root is an overlay of a directory beside
+// the images, which tells whether this kernel and that file system take it.
+func (e *builtin) probeOverlay(ctx context.Context) (err error) {
+	beside := ""
+	if e.cfg.Images != nil {
+		if beside, err = e.cfg.Images.Dir(); err != nil {
+			return err
+		}
+	}
+	dir, err := os.MkdirTemp(beside, "probe-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(dir)) }()
+	id := fmt.Sprintf("probe-%d-%d", os.Getpid(), probes.Add(1))
+	pl, err := e.create(ctx, id, isolation.Spec{Requirement: isolation.Shell, Root: isolation.Root{Path: dir}})
+	if err != nil {
+		return err
+	}
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	return pl.Remove(undo)
+}
+
+// openRoot finds what a spec names as its root file system. It stays until the
+// container is removed.
+func (e *builtin) openRoot(ctx context.Context, c *container, spec isolation.Spec) (err error) {
+	switch {
+	case spec.Root.Image != "":
+		c.root, err = e.cfg.Images.Open(ctx, spec.Root.Image)
+	case spec.Root.Path != "":
+		c.root, err = root.Directory(spec.Root.Path)
+	}
+	if err != nil || c.root == nil || !c.ids.single {
+		return err
+	}
+	// The one user that there is is the image's.
+	if c.root.UID < 0 {
+		return proc.Unsupported(fmt.Sprintf("the image's user %q, whose number its /etc/passwd and /etc/group do not tell,", c.root.Config.User), "root, or an image with a numeric user")
+	}
+	c.ids.uid, c.ids.gid = c.root.UID, c.root.GID
+	return nil
+}
+
+// givenRoot plans a root made of an image's layers, with a writable layer in
+// memory on top.
+func givenRoot(c *container, p *plan.Plan) error {
+	p.Process.UID, p.Process.GID = max(c.root.UID, 0), max(c.root.GID, 0)
+	p.Process.User, p.Process.Image = cmp.Or(c.root.Config.User, "0"), true
+	for _, dir := range c.root.Layers {
+		p.Root.Overlay = append(p.Root.Overlay, plan.Layer{Source: dir})
+	}
+	dirs, err := c.root.Config.Dirs()
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		p.Root.Dirs = append(p.Root.Dirs, plan.Dir{Path: d})
+	}
+	p.Root.Files = append(p.Root.Files, plan.File{Path: "/etc/resolv.conf", Mode: 0o644})
+	return nil
+}
+
+// openLayers opens the layers as detached mounts, as root. Else there are none:
+// the guest binds them by name, and its user namespace has their owner.
+func (c *container) openLayers() (open []*os.File, err error) {
+	if c.root == nil || c.ids.single {
+		return nil, nil
+	}
+	for _, dir := range c.root.Layers {
+		fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+		if err != nil {
+			return open, &os.PathError{Op: "open_tree", Path: dir, Err: err}
+		}
+		open = append(open, os.NewFile(uintptr(fd), dir))
+	}
+	return open, nil
+}
+
+// mapLayers gives the layers the owners that the user namespace of a process
+// has: what belongs to user 0 on disk belongs to its user 0
+// (mount_setattr(2), MOUNT_ATTR_IDMAP).
+func mapLayers(pid int, layers []*os.File) error {
+	if len(layers) == 0 {
+		return nil
+	}
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", pid))
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	for _, f := range layers {
+		set := unix.MountAttr{Attr_set: readOnlyBind | unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
+		err := unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH, &set)
+		switch {
+		case errors.Is(err, unix.EINVAL):
+			return proc.Unsupported(fmt.Sprintf("a root file system below %s (idmapped mount: %v)", f.Name(), err),
+				"a file system that has idmapped mounts, such as ext4, xfs, btrfs or tmpfs; for images, choose it with --state-dir")
+		case err != nil:
+			return os.NewSyscallError("mount_setattr", err)
+		}
+	}
+	return nil
+}
