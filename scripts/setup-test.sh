@@ -5,7 +5,7 @@
 # set it must be there.
 set -eu
 start=$(date +%s)
-packages="gcc libc6-dev busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32"
+packages="gcc libc6-dev busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32 xz-utils"
 missing=""
 for p in $packages; do
 	dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $p"
@@ -20,6 +20,7 @@ if [ -n "$missing" ]; then
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing >/dev/null
 fi
 go mod download
+./scripts/kernel-package.sh >/dev/null
 status=0
 ./scripts/wasmtime.sh test || status=$?
 if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then

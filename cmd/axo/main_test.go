@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,11 +38,19 @@ func TestScripts(t *testing.T) {
 	for _, m := range []string{"tiny", "exit7", "loop", "unreachable", "memgrow", "empty", "truncated", "garbage", "nostart", "badimport", "component"} {
 		programs["MOD_"+m] = testprog.Wat(t, m)
 	}
+	kernel := testprog.FindKernelPackage()
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
+		Condition: func(cond string) (bool, error) {
+			if cond != "kernel" {
+				return false, fmt.Errorf("unknown condition %q", cond)
+			}
+			return kernel != "", nil
+		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("AXO_WASM_WORKER_PATH", worker)
 			e.Setenv("AXO_GUEST_PATH", guest)
+			e.Setenv("KERNEL_DEB", kernel)
 			e.Setenv("AXO_STATE_DIR", filepath.Join(e.WorkDir, "state"))
 			for k, v := range programs {
 				e.Setenv(k, v)

@@ -67,6 +67,8 @@ var homes = map[string]string{
 
 	"github.com/google/go-containerregistry": "image",
 	"github.com/klauspost/compress":          "image",
+	"github.com/pierrec/lz4":                 "image",
+	"github.com/therootcompany/xz":           "image",
 }
 
 func broken(name, im string) string {
@@ -118,8 +120,8 @@ func broken(name, im string) string {
 		if o := tier(inner); own && o != "" && o != "internal" && o != tier(name) {
 			return "drivers do not import each other"
 		}
-	case name == "image":
-		if own && inner != "" && !under(inner, "internal") {
+	case under(name, "image"):
+		if own && inner != "" && !under(inner, "internal") && !under(inner, "image") {
 			return "images know the contract only"
 		}
 	case name == "pool":
