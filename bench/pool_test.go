@@ -113,8 +113,8 @@ func BenchmarkWarmExec(b *testing.B) {
 // BenchmarkPython: a Python one-liner in a pooled container whose interpreter
 // waits, and in one without, against python3 on the host.
 func BenchmarkPython(b *testing.B) {
-	if _, err := exec.LookPath("python3"); err != nil {
-		b.Skip("SKIPPED: no python3 here")
+	if _, err := exec.LookPath("/usr/bin/python3"); err != nil {
+		b.Skip("SKIPPED: no /usr/bin/python3 here")
 	}
 	python := func(t pool.Template) func(b *testing.B) (func(), func()) {
 		full, claim := pooled(b, t)
@@ -122,12 +122,12 @@ func BenchmarkPython(b *testing.B) {
 			full()
 			sb := claim()
 			full()
-			return func() { must(b, sb, "python3", "-c", "pass") }, func() { remove(b, sb) }
+			return func() { must(b, sb, "/usr/bin/python3", "-c", "pass") }, func() { remove(b, sb) }
 		}
 	}
 	both(b,
 		plain("host", func() {
-			if err := exec.Command("python3", "-c", "pass").Run(); err != nil {
+			if err := exec.Command("/usr/bin/python3", "-c", "pass").Run(); err != nil {
 				b.Fatal(err)
 			}
 		}),

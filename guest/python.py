@@ -4,7 +4,12 @@ def _axo():
     # What programs ask for most: their own import of it is then nothing.
     import base64, collections, datetime, functools, itertools, io, json, math, random, re, string, textwrap, traceback, typing
 
+    import gc
+
     s = socket.socket(fileno=3)
+    # What is here by now is not searched for garbage again, at the end least.
+    gc.collect()
+    gc.freeze()
     s.sendall(b"R")
 
     def take(n):

@@ -204,8 +204,14 @@ func (t *Tree) Create(name string, r Limits) (_ *Group, err error) {
 	if err := gr.limit(r); err != nil {
 		return nil, err
 	}
+	// In version 1 one thread moves itself by tasks without the lock that moving
+	// a process takes: once that lock has rested it costs milliseconds.
+	join := "tasks"
+	if gr.v2 {
+		join = "cgroup.procs"
+	}
 	for _, dir := range gr.dirs {
-		f, err := os.OpenFile(filepath.Join(dir, "cgroup.procs"), os.O_WRONLY, 0)
+		f, err := os.OpenFile(filepath.Join(dir, join), os.O_WRONLY, 0)
 		if err != nil {
 			return nil, err
 		}
