@@ -45,7 +45,6 @@ type guest struct {
 	plan    plan.Plan
 	notes   []string // what the host does not allow, for Features
 	spawner spawn.Spawner
-	filter  []unix.SockFilter
 	tasks   []*os.File
 
 	ready preparedSlot
@@ -69,13 +68,6 @@ func (g *guest) setUp() error {
 		unix.CloseOnExec(fd)
 		g.tasks = append(g.tasks, os.NewFile(uintptr(fd), "tasks"))
 	}
-	const size = int(unsafe.Sizeof(unix.SockFilter{}))
-	if n := len(g.plan.Process.Filter); n%size != 0 {
-		return fmt.Errorf("plan: seccomp filter of %d bytes", n)
-	} else if n > 0 {
-		g.filter = make([]unix.SockFilter, n/size)
-		copy(unsafe.Slice((*byte)(unsafe.Pointer(&g.filter[0])), n), g.plan.Process.Filter)
-	}
 	init, err := g.makeRoot()
 	if err != nil {
 		return err
@@ -89,7 +81,7 @@ func (g *guest) setUp() error {
 			return fmt.Errorf("bring up lo: %w", err)
 		}
 	}
-	if err := g.spawner.EnterPID(init); err != nil {
+	if err := g.confine(init); err != nil {
 		return err
 	}
 	return g.keepCapabilities()

@@ -124,7 +124,7 @@ func (g *guest) spec(u account) spawn.Spec {
 	s := spawn.Spec{
 		Tasks:            g.tasks,
 		Cred:             &spawn.Credential{UID: u.uid, GID: u.gid, Groups: u.groups, KeepGroups: g.plan.Process.KeepGroups},
-		DropCapabilities: true, NoNewPrivs: true, Filter: g.filter, OOMScoreAdj: "1000",
+		DropCapabilities: true, NoNewPrivs: g.plan.Process.NoNewPrivs, OOMScoreAdj: strconv.Itoa(g.plan.Process.OOMScoreAdj),
 	}
 	if n := g.plan.Process.CPUs; n > 0 {
 		s.CPUs = firstCPUs(n)

@@ -51,8 +51,8 @@ func (g *guest) makeRoot() (*os.File, error) {
 		return nil, err
 	}
 	defer r.close()
-	for i, d := range p.Root.Dirs {
-		if err := r.dir(d, filepath.Join(base, "scratch", strconv.Itoa(i))); err != nil {
+	for _, d := range p.Root.Dirs {
+		if err := r.dir(d); err != nil {
 			return nil, fmt.Errorf("directory %s: %w", d.Path, err)
 		}
 	}
@@ -67,10 +67,13 @@ func (g *guest) makeRoot() (*os.File, error) {
 		}
 	}
 	var init *os.File
-	for _, m := range p.Mounts {
-		if m.Type == "proc" {
+	for i, m := range p.Mounts {
+		switch {
+		case m.Type == "proc":
 			init, err = r.proc(m)
-		} else {
+		case m.Scratch != nil:
+			err = r.scratch(m, filepath.Join(base, "scratch", strconv.Itoa(i)))
+		default:
 			err = r.mount(m)
 		}
 		switch {
@@ -83,11 +86,6 @@ func (g *guest) makeRoot() (*os.File, error) {
 	for _, l := range p.Late {
 		if err := r.link(l); err != nil {
 			return init, fmt.Errorf("link %s: %w", l.Path, err)
-		}
-	}
-	for i, d := range p.Shared {
-		if err := r.dir(d, filepath.Join(base, "scratch", "shared"+strconv.Itoa(i))); err != nil {
-			return init, fmt.Errorf("directory %s: %w", d.Path, err)
 		}
 	}
 	if init == nil {
@@ -215,30 +213,37 @@ func (t *tree) makeAll(dir string) (int, error) {
 	return t.open(dir, unix.O_PATH|unix.O_DIRECTORY)
 }
 
-func (t *tree) dir(d plan.Dir, scratch string) error {
+func (t *tree) dir(d plan.Dir) error {
 	fd, err := t.makeAll(d.Path)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	switch {
-	case d.Mode == 0:
+	if d.Mode == 0 {
 		return nil
-	case !d.Scratch:
-		return set(fd, d)
 	}
-	if err := os.Mkdir(scratch, 0o755); err != nil {
-		return err
-	}
-	sfd, err := unix.Open(scratch, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	return set(fd, d)
+}
+
+// scratch makes the directory that has the name, and binds it on its place.
+func (t *tree) scratch(m plan.Mount, name string) error {
+	to, err := t.makeAll(m.Target)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(sfd)
-	if err := set(sfd, d); err != nil {
+	defer unix.Close(to)
+	if err := os.Mkdir(name, 0o755); err != nil {
 		return err
 	}
-	return bind(sfd, fd, 0)
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := set(fd, *m.Scratch); err != nil {
+		return err
+	}
+	return bind(fd, to, m.Attr)
 }
 
 // set gives an O_PATH directory its mode and owner.
@@ -309,16 +314,20 @@ func (t *tree) link(l plan.Link) error {
 	return nil
 }
 
-// target opens the place of a mount, after making it.
-func (t *tree) target(m plan.Mount) (int, error) {
-	if !m.File {
-		return t.makeAll(m.Target)
+// place opens the place of a mount of what is at a descriptor, after making it.
+func (t *tree) place(name string, from int) (int, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(from, &st); err != nil {
+		return -1, os.NewSyscallError("fstat", err)
 	}
-	fd, err := t.open(m.Target, unix.O_PATH)
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return t.makeAll(name)
+	}
+	fd, err := t.open(name, unix.O_PATH)
 	if !errors.Is(err, unix.ENOENT) {
 		return fd, err
 	}
-	up, base, err := t.parent(m.Target)
+	up, base, err := t.parent(name)
 	if err != nil {
 		return -1, err
 	}
@@ -329,33 +338,31 @@ func (t *tree) target(m plan.Mount) (int, error) {
 		return -1, err
 	}
 	unix.Close(made)
-	return t.open(m.Target, unix.O_PATH|unix.O_NOFOLLOW)
+	return t.open(name, unix.O_PATH|unix.O_NOFOLLOW)
 }
 
 func (t *tree) mount(m plan.Mount) error {
-	to, err := t.target(m)
+	from, err := m.FD, error(nil)
+	switch {
+	case m.FD > 0:
+	case m.Source != "":
+		from, err = unix.Open(m.Source, unix.O_PATH|unix.O_CLOEXEC, 0)
+	default:
+		from, err = newFS(m)
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(from)
+	to, err := t.place(m.Target, from)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(to)
-	switch {
-	case m.FD > 0:
-		defer unix.Close(m.FD)
-		return move(m.FD, to)
-	case m.Source != "":
-		from, err := unix.Open(m.Source, unix.O_PATH|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(from)
+	if m.FD == 0 && m.Source != "" {
 		return bind(from, to, m.Attr)
 	}
-	made, err := newFS(m)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(made)
-	return move(made, to)
+	return move(from, to)
 }
 
 // newFS makes a file system (fsopen(2)) and returns its detached mount.

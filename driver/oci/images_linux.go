@@ -1,7 +1,6 @@
 package oci
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/internal/proc"
 	"github.com/axocoatl/isolation/driver/internal/root"
-	"github.com/axocoatl/isolation/guest/plan"
 )
 
 // probeOverlay makes a container whose root is an overlay of a directory beside
@@ -59,25 +57,6 @@ func (e *builtin) openRoot(ctx context.Context, c *container, spec isolation.Spe
 	return nil
 }
 
-// givenRoot plans a root made of an image's layers, with a writable layer in
-// memory on top.
-func givenRoot(c *container, p *plan.Plan) error {
-	p.Process.UID, p.Process.GID = max(c.root.UID, 0), max(c.root.GID, 0)
-	p.Process.User, p.Process.Image = cmp.Or(c.root.Config.User, "0"), true
-	for _, dir := range c.root.Layers {
-		p.Root.Overlay = append(p.Root.Overlay, plan.Layer{Source: dir})
-	}
-	dirs, err := c.root.Config.Dirs()
-	if err != nil {
-		return err
-	}
-	for _, d := range dirs {
-		p.Root.Dirs = append(p.Root.Dirs, plan.Dir{Path: d})
-	}
-	p.Root.Files = append(p.Root.Files, plan.File{Path: "/etc/resolv.conf", Mode: 0o644})
-	return nil
-}
-
 // openLayers opens the layers as detached mounts, as root. Else there are none:
 // the guest binds them by name, and its user namespace has their owner.
 func (c *container) openLayers() (open []*os.File, err error) {
@@ -93,6 +72,9 @@ func (c *container) openLayers() (open []*os.File, err error) {
 	}
 	return open, nil
 }
+
+// readOnlyBind are the attributes of the layers.
+const readOnlyBind = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 
 // mapLayers gives the layers the owners that the user namespace of a process
 // has: what belongs to user 0 on disk belongs to its user 0

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation"
@@ -86,14 +87,26 @@ func (m *idMap) release() {
 	}
 }
 
-// write writes the maps of a user namespace (user_namespaces(7)).
-func (m *idMap) write(pid int) error {
-	uids, gids := fmt.Sprintf("0 %d %d\n", m.base, rangeSize), fmt.Sprintf("0 %d %d\n", m.base, rangeSize)
+// uids and gids are the maps of the sandbox's user namespace.
+func (m *idMap) uids() []specs.LinuxIDMapping {
 	if m.single {
-		uids, gids = fmt.Sprintf("%d %d 1\n", m.uid, os.Geteuid()), fmt.Sprintf("%d %d 1\n", m.gid, os.Getegid())
+		return []specs.LinuxIDMapping{{ContainerID: uint32(m.uid), HostID: uint32(os.Geteuid()), Size: 1}}
 	}
-	dir := fmt.Sprintf("/proc/%d/", pid)
+	return []specs.LinuxIDMapping{{HostID: uint32(m.base), Size: rangeSize}}
+}
+
+func (m *idMap) gids() []specs.LinuxIDMapping {
 	if m.single {
+		return []specs.LinuxIDMapping{{ContainerID: uint32(m.gid), HostID: uint32(os.Getegid()), Size: 1}}
+	}
+	return m.uids()
+}
+
+// writeMaps writes the maps of a user namespace (user_namespaces(7)). Who maps
+// only himself has to give up setgroups first.
+func writeMaps(pid int, uids, gids string, single bool) error {
+	dir := fmt.Sprintf("/proc/%d/", pid)
+	if single {
 		if err := writeFile(dir+"setgroups", "deny"); err != nil {
 			return err
 		}

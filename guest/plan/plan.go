@@ -19,9 +19,7 @@ type Plan struct {
 	Staging string  `json:"staging"`
 	Root    Root    `json:"root"`
 	Mounts  []Mount `json:"mounts"` // in this order
-	// Late are links, and Shared writable directories, in what was mounted.
-	Late   []Link `json:"late"`
-	Shared []Dir  `json:"shared"`
+	Late    []Link  `json:"late"`   // links in what was mounted
 	// Masked and ReadOnly are paths in the container, made unreadable and
 	// unwritable after the mounts (runtime-spec, maskedPaths, readonlyPaths).
 	Masked   []string `json:"masked"`
@@ -60,7 +58,8 @@ type Layer struct {
 type Dir struct {
 	Path string `json:"path"`
 	Mode uint32 `json:"mode"` // 0: 0755, and one that is there stays as it is
-	// Scratch makes it a writable place of its own, whatever the root is.
+	// Scratch: it is a writable place of its own, whatever the root is. The
+	// guest makes it for a Mount.
 	Scratch bool `json:"scratch,omitempty"`
 	UID     int  `json:"uid"` // -1: the guest's
 	GID     int  `json:"gid"`
@@ -79,11 +78,13 @@ type Link struct {
 	Target string `json:"target"`
 }
 
-// Mount is one mount. Its target is made: a file for a Source or FD that is
+// Mount is one mount. Its place is made: a file for a Source or FD that is
 // one, else a directory.
 type Mount struct {
 	Target string `json:"target"`
-	File   bool   `json:"file,omitempty"`
+	// Scratch is a new writable directory, in the file system that has the
+	// root's size.
+	Scratch *Dir `json:"scratch,omitempty"`
 	// FD is a detached mount (open_tree(2)) that the guest inherited.
 	FD int `json:"fd,omitempty"`
 	// Source is a path of the host to be bound, with Attr.
@@ -92,7 +93,8 @@ type Mount struct {
 	Type  string  `json:"type,omitempty"`
 	Flags uintptr `json:"flags,omitempty"`
 	Data  string  `json:"data,omitempty"`
-	// Attr are MOUNT_ATTR flags of a bound Source, set on all below it.
+	// Attr are MOUNT_ATTR flags of a bound Source, set on all below it, or of
+	// Scratch.
 	Attr uint64 `json:"attr,omitempty"`
 	// Optional: a host that does not allow it goes without.
 	Optional bool `json:"optional,omitempty"`
@@ -112,7 +114,14 @@ type Process struct {
 	Image bool `json:"image,omitempty"`
 	// KeepGroups: the user namespace does not allow setgroups(2), and has one
 	// user only.
-	KeepGroups bool `json:"keep_groups,omitempty"`
+	KeepGroups bool     `json:"keep_groups,omitempty"`
+	Groups     []uint32 `json:"groups,omitempty"` // of the default user, besides
+	// NoNewPrivs: nothing that a program executes has more rights than it has
+	// (PR_SET_NO_NEW_PRIVS(2const)). Without, set-user-ID files of the root work.
+	NoNewPrivs bool `json:"no_new_privs,omitempty"`
+	// Bounding are the numbers of the capabilities that such a file can give.
+	Bounding    []int `json:"bounding,omitempty"`
+	OOMScoreAdj int   `json:"oom_score_adj,omitempty"` // proc_pid_oom_score_adj(5)
 	// Filter is a seccomp program: instructions of 8 bytes in host order.
 	Filter []byte `json:"filter"`
 	CPUs   int    `json:"cpus,omitempty"` // affinity to this many; 0: all

@@ -29,6 +29,8 @@ const (
 	OCIRecorded  = "oci.recorded"   // journal entry of a container
 	OCIGroup     = "oci.group"      // its control groups
 	OCIStarted   = "oci.started"    // its first process, not in the journal yet
+	OCIMade      = "oci.made"       // the container, nothing runs in it
+	OCIEnded     = "oci.ended"      // its first process is gone, its groups are there
 	OCIRemoved   = "oci.ungrouped"  // all gone but the journal entry
 	JournalHalf  = "journal.half"   // an entry under its temporary name
 )
@@ -36,6 +38,6 @@ const (
 // Wasm and None are the points that a run of each tier comes to.
 var (
 	Wasm = []string{Recorded, GroupMade, Started, Attached, TempRecorded, Compiled, Sealed, Executed, SpillMade, Killed, GroupRemoved, Created, Exited, Deleted, JournalHalf}
-	OCI  = []string{OCIRecorded, OCIGroup, OCIStarted, OCIRemoved, Created, Exited, Deleted, JournalHalf}
+	OCI  = []string{OCIRecorded, OCIGroup, OCIStarted, OCIMade, OCIEnded, OCIRemoved, Created, Exited, Deleted, JournalHalf}
 	None = []string{NoneRecorded, NoneGroup, NoneStarted, NoneEnded, NoneRemoved, Created, Exited, Deleted, JournalHalf}
 )

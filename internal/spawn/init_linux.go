@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"slices"
 	"syscall"
 	"unsafe"
 
@@ -149,14 +151,53 @@ func (p *initProcess) clone() (pid uintptr, errno syscall.Errno) {
 // process, whose orphans then go to that namespace's first process. It must be
 // called before the first Start.
 func (s *Spawner) EnterPID(pidfd *os.File) error {
-	var err error
-	serr := s.onThread(func() {
-		rc, cerr := pidfd.SyscallConn()
-		if err = cerr; err != nil {
-			return
+	return s.Do(func() error {
+		rc, err := pidfd.SyscallConn()
+		if err != nil {
+			return err
 		}
-		cerr = rc.Control(func(fd uintptr) { err = os.NewSyscallError("setns", unix.Setns(int(fd), unix.CLONE_NEWPID)) })
-		err = errors.Join(err, cerr)
+		cerr := rc.Control(func(fd uintptr) { err = os.NewSyscallError("setns", unix.Setns(int(fd), unix.CLONE_NEWPID)) })
+		return errors.Join(cerr, err)
 	})
-	return errors.Join(serr, err)
+}
+
+// Do runs f on the thread that starts the programs. What a thread has, and what
+// confines it, they have from their start: bounding set, seccomp filters,
+// Landlock domain.
+func (s *Spawner) Do(f func() error) error {
+	var err error
+	if serr := s.onThread(func() { err = f() }); serr != nil {
+		return serr
+	}
+	return err
+}
+
+// DropBounding takes all capabilities but these out of the bounding set of the
+// calling thread (capabilities(7)).
+func DropBounding(keep []int) error {
+	last, err := lastCapability()
+	if err != nil {
+		return err
+	}
+	for n := 0; n <= int(last); n++ {
+		if slices.Contains(keep, n) {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(n), 0, 0, 0); err != nil {
+			return os.NewSyscallError("prctl", err)
+		}
+	}
+	return nil
+}
+
+// LoadFilter puts the calling thread under a seccomp filter (seccomp(2)). It
+// takes CAP_SYS_ADMIN in the thread's user namespace.
+func LoadFilter(filter []unix.SockFilter) error {
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: unsafe.SliceData(filter)}
+	_, _, e := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog)))
+	runtime.KeepAlive(filter)
+	if e != 0 {
+		return os.NewSyscallError("seccomp", e)
+	}
+	return nil
 }

@@ -57,12 +57,10 @@ type Spec struct {
 	// Map writes the maps of a new user namespace, whose only process waits
 	// for it (user_namespaces(7)).
 	Map func(pid int) error
-	// DropCapabilities empties all five sets (capabilities(7)).
+	// DropCapabilities empties all sets but the bounding set, which is the
+	// thread's (capabilities(7)); see DropBounding.
 	DropCapabilities bool
 	NoNewPrivs       bool
-	// Filter is a seccomp filter, loaded last (seccomp(2)). It must allow
-	// execve, and prctl unless NoNewPrivs and DropCapabilities are not set.
-	Filter []unix.SockFilter
 	// OOMScoreAdj is written to /proc/self/oom_score_adj as it is; "": not.
 	OOMScoreAdj string
 	// ControllingTerminal makes descriptor 0, a terminal, the session's.
@@ -93,14 +91,14 @@ const (
 	stepMap
 	stepOOM
 	stepCapabilities
-	stepFilter
+	stepPrivileges
 	stepExec
 )
 
 var stepNames = [...]string{
 	stepSession: "new session", stepCgroup: "join cgroup", stepFiles: "set descriptors", stepDir: "enter directory",
 	stepUser: "change user", stepParent: "tie to parent", stepLimits: "set limits", stepMap: "wait for id maps",
-	stepOOM: "set oom_score_adj", stepCapabilities: "drop capabilities", stepFilter: "load seccomp filter", stepExec: "execute",
+	stepOOM: "set oom_score_adj", stepCapabilities: "drop capabilities", stepPrivileges: "set no_new_privs", stepExec: "execute",
 }
 
 // Spawner starts programs from one thread of its own: the kernel sends a
@@ -203,11 +201,8 @@ type child struct {
 	keepGroups   bool
 	dropCaps     bool
 	noNewPrivs   bool
-	filter       unix.SockFprog
-	filters      []unix.SockFilter
 	oomPath, oom []byte // ending with a zero
 	oomBytes     uintptr
-	lastCap      uintptr
 	capHeader    [2]uint32
 	capData      [6]uint32
 	cpus         *unix.CPUSet
@@ -270,12 +265,6 @@ func prepare(s Spec) (*child, error) {
 	}
 	c.dropCaps, c.noNewPrivs, c.cpus, c.terminal = s.DropCapabilities, s.NoNewPrivs, s.CPUs, s.ControllingTerminal
 	c.capHeader[0] = unix.LINUX_CAPABILITY_VERSION_3
-	if c.lastCap, err = lastCapability(); err != nil && c.dropCaps {
-		return c, err
-	}
-	if c.filters = s.Filter; len(c.filters) > 0 {
-		c.filter = unix.SockFprog{Len: uint16(len(c.filters)), Filter: &c.filters[0]}
-	}
 	if s.OOMScoreAdj != "" {
 		c.oomPath, c.oom = []byte("/proc/self/oom_score_adj\x00"), []byte(s.OOMScoreAdj)
 		c.oomBytes = uintptr(len(c.oom))
@@ -504,14 +493,8 @@ func (c *child) clone() (pid uintptr, errno syscall.Errno) {
 			goto fail
 		}
 	}
-	// The bounding set takes a privilege to change.
 	step = stepCapabilities
 	if c.dropCaps {
-		for i = 0; i <= int(c.lastCap); i++ {
-			if _, _, e = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(i), 0, 0, 0, 0); e != 0 {
-				goto fail
-			}
-		}
 		if _, _, e = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, 0); e != 0 {
 			goto fail
 		}
@@ -553,14 +536,9 @@ func (c *child) clone() (pid uintptr, errno syscall.Errno) {
 			goto fail
 		}
 	}
-	step = stepFilter
+	step = stepPrivileges
 	if c.noNewPrivs {
 		if _, _, e = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); e != 0 {
-			goto fail
-		}
-	}
-	if c.filter.Len > 0 {
-		if _, _, e = syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&c.filter))); e != 0 {
 			goto fail
 		}
 	}

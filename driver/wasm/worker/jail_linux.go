@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation/guest/wire"
+	"github.com/axocoatl/isolation/internal/landlock"
 )
 
 // cpuTime returns the CPU time of the process.
@@ -51,11 +52,11 @@ func newJail(dirs []landlockDir, keepFileCaps bool) (runJail, error) {
 		return j, fmt.Errorf("capabilities: %w", err)
 	}
 	j.walls = append(j.walls, "capabilities: dropped, no_new_privs")
-	detail, err := landlock(dirs)
+	detail, err := restrict(dirs)
 	switch {
 	case err == nil:
 		j.walls = append(j.walls, "landlock: "+detail)
-	case errors.Is(err, errNoLandlock):
+	case errors.Is(err, landlock.ErrMissing):
 		// The other walls stand: without mounts, seccomp leaves no way to
 		// open a file at all.
 		j.missing = append(j.missing, "landlock: "+err.Error())

@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation/internal/landlock"
 )
 
 const jailEnv = "AXO_TEST_JAIL"
@@ -229,8 +231,8 @@ func TestLandlockJudgesOldDescriptors(t *testing.T) {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestLandlockJudgesOldDescriptors$", "-test.v")
 		cmd.Env = append(os.Environ(), "AXO_TEST_LANDLOCK=1")
 		out, err := cmd.CombinedOutput()
-		if strings.Contains(string(out), errNoLandlock.Error()) && os.Getenv("AXO_REQUIRE") == "" {
-			t.Skipf("SKIPPED: %v", errNoLandlock)
+		if strings.Contains(string(out), landlock.ErrMissing.Error()) && os.Getenv("AXO_REQUIRE") == "" {
+			t.Skipf("SKIPPED: %v", landlock.ErrMissing)
 		}
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
@@ -252,7 +254,7 @@ func TestLandlockJudgesOldDescriptors(t *testing.T) {
 	if err := dropCapabilities(false); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := landlock([]landlockDir{{dirs["listed"], false}, {dirs["writable"], true}}); err != nil {
+	if _, err := restrict([]landlockDir{{dirs["listed"], false}, {dirs["writable"], true}}); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {

@@ -138,15 +138,23 @@ func process(spec isolation.Spec, u User) *specs.Process {
 	if u.Home != "" {
 		p.Cwd = u.Home
 	}
-	if spec.Profile == "session" {
+	if c := Capabilities(spec); len(c) > 0 {
 		// Set-user-ID programs of the image work, inside the namespace.
 		p.NoNewPrivileges = false
-		p.Capabilities = &specs.LinuxCapabilities{Bounding: session}
+		p.Capabilities = &specs.LinuxCapabilities{Bounding: c}
 	}
 	return p
 }
 
 const softFiles, hardFiles = 1024, 4096
+
+// Capabilities are those that programs of a Spec can have.
+func Capabilities(spec isolation.Spec) []string {
+	if spec.Profile == "session" {
+		return session
+	}
+	return nil
+}
 
 // session are the capabilities that docker gives its containers; here they are
 // of the container's own user namespace.

@@ -3,6 +3,7 @@ package seccomp
 import (
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 
 	"github.com/elastic/go-seccomp-bpf/arch"
@@ -39,6 +40,9 @@ func Compile(p *specs.LinuxSeccomp) ([]unix.SockFilter, error) {
 	}
 	if p.ListenerPath != "" || p.ListenerMetadata != "" || len(p.Flags) > 0 {
 		return nil, fmt.Errorf("seccomp: flags and listeners are not implemented")
+	}
+	if len(p.Architectures) > 0 && !slices.Contains(p.Architectures, native[runtime.GOARCH]) {
+		return nil, fmt.Errorf("seccomp: the profile is for %v, this host runs %s", p.Architectures, runtime.GOARCH)
 	}
 	otherwise, err := action(p.DefaultAction, p.DefaultErrnoRet)
 	if err != nil {
@@ -84,9 +88,18 @@ func Compile(p *specs.LinuxSeccomp) ([]unix.SockFilter, error) {
 	return prog, nil
 }
 
+// native are the names of the architectures for which this is built.
+var native = map[string]specs.Arch{
+	"amd64": specs.ArchX86_64, "386": specs.ArchX86, "arm64": specs.ArchAARCH64, "arm": specs.ArchARM, "riscv64": specs.ArchRISCV64,
+	"ppc64le": specs.ArchPPC64LE, "s390x": specs.ArchS390X, "loong64": specs.ArchLOONGARCH64,
+}
+
 func errno(e unix.Errno) uint32 { return unix.SECCOMP_RET_ERRNO | uint32(e)&unix.SECCOMP_RET_DATA }
 
 func action(a specs.LinuxSeccompAction, e *uint) (uint32, error) {
+	if e != nil && *e != 0 && a != specs.ActErrno {
+		return 0, fmt.Errorf("seccomp: errno %d for action %q, which has none", *e, a)
+	}
 	switch a {
 	case specs.ActAllow:
 		return unix.SECCOMP_RET_ALLOW, nil

@@ -9,30 +9,58 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Default is moby's default profile for programs without capabilities, compiled
-// once.
-var Default = sync.OnceValues(func() ([]byte, error) { return compileDefault(nil) })
+// kind is a profile that this package makes.
+type kind struct {
+	session, writable bool
+}
 
-// DefaultWritable is Default for sandboxes that write to directories of the
+type made struct {
+	profile *specs.LinuxSeccomp
+	code    []byte
+}
+
+var (
+	mu   sync.Mutex
+	all  = map[kind]made{}
+	code = map[*specs.LinuxSeccomp][]byte{} // of all
+)
+
+// Profile is moby's default profile, made once: it must not be changed. With
+// capabilities it is the one for programs that may have these, which is the same
+// list in every call. Writable is for sandboxes that write to directories of the
 // host: it also refuses to make files set-user-ID or set-group-ID, which would
 // keep their power outside.
-var DefaultWritable = sync.OnceValues(func() ([]byte, error) { return compileDefault(NoSetID()) })
-
-// Profile is moby's default profile for programs without capabilities.
-func Profile() (*specs.LinuxSeccomp, error) {
-	p, err := moby.GetDefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{}}})
+func Profile(capabilities []string, writable bool) (*specs.LinuxSeccomp, error) {
+	k := kind{len(capabilities) > 0, writable}
+	mu.Lock()
+	defer mu.Unlock()
+	if m, ok := all[k]; ok {
+		return m.profile, nil
+	}
+	p, err := moby.GetDefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: capabilities}}})
 	if err != nil {
 		return nil, fmt.Errorf("seccomp: default profile: %w", err)
 	}
-	return p, nil
-}
-
-func compileDefault(first []specs.LinuxSyscall) ([]byte, error) {
-	p, err := Profile()
+	if writable {
+		p.Syscalls = append(NoSetID(), p.Syscalls...)
+	}
+	prog, err := Compile(p)
 	if err != nil {
 		return nil, err
 	}
-	p.Syscalls = append(first, p.Syscalls...)
+	m := made{p, Bytes(prog)}
+	all[k], code[p] = m, m.code
+	return p, nil
+}
+
+// Code compiles a profile, unless it comes from Profile and is compiled already.
+func Code(p *specs.LinuxSeccomp) ([]byte, error) {
+	mu.Lock()
+	c, ok := code[p]
+	mu.Unlock()
+	if ok {
+		return c, nil
+	}
 	prog, err := Compile(p)
 	if err != nil {
 		return nil, err

@@ -124,7 +124,7 @@ func TestCompiledLikeDefined(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	base, err := Profile()
+	base, err := Profile(nil, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,7 +186,11 @@ func TestNotImplementedIsRefused(t *testing.T) {
 func TestKernelTakesIt(t *testing.T) {
 	if os.Getenv("AXO_SECCOMP_CHILD") == "1" {
 		runtime.LockOSThread()
-		b, err := DefaultWritable()
+		p, err := Profile(nil, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := Code(p)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -216,7 +220,7 @@ func TestKernelTakesIt(t *testing.T) {
 }
 
 func BenchmarkCompile(b *testing.B) {
-	p, err := Profile()
+	p, err := Profile(nil, false)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -1,0 +1,186 @@
+package oci
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
+	"github.com/axocoatl/isolation/driver/internal/root"
+	"github.com/axocoatl/isolation/guest/wire"
+	"github.com/axocoatl/isolation/internal/cgroup"
+	"github.com/axocoatl/isolation/internal/failpoint"
+)
+
+// container is one sandbox.
+type container struct {
+	*proc.Tracked
+	eng    *builtin
+	brand  proc.Brand
+	group  *cgroup.Group // nil: none
+	entry  Entry         // nil: none
+	ids    *idMap
+	root   *root.FS // nil: the host's system directories
+	req    isolation.Requirement
+	conn   *conn
+	pid    int
+	pidfd  *os.File
+	stderr *os.File
+	notes  []string
+	limits []wire.Rlimit // of every program
+}
+
+// isMember reports whether a process is one of this sandbox's programs.
+func (c *container) isMember(pid int) bool {
+	// One that has ended by now is in no group any more, and has its brand.
+	if proc.BrandOf(pid).SameSandbox(c.brand) {
+		return true
+	}
+	if c.group == nil {
+		return false
+	}
+	pids, err := c.group.PIDs()
+	return err == nil && slices.Contains(pids, pid)
+}
+
+// lastWords is what the guest wrote before it ended.
+func (c *container) lastWords() string {
+	if c.pidfd != nil {
+		c.killGuest()
+	}
+	_ = c.stderr.SetReadDeadline(time.Now().Add(time.Second))
+	b, _ := io.ReadAll(io.LimitReader(c.stderr, 2048))
+	if b = bytes.TrimSpace(b); len(b) == 0 {
+		return ""
+	}
+	return "; the guest said: " + strings.ToValidUTF8(string(b), "?")
+}
+
+// Lost reports whether the container has ended by itself.
+func (c *container) Lost() bool { return isClosed(c.conn.gone) }
+
+func (c *container) killGuest() {
+	rc, err := c.pidfd.SyscallConn()
+	if err == nil {
+		_ = rc.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
+	}
+}
+
+// startProgram is the Start of a [proc.Tracked].
+func (c *container) startProgram(ctx context.Context, p *proc.Process, files [3]*os.File, b proc.Brand) (proc.Child, error) {
+	s := p.Spec
+	if c.root != nil {
+		var err error
+		if s, err = c.root.Config.Process(c.req, s); err != nil {
+			return nil, err
+		}
+		s.User = p.Spec.User // the image's is in the plan
+	}
+	m := wire.SpawnMessage{
+		Args: s.Args, Env: s.Env, Cwd: s.Cwd, User: s.User, Rlimits: c.rlimits(s.Limits, b),
+		Tty: s.Terminal, Rows: uint64(s.Size.Rows), Cols: uint64(s.Size.Cols),
+	}
+	ch, err := c.conn.spawn(ctx, &m, files[:])
+	if err != nil {
+		return nil, err
+	}
+	return ch, nil
+}
+
+// Prepare implements [proc.Preparer].
+func (c *container) Prepare(ctx context.Context, language string) error {
+	c.Occupied()
+	return c.conn.prepare(ctx, language)
+}
+
+// rlimits are those of a program: the container's, what it may itself, and the
+// brand.
+func (c *container) rlimits(l isolation.Limits, b proc.Brand) []wire.Rlimit {
+	out := slices.Clone(c.limits)
+	if n := uint64(l.OpenFiles); n > 0 {
+		out = slices.DeleteFunc(out, func(r wire.Rlimit) bool { return r.Resource == unix.RLIMIT_NOFILE })
+		out = append(out, wire.Rlimit{Resource: unix.RLIMIT_NOFILE, Cur: n, Max: n})
+	}
+	out = append(out, wire.Rlimit{Resource: unix.RLIMIT_RTTIME, Cur: uint64(b), Max: uint64(b)})
+	if l.CPU > 0 {
+		// As for tier none: what is left if the host cannot watch.
+		s := uint64(l.CPU.Seconds()) + 2
+		out = append(out, wire.Rlimit{Resource: unix.RLIMIT_CPU, Cur: s, Max: s + 1})
+	}
+	return out
+}
+
+// Remove ends the container and everything in it: with the first process of a
+// pid namespace the kernel kills all others (pid_namespaces(7)), and the
+// namespaces and mounts go with the last of them.
+func (c *container) Remove(ctx context.Context) error {
+	if c.pidfd != nil {
+		c.killGuest()
+		if err := awaitChild(ctx, c.pid, c.pidfd); err != nil {
+			return fmt.Errorf("the container's first process: %w", err)
+		}
+		c.pidfd.Close()
+		c.pidfd = nil
+		failpoint.Hit(failpoint.OCIEnded)
+	}
+	if c.conn != nil {
+		c.conn.f.Close()
+	}
+	if c.stderr != nil {
+		c.stderr.Close()
+		c.stderr = nil
+	}
+	if c.Tracked != nil {
+		if err := c.Tracked.Remove(ctx); err != nil {
+			return err
+		}
+	} else if err := c.group.Delete(ctx); err != nil {
+		return err
+	}
+	c.group = nil
+	failpoint.Hit(failpoint.OCIRemoved)
+	if c.ids != nil {
+		c.ids.release()
+	}
+	c.root.Release()
+	if c.entry != nil {
+		return c.entry.Done()
+	}
+	return nil
+}
+
+// awaitChild reaps a child of this process.
+func awaitChild(ctx context.Context, pid int, pidfd *os.File) error {
+	stop := context.AfterFunc(ctx, func() { _ = pidfd.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	rc, err := pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var werr error
+	err = rc.Read(func(uintptr) bool {
+		for {
+			var got int
+			got, werr = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+			if werr != unix.EINTR {
+				return got != 0
+			}
+		}
+	})
+	if err != nil && ctx.Err() != nil {
+		_ = pidfd.SetReadDeadline(time.Time{})
+		return ctx.Err()
+	}
+	if err == nil && werr != nil && werr != unix.ECHILD {
+		err = os.NewSyscallError("wait4", werr)
+	}
+	return err
+}

@@ -1,0 +1,102 @@
+package oci
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/oci/internal/bundle"
+	"github.com/axocoatl/isolation/driver/oci/internal/document"
+	"github.com/axocoatl/isolation/driver/oci/internal/seccomp"
+)
+
+// What a program sees of itself in the host's system directories.
+const (
+	userName = "user"
+	userID   = 1000
+	homeDir  = "/home/user"
+)
+
+// describe writes the document of a container, and reads it as this engine
+// does.
+func (e *builtin) describe(c *container, spec isolation.Spec) (*document.Container, error) {
+	f := bundle.Facts{DiskBytes: e.cfg.DiskBytes, UIDs: c.ids.uids(), GIDs: c.ids.gids()}
+	var sources []string // what the staging directory must not be above
+	if c.root == nil {
+		f.System = system.entries()
+		f.User = bundle.User{Name: userName, UID: userID, GID: userID, Home: homeDir}
+		for _, x := range f.System {
+			sources = append(sources, x.Path)
+		}
+	} else {
+		var err error
+		if f.Dirs, err = c.root.Config.Dirs(); err != nil {
+			return nil, err
+		}
+		f.Layers = c.root.Layers
+		f.User = bundle.User{UID: max(c.root.UID, 0), GID: max(c.root.GID, 0)}
+		sources = f.Layers
+	}
+	writable := false
+	for _, m := range spec.Mounts {
+		writable = writable || !m.ReadOnly
+		sources = append(sources, filepath.Clean(m.Source))
+		s, err := c.source(m)
+		if err != nil {
+			return nil, err
+		}
+		f.Mounts = append(f.Mounts, s)
+	}
+	var err error
+	if f.Seccomp, err = seccomp.Profile(bundle.Capabilities(spec), writable); err != nil {
+		return nil, err
+	}
+	d, err := document.Read(bundle.New(spec, f))
+	if err != nil {
+		return nil, err
+	}
+	p := &d.Plan.Process
+	p.KeepGroups = c.ids.single
+	if c.root != nil {
+		p.User, p.Image = cmp.Or(c.root.Config.User, "0"), true
+	}
+	d.Plan.Staging, err = staging(sources)
+	return d, err
+}
+
+// source looks at what a mount is of. As root, its owner is the sandbox's user
+// inside; else everything belongs to the one user that there is.
+func (c *container) source(m isolation.Mount) (bundle.Source, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(m.Source, &st); err != nil {
+		return bundle.Source{}, fmt.Errorf("mount %s: %w (%w)", m.Source, os.NewSyscallError("stat", err), isolation.ErrNotFound)
+	}
+	return bundle.Source{
+		File: st.Mode&unix.S_IFMT != unix.S_IFDIR, Mapped: !c.ids.single, UID: int(st.Uid), GID: int(st.Gid),
+	}, nil
+}
+
+// systemCache keeps what the host's system directories are for a moment: it takes
+// some forty looks to find out.
+type systemCache struct {
+	mu    sync.Mutex
+	until time.Time
+	list  []bundle.Entry
+}
+
+var system systemCache
+
+func (s *systemCache) entries() []bundle.Entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := time.Now(); now.After(s.until) {
+		s.list, s.until = bundle.HostSystem(), now.Add(time.Second)
+	}
+	return s.list
+}

@@ -1,0 +1,172 @@
+package oci
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation/driver/oci/internal/document"
+	"github.com/axocoatl/isolation/guest/plan"
+	"github.com/axocoatl/isolation/internal/failpoint"
+	"github.com/axocoatl/isolation/internal/spawn"
+)
+
+// namespaces are those that document.Read wants.
+const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC |
+	unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+
+// launch is the start of one guest: what it gets, by descriptor.
+type launch struct {
+	files []*os.File // by their numbers in the guest
+	open  []*os.File // ours, closed when it runs
+}
+
+// keep closes f when the guest runs.
+func (l *launch) keep(f *os.File) *os.File {
+	l.open = append(l.open, f)
+	return f
+}
+
+// pass gives the guest f and returns its number there.
+func (l *launch) pass(f *os.File) int {
+	l.files = append(l.files, f)
+	return len(l.files) - 1
+}
+
+func (l *launch) close() {
+	for _, f := range l.open {
+		f.Close()
+	}
+	l.open = nil
+}
+
+// launch starts the guest and waits for it to have made the container.
+func (e *builtin) launch(ctx context.Context, c *container, d *document.Container) (err error) {
+	var l launch
+	defer l.close()
+	if err := e.connect(c, &l); err != nil {
+		return err
+	}
+	p := &d.Plan
+	p.Loopback = true
+	for _, f := range c.group.Joins() {
+		p.Tasks = append(p.Tasks, l.pass(f))
+	}
+	layers, err := c.openLayers()
+	l.open = append(l.open, layers...)
+	if err != nil {
+		return err
+	}
+	for i, f := range layers {
+		p.Root.Overlay[i] = plan.Layer{FD: l.pass(f)}
+	}
+	for _, x := range d.Idmapped {
+		m := &p.Mounts[x.Mount]
+		f, err := detached(m.Source, m.Attr, x)
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", m.Source, err)
+		}
+		m.FD = l.pass(l.keep(f))
+	}
+	doc, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	f, err := memoryFile("plan", doc)
+	if err != nil {
+		return err
+	}
+	l.files[plan.PlanFD] = l.keep(f)
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	// By a number above all that the guest gets: it is looked up when those
+	// are in place.
+	exe, err := dupAbove(e.guest.file, len(l.files))
+	if err != nil {
+		return err
+	}
+	l.keep(exe)
+	pid, pidfd, err := e.spawner.Start(spawn.Spec{
+		Path: fmt.Sprintf("/proc/self/fd/%d", exe.Fd()), Args: []string{guestName}, Env: []string{"GOMAXPROCS=2"}, Dir: "/", Files: l.files,
+		Cred:              c.ids.credential(),
+		ParentDeathSignal: syscall.SIGKILL,
+		Namespaces:        namespaces,
+		Map: func(pid int) error {
+			if err := writeMaps(pid, d.UIDMap, d.GIDMap, c.ids.single); err != nil {
+				return err
+			}
+			return mapLayers(pid, layers)
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("start the guest: %w", err)
+	}
+	c.pid, c.pidfd = pid, pidfd
+	failpoint.Hit(failpoint.OCIStarted)
+	if c.entry != nil {
+		if err := c.entry.AddProcess(pid); err != nil {
+			return err
+		}
+	}
+	l.close() // the guest's ends among them: a guest that ends is seen
+	hello, err := c.conn.hello(ctx)
+	if err != nil {
+		return fmt.Errorf("make the container: %w%s", err, c.lastWords())
+	}
+	c.notes = hello.Notes
+	failpoint.Hit(failpoint.OCIMade)
+	go c.conn.serve()
+	return nil
+}
+
+// connect makes the first descriptors of a guest: a null device, what it says
+// when it cannot go on, the connection. That of the plan is left open.
+func (e *builtin) connect(c *container, l *launch) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	l.keep(null)
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socketpair", err)
+	}
+	theirs := l.keep(os.NewFile(uintptr(fds[1]), "guest"))
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		unix.Close(fds[0])
+		return err
+	}
+	c.conn = newConn(os.NewFile(uintptr(fds[0]), "guest"))
+	c.conn.member = c.isMember
+	said, errs, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	c.stderr = said
+	l.files = []*os.File{null, null, l.keep(errs), theirs, nil}
+	return nil
+}
+
+// staging is a directory of the host that every user can reach and that nothing
+// below sources is in.
+func staging(sources []string) (string, error) {
+	for _, dir := range []string{"/mnt", "/media", "/srv", "/opt", "/run", "/var/tmp", "/tmp"} {
+		info, err := os.Lstat(dir)
+		if err != nil || !info.IsDir() || info.Mode().Perm()&0o5 != 0o5 {
+			continue
+		}
+		if !slices.ContainsFunc(sources, func(s string) bool { return s == dir || strings.HasPrefix(s, dir+"/") }) {
+			return dir, nil
+		}
+	}
+	return "", errors.New("the host has none of /mnt, /media, /srv, /opt, /run and /tmp to build a root on that is not shared with the sandbox")
+}

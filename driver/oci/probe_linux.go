@@ -1,0 +1,139 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/guest/wire"
+	"github.com/axocoatl/isolation/internal/cgroup"
+)
+
+func (e *builtin) Features() isolation.Features {
+	f := isolation.Features{
+		Tier: isolation.TierOCI, Engine: "builtin", Version: "host rootfs",
+		Runs: []isolation.Requirement{isolation.Python, isolation.Shell, isolation.Arbitrary},
+		Enforces: []isolation.Enforcement{
+			{Limit: isolation.LimitWall, Enforced: true, By: "host timer"},
+			{Limit: isolation.LimitOutput, Enforced: true, By: "host pump"},
+			{Limit: isolation.LimitDisk, Enforced: true, Uncounted: true, By: "size of the tmpfs that holds all that is writable; read-write mounts are not bounded"},
+			{Limit: isolation.LimitFiles, Enforced: true, By: "RLIMIT_NOFILE, of each process"},
+			{Limit: isolation.LimitFuel, Reason: "native programs have no fuel"},
+		},
+		Walls: []isolation.Wall{
+			{Name: "namespaces", Present: true, Detail: "user, pid, mount, network (loopback only), ipc, uts, cgroup"},
+			{Name: "capabilities", Present: true, Detail: "none, no_new_privs"},
+			{Name: "seccomp", Present: true, Detail: "moby's default profile"},
+		},
+		Abilities: []string{isolation.AbilityPrepare},
+		Options: []isolation.Option{
+			isolation.OptionCwd, isolation.OptionUser, isolation.OptionHostname, isolation.OptionMounts, isolation.OptionTerminal, isolation.OptionRootPath,
+		},
+	}
+	if e.cfg.Images != nil {
+		f.Runs = append(f.Runs, isolation.ContainerImage)
+		f.Options = append(f.Options, isolation.OptionImage)
+	}
+	if e.guest.path != "" {
+		f.Depends = []string{e.guest.path}
+	}
+	return f
+}
+
+// Probe makes a container and runs something in it.
+func (e *builtin) Probe(ctx context.Context, f *isolation.Features) error {
+	if e.guestErr != nil {
+		return e.guestErr
+	}
+	g := e.groups(true)
+	for _, l := range []struct {
+		limit      isolation.Limit
+		controller string
+	}{{isolation.LimitMemory, cgroup.Memory}, {isolation.LimitPids, cgroup.Pids}, {isolation.LimitCPUs, cgroup.CPU}} {
+		x := isolation.Enforcement{Limit: l.limit, Enforced: g.Has(l.controller), By: g.Version()}
+		if !x.Enforced {
+			x.By, x.Reason = "", g.Why(l.controller)
+		}
+		f.Enforces = append(f.Enforces, x)
+	}
+	cpu := "process clocks, polled, and RLIMIT_CPU behind it"
+	if g.CountsCPU() {
+		cpu = g.Version() + ", polled, and RLIMIT_CPU behind it"
+	}
+	f.Enforces = append(f.Enforces, isolation.Enforcement{Limit: isolation.LimitCPUTime, Enforced: true, By: cpu})
+	if g.Any() {
+		f.Walls = append(f.Walls, isolation.Wall{Name: "cgroup", Present: true, Detail: g.Version()})
+	} else {
+		f.Walls = append(f.Walls, isolation.Wall{Name: "cgroup", Detail: g.Why(cgroup.Memory)})
+	}
+	notes, err := e.probe(ctx)
+	if err != nil {
+		return explain(err)
+	}
+	f.Warnings = append(f.Warnings, notes...)
+	if err := e.probeOverlay(ctx); err != nil {
+		f.Runs = slices.DeleteFunc(f.Runs, func(r isolation.Requirement) bool { return r == isolation.ContainerImage })
+		f.Options = slices.DeleteFunc(f.Options, func(o isolation.Option) bool { return o == isolation.OptionImage || o == isolation.OptionRootPath })
+		f.Warnings = append(f.Warnings, "no images, no --root: "+err.Error())
+	}
+	return nil
+}
+
+var probes atomic.Int64
+
+func (e *builtin) probe(ctx context.Context) (notes []string, err error) {
+	id := fmt.Sprintf("probe-%d-%d", os.Getpid(), probes.Add(1))
+	pl, err := e.create(ctx, id, isolation.Spec{Requirement: isolation.Shell})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		err = errors.Join(err, pl.Remove(undo))
+	}()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	ch, err := pl.conn.spawn(ctx, &wire.SpawnMessage{Args: []string{"/bin/sh", "-c", "exit 7"}, Rlimits: pl.rlimits(isolation.Limits{}, pl.brand)},
+		[]*os.File{null, null, null})
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-ch.done:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	st, err := ch.Wait()
+	if err == nil && (st.Code != 7 || st.Signal != 0) {
+		err = fmt.Errorf("a shell that exits with 7 has status %d, signal %d", st.Code, st.Signal)
+	}
+	return pl.notes, err
+}
+
+// explain adds what a person can do about a host that allows no containers.
+func explain(err error) error {
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.ENOSPC) {
+		return err
+	}
+	for _, s := range []struct{ file, bad, fix string }{
+		{"/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=15000"},
+		{"/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1, or run as root"},
+		{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or run as root"},
+	} {
+		if b, rerr := os.ReadFile(s.file); rerr == nil && strings.TrimSpace(string(b)) == s.bad {
+			return fmt.Errorf("%w; this host does not allow user namespaces (%s is %s): %s", err, s.file, s.bad, s.fix)
+		}
+	}
+	return err
+}

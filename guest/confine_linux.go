@@ -1,0 +1,103 @@
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation/guest/plan"
+	"github.com/axocoatl/isolation/internal/landlock"
+	"github.com/axocoatl/isolation/internal/spawn"
+)
+
+// confine puts the thread that starts programs where they are to be: in their
+// pid namespace, without capabilities that they could get back, behind Landlock
+// and the seccomp filter. Programs have it all from that thread, so that it is
+// paid for once. It is done while the guest has CAP_SYS_ADMIN: later a filter
+// would want no_new_privs, which programs that become root go without.
+func (g *guest) confine(init *os.File) error {
+	if err := g.spawner.EnterPID(init); err != nil {
+		return err
+	}
+	p := &g.plan
+	const size = int(unsafe.Sizeof(unix.SockFilter{}))
+	if len(p.Process.Filter)%size != 0 {
+		return fmt.Errorf("plan: seccomp filter of %d bytes", len(p.Process.Filter))
+	}
+	filter := make([]unix.SockFilter, len(p.Process.Filter)/size)
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(filter))), len(p.Process.Filter)), p.Process.Filter)
+	p.Process.Filter = nil
+	set, err := ruleset(p)
+	if errors.Is(err, landlock.ErrMissing) {
+		g.notes = append(g.notes, "landlock: "+err.Error())
+	} else if err != nil {
+		return fmt.Errorf("landlock: %w", err)
+	} else {
+		defer set.Close()
+	}
+	return g.spawner.Do(func() error {
+		if err := spawn.DropBounding(p.Process.Bounding); err != nil {
+			return err
+		}
+		if set != nil {
+			if err := landlock.RestrictThread(set); err != nil {
+				return err
+			}
+		}
+		if len(filter) == 0 {
+			return nil
+		}
+		return spawn.LoadFilter(filter)
+	})
+}
+
+// ruleset says by names what the mounts say by their flags: only what is meant
+// to be written can be. It also keeps programs from signalling the guest.
+func ruleset(p *plan.Plan) (*os.File, error) {
+	const look = landlock.Read | landlock.Execute
+	allow := map[string]uint64{"/": landlock.All}
+	if p.Root.ReadOnly {
+		allow["/"] = look
+		for _, m := range p.Mounts {
+			switch {
+			case m.Type == "proc", m.Target == "/dev":
+				allow[m.Target] = look | landlock.WriteFile | landlock.Devices
+			case m.Type == "sysfs", m.Attr&unix.MOUNT_ATTR_RDONLY != 0:
+			case m.Type != "", m.Scratch != nil, m.FD > 0, m.Source != "" && !device(m):
+				allow[m.Target] = landlock.All
+			}
+		}
+	}
+	var rules []landlock.Rule
+	defer func() {
+		for _, r := range rules {
+			unix.Close(r.FD)
+		}
+	}()
+	for name, access := range allow {
+		fd, err := unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if errors.Is(err, unix.ENOENT) {
+			continue // an optional mount
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: name, Err: err}
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			unix.Close(fd)
+			return nil, os.NewSyscallError("fstat", err)
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR { // other rights make no sense on a file
+			access &= landlock.WriteFile | landlock.Execute | landlock.Devices | unix.LANDLOCK_ACCESS_FS_READ_FILE
+		}
+		rules = append(rules, landlock.Rule{FD: fd, Access: access})
+	}
+	set, _, err := landlock.New(landlock.Denied{Others: true}, rules)
+	return set, err
+}
+
+// device reports whether a mount is one of /dev's, which has a rule of its own.
+func device(m plan.Mount) bool { return len(m.Target) > 5 && m.Target[:5] == "/dev/" }
