@@ -29,12 +29,11 @@ type conn struct {
 
 	wmu sync.Mutex
 
-	mu     sync.Mutex
-	last   uint32
-	live   map[uint32]*child
-	err    error         // why it ended, before gone is closed
-	gone   chan struct{} // closed when it has ended
-	closed bool
+	mu   sync.Mutex
+	last uint32
+	live map[uint32]*child
+	err  error         // why it ended, before gone is closed
+	gone chan struct{} // closed when it has ended
 }
 
 func newConn(f *os.File) *conn {
@@ -174,7 +173,7 @@ func failure(body []byte) error {
 // serve reads frames until the connection ends.
 func (c *conn) serve() {
 	err := c.frames()
-	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, os.ErrClosed) {
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, os.ErrClosed) {
 		err = errors.New("the container's first process has ended")
 	}
 	for _, fd := range c.found {
