@@ -224,8 +224,9 @@ func TestSpoiled(t *testing.T) {
 		if st, err := sb.State(t.Context()); err != nil || st.Status != isolation.StatusCreated || st.ID != "job" {
 			t.Errorf("%+v, %v", st, err)
 		}
-		if st := p.Stats(); st.Spoiled != 2 || st.Hits != 0 || st.Misses != 1 {
-			t.Errorf("%+v, want 2 spoiled", st)
+		// The keeper may have been faster with a new one than we with the second.
+		if st := p.Stats(); st.Spoiled < 1 || st.Hits+st.Misses != 1 {
+			t.Errorf("%+v, want what was spoiled counted, and one that was handed out", st)
 		}
 	})
 }
