@@ -35,9 +35,13 @@ func readAll(a archive, name string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-func archiveSource(a archive, name string) source {
+func archiveSource(a archive, name string, want int64) source {
 	return func(ctx context.Context, offset int64) (io.ReadCloser, int64, error) {
-		r, _, err := a.open(name)
+		r, size, err := a.open(name)
+		if err == nil && size != want {
+			r.Close()
+			err = fmt.Errorf("%s has %d bytes, the manifest says %d", name, size, want)
+		}
 		if err != nil {
 			// No other attempt brings it.
 			return nil, 0, fmt.Errorf("%w: %w", ErrDigest, err)

@@ -19,8 +19,8 @@ import (
 )
 
 // ErrDigest is in the error when content is not what its digest says: a registry
-// that lies, or a damaged file.
-var ErrDigest = errors.New("content does not match its digest")
+// that lies, or a damaged file. It is of class [isolation.ErrInvalidArgument].
+var ErrDigest = fmt.Errorf("content does not match its digest: %w", isolation.ErrInvalidArgument)
 
 // checkDigest accepts "sha256:" and 64 lower-case hexadecimal digits, which
 // makes it safe as a file name.
@@ -200,7 +200,7 @@ func (s *Store) ingest(ctx context.Context, digest string, size int64, open sour
 		}
 		ev.send(Event{Stage: StageRetry, Digest: digest, Done: p.n, Total: size, Message: err.Error()})
 		select {
-		case <-time.After(200 * time.Millisecond << (failures - 1)):
+		case <-time.After(s.backoff << (failures - 1)):
 		case <-ctx.Done():
 		}
 	}

@@ -213,7 +213,7 @@ func (i *importer) layout(ctx context.Context, a archive, raw []byte) (Image, er
 			return Image{}, err
 		}
 		if digestBytes(raw) != d.Digest.String() {
-			return Image{}, fmt.Errorf("%s: %w: %w", blobName(d.Digest), isolation.ErrInvalidArgument, ErrDigest)
+			return Image{}, fmt.Errorf("%s: %w", blobName(d.Digest), ErrDigest)
 		}
 		if !d.MediaType.IsIndex() {
 			m, err := i.s.parseManifest(raw, d.MediaType)
@@ -221,7 +221,7 @@ func (i *importer) layout(ctx context.Context, a archive, raw []byte) (Image, er
 				return Image{}, err
 			}
 			m.index, m.name = index, i.name
-			return i.s.fetch(ctx, m, i.want, i.ev, func(d v1.Descriptor) source { return archiveSource(a, blobName(d.Digest)) })
+			return i.s.fetch(ctx, m, i.want, i.ev, func(d v1.Descriptor) source { return archiveSource(a, blobName(d.Digest), d.Size) })
 		}
 		if index == "" {
 			index = d.Digest.String()
@@ -269,11 +269,11 @@ func (i *importer) pick(x *v1.IndexManifest) (v1.Descriptor, error) {
 	}
 	switch {
 	case i.o.Select != "":
-		return v1.Descriptor{}, fmt.Errorf("there is no image %q; there are %s: %w", i.o.Select, strings.Join(labels, ", "), isolation.ErrNotFound)
+		return v1.Descriptor{}, fmt.Errorf("there is no image %q; there are %.1000s: %w", i.o.Select, strings.Join(labels, ", "), isolation.ErrNotFound)
 	case len(x.Manifests) == 1:
 		return x.Manifests[0], nil
 	case len(named) > 1:
-		return v1.Descriptor{}, refuse("there are several images, select one: %s", strings.Join(labels, ", "))
+		return v1.Descriptor{}, refuse("there are several images, select one: %.1000s", strings.Join(labels, ", "))
 	}
 	return choose(x, i.want)
 }
@@ -293,7 +293,7 @@ func (i *importer) docker(ctx context.Context, a archive, raw []byte) (Image, er
 		}
 	}
 	if d == nil {
-		return Image{}, fmt.Errorf("select one of the %d images: %s: %w", len(all), strings.Join(labels, ", "), isolation.ErrNotFound)
+		return Image{}, fmt.Errorf("select one of the %d images: %.1000s: %w", len(all), strings.Join(labels, ", "), isolation.ErrNotFound)
 	}
 	if i.name == "" && len(d.RepoTags) > 0 {
 		if r, err := parseName(d.RepoTags[0]); err == nil {

@@ -113,7 +113,7 @@ func choose(x *v1.IndexManifest, want v1.Platform) (v1.Descriptor, error) {
 		if list == "" {
 			list = "no image at all"
 		}
-		return v1.Descriptor{}, fmt.Errorf("there is no image for %s; there is %s: %w", want, list, isolation.ErrNotFound)
+		return v1.Descriptor{}, fmt.Errorf("there is no image for %s; there is %.1000s: %w", want, list, isolation.ErrNotFound)
 	}
 	slices.SortStableFunc(found, func(a, b v1.Descriptor) int { return rank(*a.Platform) - rank(*b.Platform) })
 	return found[0], nil

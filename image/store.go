@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/axocoatl/isolation"
 )
@@ -33,8 +34,9 @@ type Store struct {
 	dir       string
 	limits    Limits
 	downloads int
-	temp      string    // this store's own temporary directory
-	tempLock  *fileLock // says that this process lives
+	backoff   time.Duration // before the first of several attempts in a row
+	temp      string        // this store's own temporary directory
+	tempLock  *fileLock     // says that this process lives
 
 	closing sync.Once
 }
@@ -46,7 +48,7 @@ func Open(c Config) (*Store, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Store{dir: filepath.Clean(c.Dir), limits: c.Limits.withDefaults(), downloads: cmp.Or(c.Downloads, 4)}
+	s := &Store{dir: filepath.Clean(c.Dir), limits: c.Limits.withDefaults(), downloads: cmp.Or(c.Downloads, 4), backoff: 200 * time.Millisecond}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}

@@ -55,7 +55,7 @@ func dial(ctx context.Context, ref name.Reference, o PullOptions, limits Limits)
 		TLSHandshakeTimeout: 15 * time.Second, ResponseHeaderTimeout: headerTimeout, IdleConnTimeout: 30 * time.Second,
 		MaxIdleConnsPerHost: 8,
 	}
-	guarded := &guard{next: base, plain: o.Insecure, limit: limits.ManifestBytes}
+	guarded := &guard{next: base, plain: o.Insecure, limit: limits.ManifestBytes, inside: inside(repo.Registry.RegistryStr())}
 	rt, err := transport.NewWithContext(ctx, repo.Registry, auth, transport.NewUserAgent(transport.NewRetry(guarded), "axo"), []string{repo.Scope(transport.PullScope)})
 	if err != nil {
 		base.CloseIdleConnections()
@@ -72,10 +72,15 @@ func (r *registry) close() { r.base.CloseIdleConnections() }
 // guard is below everything else: what it refuses is not sent, redirects and
 // token servers included.
 type guard struct {
-	next  http.RoundTripper
-	plain bool
-	limit int64
+	next   http.RoundTripper
+	plain  bool // plain HTTP is allowed
+	inside bool // the registry is on this host or in its networks
+	limit  int64
 }
+
+// blobRequest marks, in a context, the requests whose answer is not read into
+// memory.
+type blobRequest struct{}
 
 // PlainHTTPError says that a registry was not asked because that would have been
 // without encryption. It is of class [isolation.ErrFailedPrecondition].
@@ -92,9 +97,12 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL.Scheme != "https" && !g.plain && !loopback(req.URL.Hostname()) {
 		return nil, &PlainHTTPError{req.URL.Host}
 	}
+	if !g.inside && inside(req.URL.Host) {
+		// A public registry has no business in this host's networks.
+		return nil, fmt.Errorf("the registry sends to the private address %s, which is refused: %w", req.URL.Host, isolation.ErrPermissionDenied)
+	}
 	resp, err := g.next.RoundTrip(req)
-	if err == nil && !strings.Contains(req.URL.Path, "/blobs/") && req.Response == nil {
-		// Everything but blobs is read into memory.
+	if err == nil && req.Context().Value(blobRequest{}) == nil {
 		resp.Body = &struct {
 			io.Reader
 			io.Closer
@@ -111,24 +119,24 @@ func loopback(host string) bool {
 	return err == nil && a.IsLoopback()
 }
 
-// checkRedirect: blobs are often elsewhere. A public registry has no business
-// in this host's networks.
+// checkRedirect: blobs are often elsewhere.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) >= 10 {
 		return errors.New("ten redirects")
 	}
-	first := via[0].URL
-	if first.Scheme == "https" && req.URL.Scheme != "https" {
+	if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
 		return fmt.Errorf("a redirect from https to %s is refused", req.URL.Scheme)
-	}
-	if inside(req.URL.Hostname()) && !inside(first.Hostname()) {
-		return fmt.Errorf("a redirect from %s to the private address %s is refused", first.Host, req.URL.Host)
 	}
 	return nil
 }
 
-// inside reports whether a host is this one, or an address of a private network.
+// inside reports whether a host, with a port or without, is this one, or an
+// address of a private network.
 func inside(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	host = strings.Trim(host, "[]")
 	a, err := netip.ParseAddr(host)
 	return loopback(host) || err == nil && (a.IsPrivate() || a.IsLinkLocalUnicast() || a.IsUnspecified())
 }
@@ -137,7 +145,7 @@ func inside(host string) bool {
 // cannot do that sends all.
 func (r *registry) blob(digest string, size int64) source {
 	return func(parent context.Context, offset int64) (io.ReadCloser, int64, error) {
-		ctx, cancel := context.WithCancelCause(parent)
+		ctx, cancel := context.WithCancelCause(context.WithValue(parent, blobRequest{}, true))
 		url := fmt.Sprintf("%s://%s/v2/%s/blobs/%s", r.repo.Scheme(), r.repo.RegistryStr(), r.repo.RepositoryStr(), digest)
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {

@@ -124,7 +124,9 @@ func (u *unpacker) makeDirs(dir string) (parentDir, error) {
 			switch {
 			case errors.Is(kerr, unix.ENOENT) || kind == kindWhiteout:
 				m := dirMeta{name: path.Join(p.name, part), mode: 0o755}
-				if len(m.name) > u.limits.PathBytes || depth(m.name) > u.limits.Depth {
+				if u.info.Entries++; u.info.Entries > u.limits.LayerEntries {
+					kerr = u.tooMany()
+				} else if len(m.name) > u.limits.PathBytes || depth(m.name) > u.limits.Depth {
 					kerr = refuse("it is too long or too deep behind symbolic links")
 				} else if kerr = u.mkdir(&p, part, m); kerr == nil {
 					u.info.Implied = append(u.info.Implied, m.name)

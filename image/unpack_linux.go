@@ -68,13 +68,18 @@ func (u *unpacker) unpack(r io.Reader) (layerInfo, error) {
 			return u.info, badTar(err)
 		}
 		if u.info.Entries++; u.info.Entries > u.limits.LayerEntries {
-			return u.info, fmt.Errorf("the layer has more than the %d entries that are allowed: %w", u.limits.LayerEntries, isolation.ErrResourceExhausted)
+			return u.info, u.tooMany()
 		}
 		if err := u.entry(h, tr); err != nil {
 			return u.info, fmt.Errorf("entry %.200q: %w", h.Name, err)
 		}
 	}
 	return u.info, u.finish()
+}
+
+// tooMany: directories that have no entry of their own are counted too.
+func (u *unpacker) tooMany() error {
+	return fmt.Errorf("the layer has more than the %d entries that are allowed: %w", u.limits.LayerEntries, isolation.ErrResourceExhausted)
 }
 
 // clean returns a name relative to the root, "." for the root itself. A leading

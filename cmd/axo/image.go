@@ -172,7 +172,7 @@ func newImageLs() *cobra.Command {
 						names = []string{"-"}
 					}
 					for _, n := range names {
-						fmt.Fprintf(w, "%s\t%.19s\t%s\t%d\t%s\t%s\t%s\n", image.FamiliarName(n), img.Digest, img.Platform,
+						fmt.Fprintf(w, "%s\t%.19s\t%s\t%d\t%s\t%s\t%s\n", image.FamiliarName(n), img.Digest, printable(img.Platform),
 							len(img.Layers), bytesOf(img.Size), bytesOf(img.UnpackedSize), img.Added.Local().Format(time.DateTime))
 					}
 				}

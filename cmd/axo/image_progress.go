@@ -60,7 +60,8 @@ func short(digest string) string {
 	return string(name[:min(24, len(name))])
 }
 
-// printable keeps control characters of a registry's away from a terminal.
+// printable keeps control characters of a registry's, or of another stranger's,
+// away from a terminal.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r >= 0x7f && r < 0xa0 {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -26,12 +27,22 @@ func Main() int {
 		return exitOK
 	case errors.As(err, &status):
 		if status.err != nil {
-			fmt.Fprintln(os.Stderr, "axo:", status.err)
+			fmt.Fprintln(os.Stderr, "axo:", errorText(status.err))
 		}
 		return status.code
 	}
-	fmt.Fprintln(os.Stderr, "axo:", err)
+	fmt.Fprintln(os.Stderr, "axo:", errorText(err))
 	return exitUsage
+}
+
+// errorText shows an error, which may quote what a sandbox, an image or a
+// registry said, line by line.
+func errorText(err error) string {
+	lines := strings.Split(err.Error(), "\n")
+	for i, l := range lines {
+		lines[i] = printable(l)
+	}
+	return strings.Join(lines, "\n")
 }
 
 func newRoot() *cobra.Command {
