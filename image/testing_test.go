@@ -36,7 +36,6 @@ type ent struct {
 	typ              byte // 0: a file, or a directory if the name ends in a slash
 	mode             int64
 	uid, gid         int
-	size             int64 // if it lies
 	pax              map[string]string
 }
 

@@ -55,7 +55,7 @@ func dial(ctx context.Context, ref name.Reference, o PullOptions, limits Limits)
 		TLSHandshakeTimeout: 15 * time.Second, ResponseHeaderTimeout: headerTimeout, IdleConnTimeout: 30 * time.Second,
 		MaxIdleConnsPerHost: 8,
 	}
-	guarded := &guard{next: base, plain: o.Insecure, limit: limits.ManifestBytes, inside: inside(repo.Registry.RegistryStr())}
+	guarded := &guard{next: base, plain: o.Insecure, limit: limits.ManifestBytes, inside: inside(repo.RegistryStr())}
 	rt, err := transport.NewWithContext(ctx, repo.Registry, auth, transport.NewUserAgent(transport.NewRetry(guarded), "axo"), []string{repo.Scope(transport.PullScope)})
 	if err != nil {
 		base.CloseIdleConnections()
