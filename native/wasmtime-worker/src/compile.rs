@@ -20,7 +20,7 @@ pub const ARTEFACT: &str = "module.cwasm";
 
 pub fn serve(mut conn: Conn) -> Result<(), Gone> {
     conn.send(kind::HELLO, 0, &Hello { role: "wasm-compile", engine: ENGINE, ..Hello::default() }.body())?;
-    let h = conn.next()?;
+    let h = conn.frame()?;
     if h.kind != kind::COMPILE {
         return Err(Violation(format!("frame type {} to a compile worker", h.kind)).into());
     }

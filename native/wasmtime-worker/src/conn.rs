@@ -142,7 +142,7 @@ impl Conn {
     }
 
     /// Returns the next frame. Its body is in `body` until the next call.
-    pub fn next(&mut self) -> Result<Header, Gone> {
+    pub fn frame(&mut self) -> Result<Header, Gone> {
         loop {
             if let Some(h) = wire::parse_header(&self.buf[self.start..self.end])? {
                 if self.end - self.start >= HEADER + h.len {
@@ -158,7 +158,7 @@ impl Conn {
         }
     }
 
-    /// The body of the frame that `next` returned last.
+    /// The body of the frame that `frame` returned last.
     pub fn body(&self, h: Header) -> &[u8] {
         &self.buf[self.start - h.len..self.start]
     }

@@ -467,6 +467,7 @@ pub fn filestat(st: &Stat) -> [u8; 64] {
     let mut put = |at: usize, v: u64| b[at..at + 8].copy_from_slice(&v.to_le_bytes());
     put(0, st.st_dev);
     put(8, st.st_ino);
+    #[allow(clippy::useless_conversion)] // 32 bits wide on aarch64
     put(24, u64::from(st.st_nlink));
     put(32, st.st_size as u64);
     put(40, ns(st.st_atime, st.st_atime_nsec));

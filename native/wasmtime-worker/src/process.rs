@@ -114,7 +114,7 @@ impl Process {
     }
 
     fn take_frame(&mut self) -> Result<(), Gone> {
-        let h = self.conn.next()?;
+        let h = self.conn.frame()?;
         self.deliver(h)
     }
 
@@ -250,7 +250,7 @@ impl Process {
 /// has ended are late.
 pub fn next_exec(conn: &mut Conn) -> Result<(u32, Exec), Gone> {
     loop {
-        let h = conn.next()?;
+        let h = conn.frame()?;
         match h.kind {
             kind::EXEC => return Ok((h.stream, Exec::parse(conn.body(h))?)),
             kind::PING => {

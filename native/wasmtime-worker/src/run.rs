@@ -82,7 +82,7 @@ pub fn serve(mut conn: Conn) -> Result<(), Gone> {
     let usual = engine::reserve_stack()
         .map_err(|e| e.to_string())
         .and_then(|()| engine::runner(Settings { fuel: false, component: false }).map_err(|e| format!("{e:#}")));
-    let h = conn.next()?;
+    let h = conn.frame()?;
     if h.kind != kind::LOAD {
         return Err(Violation(format!("frame type {} before LOAD", h.kind)).into());
     }

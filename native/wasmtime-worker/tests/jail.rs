@@ -128,14 +128,14 @@ fn child(mode: &str) {
             .map(|i| {
                 std::thread::Builder::new().spawn_scoped(s, move || {
                     try_all(&format!("thread {i}"));
-                    io::stdin().read(&mut [0]).ok(); // hold it for the parent's look
+                    io::stdin().read_exact(&mut [0]).ok(); // hold it for the parent's look
                 })
             })
             .collect();
         let n = made.iter().filter(|m| m.is_ok()).count();
         println!("made\tthreads\t{}\t{n}", n > 0);
         println!("READY");
-        io::stdin().read(&mut [0]).ok();
+        io::stdin().read_exact(&mut [0]).ok();
     });
 }
 
