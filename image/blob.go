@@ -16,6 +16,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
 // ErrDigest is in the error when content is not what its digest says: a registry
@@ -207,6 +208,7 @@ func (s *Store) ingest(ctx context.Context, digest string, size int64, open sour
 	if err := finish(p.f, s.blobPath(digest)); err != nil {
 		return fmt.Errorf("blob %s: %w", digest, err)
 	}
+	failpoint.Hit(failpoint.ImageBlob)
 	ev.send(Event{Stage: StageDownloaded, Digest: digest, Done: size, Total: size})
 	return nil
 }
@@ -280,6 +282,7 @@ func (p *partial) fetch(ctx context.Context, digest string, open source, ev *eve
 			}
 			p.h.Write(buf[:n])
 			p.n += int64(n)
+			failpoint.Hit(failpoint.ImagePart)
 			ev.progress(Event{Stage: StageDownload, Digest: digest, Done: p.n, Total: p.size})
 		}
 		switch {

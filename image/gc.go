@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
 // Freed says what [Store.GC] removed.
@@ -38,6 +40,7 @@ func (s *Store) GC(ctx context.Context, o GCOptions) (Freed, error) {
 		return freed, fmt.Errorf("image gc: %w", err)
 	}
 	dead, err := s.condemn(ctx, o, trash, &freed)
+	failpoint.Hit(failpoint.ImageTrash)
 	// The deleting is done without the lock.
 	err = errors.Join(err, removeTree(trash))
 	for _, d := range dead {

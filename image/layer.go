@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
 // The files of an unpacked layer.
@@ -134,6 +135,7 @@ func (s *Store) unpackBlob(ctx context.Context, blob string, check func(DiffID) 
 	if err := syncTree(temp); err != nil {
 		return info, err
 	}
+	failpoint.Hit(failpoint.ImageLayer)
 	path := s.layerPath(info.DiffID)
 	if err := os.Rename(temp, path); err != nil {
 		// An import that did not know the diff id before may meet another's.
@@ -142,6 +144,7 @@ func (s *Store) unpackBlob(ctx context.Context, blob string, check func(DiffID) 
 		}
 		return info, err
 	}
+	failpoint.Hit(failpoint.ImagePlaced)
 	return info, syncDir(s.path(dirLayers))
 }
 

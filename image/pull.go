@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
 // PullOptions are options of [Store.Pull].
@@ -249,6 +250,7 @@ func (s *Store) fetch(ctx context.Context, m *manifest, want v1.Platform, ev *ev
 	if err != nil {
 		return Image{}, err
 	}
+	failpoint.Hit(failpoint.ImageNamed)
 	return s.Get(m.digest)
 }
 

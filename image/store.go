@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
 // The directories of a store.
@@ -116,6 +117,9 @@ func (s *Store) writeFile(path string, data []byte) error {
 	}
 	defer os.Remove(f.Name())
 	_, err = f.Write(data)
+	if path == s.path(fileIndex) {
+		failpoint.Hit(failpoint.ImageIndex)
+	}
 	return errors.Join(err, finish(f, path))
 }
 

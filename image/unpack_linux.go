@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
 // unpacker writes the entries of one tar below one directory. No path is
@@ -271,6 +272,7 @@ func (u *unpacker) file(p *parentDir, base string, m dirMeta, size int64, r io.R
 	if err := u.setXattrs(fd, m.xattrs, false); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.ImageFile)
 	return setTime(p.fd, base, m.mtime)
 }
 

@@ -32,12 +32,22 @@ const (
 	OCIMade      = "oci.made"       // the container, nothing runs in it
 	OCIEnded     = "oci.ended"      // its first process is gone, its groups are there
 	OCIRemoved   = "oci.ungrouped"  // all gone but the journal entry
+	ImagePart    = "image.part"     // some of a blob came
+	ImageBlob    = "image.blob"     // a blob is whole and has its name
+	ImageFile    = "image.file"     // some of a layer is unpacked
+	ImageLayer   = "image.layer"    // a layer is unpacked and verified, not in place
+	ImagePlaced  = "image.placed"   // a layer is in place, the image not in the index
+	ImageIndex   = "image.index"    // an index is written, not in place
+	ImageNamed   = "image.named"    // the image is in the index
+	ImageTrash   = "image.trash"    // gc has moved things away, not deleted them
 	JournalHalf  = "journal.half"   // an entry under its temporary name
 )
 
-// Wasm and None are the points that a run of each tier comes to.
+// Wasm, OCI and None are the points that a run of each tier comes to, Image those
+// of a pull.
 var (
-	Wasm = []string{Recorded, GroupMade, Started, Attached, TempRecorded, Compiled, Sealed, Executed, SpillMade, Killed, GroupRemoved, Created, Exited, Deleted, JournalHalf}
-	OCI  = []string{OCIRecorded, OCIGroup, OCIStarted, OCIMade, OCIEnded, OCIRemoved, Created, Exited, Deleted, JournalHalf}
-	None = []string{NoneRecorded, NoneGroup, NoneStarted, NoneEnded, NoneRemoved, Created, Exited, Deleted, JournalHalf}
+	Wasm  = []string{Recorded, GroupMade, Started, Attached, TempRecorded, Compiled, Sealed, Executed, SpillMade, Killed, GroupRemoved, Created, Exited, Deleted, JournalHalf}
+	OCI   = []string{OCIRecorded, OCIGroup, OCIStarted, OCIMade, OCIEnded, OCIRemoved, Created, Exited, Deleted, JournalHalf}
+	Image = []string{ImagePart, ImageBlob, ImageFile, ImageLayer, ImagePlaced, ImageIndex, ImageNamed}
+	None  = []string{NoneRecorded, NoneGroup, NoneStarted, NoneEnded, NoneRemoved, Created, Exited, Deleted, JournalHalf}
 )

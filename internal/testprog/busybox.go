@@ -59,9 +59,15 @@ func RootFS(t testing.TB, more ...RootEntry) []byte {
 			list = append(list, RootEntry{Header: tar.Header{Name: "bin/" + name, Typeflag: tar.TypeLink, Linkname: "bin/busybox"}})
 		}
 	}
+	return Tar(t, append(list, more...)...)
+}
+
+// Tar is a tar of these entries.
+func Tar(t testing.TB, list ...RootEntry) []byte {
+	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	for _, e := range append(list, more...) {
+	for _, e := range list {
 		h := e.Header
 		h.Size = int64(len(e.Body))
 		if h.Typeflag == 0 && strings.HasSuffix(h.Name, "/") {
