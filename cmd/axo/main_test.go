@@ -1,15 +1,20 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"sync"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/engine"
 	"github.com/axocoatl/isolation/internal/testprog"
 )
 
@@ -22,6 +27,24 @@ var guest = os.Getenv("AXO_GUEST_PATH")
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"axo": func() { os.Exit(Main()) }})
+}
+
+// haveContainers reports whether axo can run containers here. Where they are
+// required their absence is for the scripts to fail on.
+func haveContainers(t *testing.T, env []string) bool {
+	t.Helper()
+	axo, err := exec.LookPath("axo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(axo, "doctor", "--json", "--state-dir", t.TempDir())
+	cmd.Env = append(os.Environ(), env...)
+	out, _ := cmd.Output() // its status is about all tiers
+	var reports []engine.EngineReport
+	if err := json.Unmarshal(out, &reports); err != nil {
+		t.Fatalf("axo doctor: %v: %s", err, out)
+	}
+	return os.Getenv("AXO_REQUIRE") != "" || slices.ContainsFunc(reports, func(r engine.EngineReport) bool { return r.OK && r.Tier == isolation.TierOCI })
 }
 
 func TestScripts(t *testing.T) {
@@ -39,13 +62,19 @@ func TestScripts(t *testing.T) {
 		programs["MOD_"+m] = testprog.Wat(t, m)
 	}
 	kernel := testprog.FindKernelPackage()
+	containers := sync.OnceValue(func() bool {
+		return haveContainers(t, []string{"AXO_WASM_WORKER_PATH=" + worker, "AXO_GUEST_PATH=" + guest})
+	})
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Condition: func(cond string) (bool, error) {
-			if cond != "kernel" {
-				return false, fmt.Errorf("unknown condition %q", cond)
+			switch cond {
+			case "kernel":
+				return kernel != "", nil
+			case "container":
+				return containers(), nil
 			}
-			return kernel != "", nil
+			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("AXO_WASM_WORKER_PATH", worker)
