@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -60,6 +61,13 @@ func (g *guest) setUp() error {
 	if err != nil {
 		return fmt.Errorf("plan: %w", err)
 	}
+	if g.plan.Process.KeepGroups {
+		// Programs have it from the guest: without a root in its user namespace,
+		// the files of what cannot be read belong to nobody here.
+		if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(g.plan.Process.OOMScoreAdj)), 0); err != nil {
+			return err
+		}
+	}
 	// Nobody but the host reads this process's memory.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl", err)
@@ -67,6 +75,9 @@ func (g *guest) setUp() error {
 	for _, fd := range g.plan.Tasks {
 		unix.CloseOnExec(fd)
 		g.tasks = append(g.tasks, os.NewFile(uintptr(fd), "tasks"))
+	}
+	for _, fd := range g.plan.Held {
+		unix.CloseOnExec(fd)
 	}
 	init, err := g.makeRoot()
 	if err != nil {

@@ -124,7 +124,10 @@ func (g *guest) spec(u account) spawn.Spec {
 	s := spawn.Spec{
 		Tasks:            g.tasks,
 		Cred:             &spawn.Credential{UID: u.uid, GID: u.gid, Groups: u.groups, KeepGroups: g.plan.Process.KeepGroups},
-		DropCapabilities: true, NoNewPrivs: g.plan.Process.NoNewPrivs, OOMScoreAdj: strconv.Itoa(g.plan.Process.OOMScoreAdj),
+		DropCapabilities: true, NoNewPrivs: g.plan.Process.NoNewPrivs,
+	}
+	if !g.plan.Process.KeepGroups {
+		s.OOMScoreAdj = strconv.Itoa(g.plan.Process.OOMScoreAdj)
 	}
 	if n := g.plan.Process.CPUs; n > 0 {
 		s.CPUs = firstCPUs(n)

@@ -39,7 +39,7 @@ func (g *guest) makeRoot() (*os.File, error) {
 	root := filepath.Join(base, "root")
 	var err error
 	if len(p.Root.Overlay) > 0 {
-		err = mountOverlay(base, root, p.Root.Overlay)
+		err = mountOverlay(base, root, &p.Root)
 	} else {
 		err = os.NewSyscallError("mount root", unix.Mount(root, root, "", unix.MS_BIND, ""))
 	}
@@ -123,7 +123,8 @@ func (g *guest) makeRoot() (*os.File, error) {
 // userxattr is the form that a user namespace may use
 // (Documentation/filesystems/overlayfs.rst). The layers get short names first:
 // the options have to fit into a page, and programs read them in mountinfo.
-func mountOverlay(base, root string, layers []plan.Layer) error {
+func mountOverlay(base, root string, p *plan.Root) error {
+	layers := p.Overlay
 	lower := filepath.Join(base, "lower")
 	if err := os.Mkdir(lower, 0o755); err != nil {
 		return err
@@ -140,7 +141,11 @@ func mountOverlay(base, root string, layers []plan.Layer) error {
 		return err
 	}
 	data := "lowerdir=" + strings.Join(names, ":") + ",upperdir=../upper,workdir=../work,userxattr"
-	if err := unix.Mount("overlay", root, "overlay", unix.MS_NODEV|unix.MS_NOSUID, data); err != nil {
+	flags := uintptr(unix.MS_NODEV | unix.MS_NOSUID)
+	if p.SetID {
+		flags = unix.MS_NODEV
+	}
+	if err := unix.Mount("overlay", root, "overlay", flags, data); err != nil {
 		return os.NewSyscallError("mount overlay", err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,7 +25,7 @@ func newHost(t *testing.T, tags ...string) *host {
 	t.Helper()
 	h := &host{dir: t.TempDir()}
 	h.state = filepath.Join(h.dir, "state")
-	if err := testprog.BuildCommands(h.dir, []string{"axo", "axo-wasm"}, tags...); err != nil {
+	if err := testprog.BuildCommands(h.dir, []string{"axo", "axo-wasm", "axo-guest"}, tags...); err != nil {
 		t.Fatal(err)
 	}
 	return h
@@ -125,7 +126,7 @@ func TestKilledAtEachFailpoint(t *testing.T) {
 			t.Fatalf("was not killed: %v\n%s", err, out)
 		}
 		left := h.groups(t, cmd.Process.Pid)
-		if (point == failpoint.NoneStarted || point == failpoint.Attached) && len(left) == 0 {
+		if slices.Contains([]string{failpoint.NoneStarted, failpoint.Attached, failpoint.OCIGroup, failpoint.OCIMade}, point) && len(left) == 0 {
 			complain := t.Errorf
 			if os.Getenv("AXO_REQUIRE") == "" {
 				complain = t.Logf
@@ -143,9 +144,38 @@ func TestKilledAtEachFailpoint(t *testing.T) {
 			dead(t, point, "--json", "--spill", "1M", testprog.Wat(t, "exit7"))
 		})
 	}
+	for _, point := range failpoint.OCI {
+		t.Run(point+"/oci", func(t *testing.T) {
+			before := traces(t)
+			dead(t, point, "--engine", "builtin", "--memory", "64M", "--", "/bin/sh", "-c", "sleep 86399 & setsid sleep 86399 & sleep 0.1")
+			eventually(t, "the container to go", func() bool { return traces(t) == before })
+		})
+	}
 	for _, point := range failpoint.None {
 		t.Run(point+"/native", func(t *testing.T) { dead(t, point, "--native", "--", "sleep", "0.1") })
 	}
+}
+
+// traces are what a container could leave that is in no journal: processes,
+// whose namespaces live as long as they do, and mounts.
+func traces(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounts := slices.DeleteFunc(strings.Split(string(b), "\n"), func(l string) bool { return !strings.Contains(l, "axo") })
+	sleepers := 0
+	links, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if b, err := os.ReadFile(l); err == nil && string(b) == "sleep\x0086399\x00" {
+			sleepers++
+		}
+	}
+	return fmt.Sprintf("%d sleepers, mounts %s", sleepers, mounts)
 }
 
 func eventually(t *testing.T, what string, cond func() bool) {

@@ -22,6 +22,7 @@ type requestFlags struct {
 	native                      bool
 	pythonCode, shellCode       string
 	image, root, entrypoint     string
+	profile                     string
 	timeout, cpuTime            time.Duration
 	memory, disk, outputLimit   string
 	fuel                        uint64
@@ -43,6 +44,7 @@ func (f *requestFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.native, "native", false, "run a program that you trust, without isolation")
 	fs.StringVar(&f.image, "image", "", "run it in a container image of this host (axo image ls); by itself, what the image runs")
 	fs.StringVar(&f.entrypoint, "entrypoint", "", "with --image: run this program instead of the image's entrypoint")
+	fs.StringVar(&f.profile, "profile", "", "default (strict), or session: root and sudo work inside; with --image or --root")
 	fs.StringVar(&f.root, "root", "", "run it with this directory as its root file system; what it writes there is gone afterwards")
 	fs.DurationVar(&f.timeout, "timeout", 0, "end it after this time, such as 2s or 500ms")
 	fs.DurationVar(&f.cpuTime, "cpu-time", 0, "end it after this much CPU time")
@@ -115,7 +117,7 @@ func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request,
 	r.Process.Limits.Fuel, r.Process.Limits.OpenFiles = f.fuel, f.files
 	r.Spec.Resources.Pids, r.Spec.Resources.CPUs = f.pids, f.cpus
 	r.Process.Cwd, r.Process.User, r.Process.Terminal = f.cwd, f.user, f.tty
-	r.Spec.Tenant = f.tenant
+	r.Spec.Tenant, r.Spec.Profile = f.tenant, f.profile
 	for _, e := range f.env {
 		if !strings.Contains(e, "=") {
 			v, ok := os.LookupEnv(e)

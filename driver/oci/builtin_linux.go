@@ -92,8 +92,10 @@ func (e *builtin) Check(spec isolation.Spec) error {
 		return proc.Unsupported("an image", "a store of images in Config.Images")
 	case spec.Requirement == isolation.ContainerImage && spec.Root.Image == "":
 		return fmt.Errorf("a container image is to run, and none is named: %w", isolation.ErrInvalidArgument)
-	case spec.Profile == "session":
-		return proc.Unsupported("profile session", "a later version of this engine")
+	case spec.Profile == "session" && !fullRange():
+		return proc.Unsupported("profile session", noRange)
+	case spec.Profile == "session" && spec.Root.IsZero():
+		return proc.Unsupported("profile session on the host's own programs, which are nobody's inside,", "a root file system of its own: an image or a directory")
 	case spec.Language != "":
 		return proc.Unsupported("language "+spec.Language, "a tier with an interpreter for it")
 	}
@@ -168,6 +170,11 @@ func (e *builtin) create(ctx context.Context, id string, spec isolation.Spec) (_
 	c.Tracked = proc.NewTracked(proc.TrackedConfig{
 		Brand: c.brand, Group: c.group, Resources: spec.Resources, Drain: e.cfg.Drain, Start: c.startProgram,
 	})
+	if d.Limits.MemoryBytes > 0 {
+		if err := c.EndOnOOM(); err != nil {
+			return nil, fmt.Errorf("wait for the end of memory: %w", err)
+		}
+	}
 	if err := e.launch(ctx, c, d); err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +24,14 @@ var (
 	programs     string // directory with the suite's program
 )
 
+// builtEnv names a directory with the programs.
+const builtEnv = "AXO_OCI_TEST_PROGRAMS"
+
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(builtEnv); dir != "" { // by the test that is the parent
+		guestProgram, programs = filepath.Join(dir, "axo-guest"), filepath.Join(dir, "programs")
+		os.Exit(m.Run())
+	}
 	dir, err := os.MkdirTemp("", "axo-oci-test-")
 	if err != nil {
 		panic(err)
@@ -109,5 +117,39 @@ func TestConformanceBuiltin(t *testing.T) { drivertest.Run(t, config(oci.Config{
 func TestConformanceBuiltinWithoutCgroup(t *testing.T) {
 	drivertest.Run(t, config(oci.Config{NoCgroup: true}))
 }
+
+// TestConformanceOrdinaryUser runs the suite as somebody who is not root and has
+// no ranges of ids: one user, no control groups.
+func TestConformanceOrdinaryUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("TestConformanceBuiltin is this test, when no root runs it")
+	}
+	exe := filepath.Join(filepath.Dir(guestProgram), "oci.test")
+	b, err := os.ReadFile("/proc/self/exe")
+	if err == nil {
+		err = os.WriteFile(exe, b, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := t.TempDir()
+	if err := os.Chown(home, ordinary, ordinary); err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(exe, "-test.run", "^(TestConformanceBuiltin|TestOrdinary)$", "-test.v")
+	c.Dir = filepath.Dir(exe)
+	c.Env = append(os.Environ(), builtEnv+"="+c.Dir, "HOME="+home, "TMPDIR="+os.TempDir())
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: ordinary, Gid: ordinary}, Pdeathsig: syscall.SIGKILL}
+	out, err := c.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if !strings.Contains(string(out), "--- PASS: TestConformanceBuiltin/") || !strings.Contains(string(out), "--- PASS: TestOrdinary") {
+		t.Errorf("not all was run:\n%.3000s", out)
+	}
+}
+
+// ordinary is a user that nobody is.
+const ordinary = 54321
 
 func BenchmarkBuiltin(b *testing.B) { drivertest.Benchmark(b, config(oci.Config{})) }

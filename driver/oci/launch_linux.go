@@ -60,6 +60,9 @@ func (e *builtin) launch(ctx context.Context, c *container, d *document.Containe
 	for _, f := range c.group.Joins() {
 		p.Tasks = append(p.Tasks, l.pass(f))
 	}
+	if c.ids.lock != nil {
+		p.Held = append(p.Held, l.pass(c.ids.lock))
+	}
 	layers, err := c.openLayers()
 	l.open = append(l.open, layers...)
 	if err != nil {
@@ -97,7 +100,7 @@ func (e *builtin) launch(ctx context.Context, c *container, d *document.Containe
 	l.keep(exe)
 	pid, pidfd, err := e.spawner.Start(spawn.Spec{
 		Path: fmt.Sprintf("/proc/self/fd/%d", exe.Fd()), Args: []string{guestName}, Env: []string{"GOMAXPROCS=2"}, Dir: "/", Files: l.files,
-		Cred:              c.ids.credential(),
+		Cred: c.ids.credential(), KeepCapabilities: c.ids.single,
 		ParentDeathSignal: syscall.SIGKILL,
 		Namespaces:        namespaces,
 		Map: func(pid int) error {

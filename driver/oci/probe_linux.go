@@ -29,13 +29,18 @@ func (e *builtin) Features() isolation.Features {
 		},
 		Walls: []isolation.Wall{
 			{Name: "namespaces", Present: true, Detail: "user, pid, mount, network (loopback only), ipc, uts, cgroup"},
-			{Name: "capabilities", Present: true, Detail: "none, no_new_privs"},
+			{Name: "capabilities", Present: true, Detail: "none, no_new_privs; profile session: docker's, of the sandbox's own users only"},
 			{Name: "seccomp", Present: true, Detail: "moby's default profile"},
 		},
 		Abilities: []string{isolation.AbilityPrepare},
 		Options: []isolation.Option{
-			isolation.OptionCwd, isolation.OptionUser, isolation.OptionHostname, isolation.OptionMounts, isolation.OptionTerminal, isolation.OptionRootPath,
+			isolation.OptionCwd, isolation.OptionHostname, isolation.OptionMounts, isolation.OptionTerminal, isolation.OptionRootPath,
 		},
+	}
+	if fullRange() {
+		f.Options = append(f.Options, isolation.OptionUser, isolation.OptionSession)
+	} else {
+		f.Warnings = append(f.Warnings, "no --user, no --profile session: they need "+noRange)
 	}
 	if e.cfg.Images != nil {
 		f.Runs = append(f.Runs, isolation.ContainerImage)
@@ -77,7 +82,15 @@ func (e *builtin) Probe(ctx context.Context, f *isolation.Features) error {
 	if err != nil {
 		return explain(err)
 	}
-	f.Warnings = append(f.Warnings, notes...)
+	landlock := isolation.Wall{Name: "landlock", Present: true, Detail: "writes where mounts allow them, no signals to outside"}
+	for _, n := range notes {
+		if why, ok := strings.CutPrefix(n, "landlock: "); ok {
+			landlock = isolation.Wall{Name: "landlock", Detail: why}
+		} else {
+			f.Warnings = append(f.Warnings, n)
+		}
+	}
+	f.Walls = append(f.Walls, landlock)
 	if err := e.probeOverlay(ctx); err != nil {
 		f.Runs = slices.DeleteFunc(f.Runs, func(r isolation.Requirement) bool { return r == isolation.ContainerImage })
 		f.Options = slices.DeleteFunc(f.Options, func(o isolation.Option) bool { return o == isolation.OptionImage || o == isolation.OptionRootPath })

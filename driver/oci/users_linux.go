@@ -1,11 +1,14 @@
 package oci
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -24,6 +27,12 @@ const (
 	rangeLast  = 28671 // times rangeSize
 )
 
+// fullRange reports whether sandboxes get a range of ids: root and other users
+// are somebody inside.
+func fullRange() bool { return os.Geteuid() == 0 }
+
+const noRange = "a range of user ids, which only root can give; an ordinary user's sandbox has one user"
+
 // idMap is how the ids of a sandbox are mapped.
 type idMap struct {
 	base   int      // root: the host's id of the sandbox's 0
@@ -33,50 +42,85 @@ type idMap struct {
 	lock   *os.File // of the range; nil: single
 }
 
-// ranges hands out ranges. One is taken by a lock on a file, which the kernel
-// releases when the process ends however it ends.
+// ranges hands out ranges. One is taken by a lock on a byte of a file, which the
+// guest has a descriptor of as well: the kernel releases it when both this process
+// and the first process of the container are gone, however they went, and there is
+// nothing to clean up.
 type ranges struct {
-	mu   sync.Mutex
-	next int
+	mu       sync.Mutex
+	next     int
+	granted  [][2]uint64 // to users of the host: first, and first after it
+	looked   bool
+	fileName string // for tests; empty: rangeFile
 }
 
-// rangeDir is the same for all programs of the host.
-const rangeDir = "/run/axo/ids"
+// rangeFile is the same for all programs of the host.
+const rangeFile = "/run/axo/ids.lock"
 
 func (r *ranges) take() (*idMap, error) {
-	if os.Geteuid() != 0 {
+	if !fullRange() {
 		return &idMap{single: true, uid: userID, gid: userID}, nil
 	}
-	if err := os.MkdirAll(rangeDir, 0o700); err != nil {
+	name := cmp.Or(r.fileName, rangeFile)
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return nil, fmt.Errorf("user ids: %w", err)
+	}
+	// A lock belongs to the open file: each sandbox has one of its own.
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
 		return nil, fmt.Errorf("user ids: %w", err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.next < rangeFirst {
-		r.next = rangeFirst
+	const count = rangeLast - rangeFirst + 1
+	if !r.looked {
+		r.looked = true
+		r.granted = append(subordinate("/etc/subuid"), subordinate("/etc/subgid")...)
+		r.next = os.Getpid() * 61 % count // not where every other program begins
 	}
-	for tried := 0; tried <= rangeLast-rangeFirst; tried++ {
-		n := r.next
-		if r.next++; r.next > rangeLast {
-			r.next = rangeFirst
+	for range count {
+		n := rangeFirst + r.next
+		r.next = (r.next + 1) % count
+		if r.isGranted(uint64(n) * rangeSize) {
+			continue
 		}
-		f, err := os.OpenFile(filepath.Join(rangeDir, strconv.Itoa(n)), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-		if err != nil {
-			return nil, fmt.Errorf("user ids: %w", err)
-		}
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		lock := unix.Flock_t{Type: unix.F_WRLCK, Start: int64(n), Len: 1}
+		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock)
 		if err == nil {
-			if r.next > n && tried == 0 {
-				r.next = n + 1
-			}
 			return &idMap{base: n * rangeSize, lock: f}, nil
 		}
-		f.Close()
-		if !errors.Is(err, unix.EWOULDBLOCK) {
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
+			f.Close()
 			return nil, fmt.Errorf("user ids: lock: %w", err)
 		}
 	}
-	return nil, fmt.Errorf("all %d ranges of user ids are taken: %w", rangeLast-rangeFirst+1, isolation.ErrResourceExhausted)
+	f.Close()
+	return nil, fmt.Errorf("all %d ranges of user ids are taken: %w", count, isolation.ErrResourceExhausted)
+}
+
+func (r *ranges) isGranted(base uint64) bool {
+	return slices.ContainsFunc(r.granted, func(g [2]uint64) bool { return base < g[1] && g[0] < base+rangeSize })
+}
+
+// subordinate reads the ranges that the host's users may use themselves
+// (subuid(5)). A file that is not there grants none.
+func subordinate(file string) (list [][2]uint64) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Split(strings.TrimSpace(line), ":")
+		if len(f) != 3 {
+			continue
+		}
+		first, err1 := strconv.ParseUint(f[1], 10, 32)
+		n, err2 := strconv.ParseUint(f[2], 10, 32)
+		if err1 == nil && err2 == nil {
+			list = append(list, [2]uint64{first, first + n})
+		}
+	}
+	return list
 }
 
 // release gives a range back. All processes that have it are gone.

@@ -27,6 +27,8 @@ type Plan struct {
 	Loopback bool     `json:"loopback"`
 	// Tasks are descriptors of cgroup.procs files that every program joins.
 	Tasks []int `json:"tasks"`
+	// Held are descriptors that are kept open as long as the container lives.
+	Held []int `json:"held"`
 	// Process settles what is the same for all programs.
 	Process Process `json:"process"`
 }
@@ -36,6 +38,8 @@ type Root struct {
 	// Overlay makes it of these directories, base first, with a writable layer
 	// that goes with the container. Else it is an empty tmpfs.
 	Overlay []Layer `json:"overlay,omitempty"`
+	// SetID: set-user-ID files of the overlay work.
+	SetID bool `json:"setid,omitempty"`
 	// Size bounds, in bytes, what is written to the root and to Scratch mounts
 	// together.
 	Size     int64  `json:"size"`

@@ -180,6 +180,7 @@ type Group struct {
 	dirs    []string          // each once
 	tasks   []*os.File        // by which a child joins each
 	maxPids string            // what pids.max is to be
+	oom     *os.File          // its events; nil: nobody waits for any
 }
 
 // Create makes a group with the limits of r. Memory, pids and CPU time are
@@ -260,6 +261,12 @@ func (g *Group) limit(r Limits) error {
 		}
 		if err := g.set(Memory, limits[0].file, limits[0].value); err != nil {
 			return err
+		}
+		if g.v2 {
+			// Not before Linux 4.19.
+			if err := g.set(Memory, "memory.oom.group", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
 		}
 		if err := g.set(Memory, limits[1].file, limits[1].value); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -457,6 +464,10 @@ func (g *Group) Delete(ctx context.Context) error {
 		f.Close()
 	}
 	g.tasks = nil
+	if g.oom != nil {
+		g.oom.Close()
+		g.oom = nil
+	}
 	for _, dir := range g.dirs {
 		for wait := time.Millisecond / 4; ; wait = min(2*wait, 20*time.Millisecond) {
 			err := unix.Rmdir(dir)

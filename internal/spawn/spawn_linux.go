@@ -60,6 +60,10 @@ type Spec struct {
 	// DropCapabilities empties all sets but the bounding set, which is the
 	// thread's (capabilities(7)); see DropBounding.
 	DropCapabilities bool
+	// KeepCapabilities lets the program have all capabilities of its new user
+	// namespace also when its user is not root there (capabilities(7),
+	// "Ambient capability set").
+	KeepCapabilities bool
 	NoNewPrivs       bool
 	// OOMScoreAdj is written to /proc/self/oom_score_adj as it is; "": not.
 	OOMScoreAdj string
@@ -200,11 +204,13 @@ type child struct {
 	started      [2]int // pipe: closed by the execve
 	keepGroups   bool
 	dropCaps     bool
+	keepCaps     bool
+	lastCap      uintptr
 	noNewPrivs   bool
 	oomPath, oom []byte // ending with a zero
 	oomBytes     uintptr
 	capHeader    [2]uint32
-	capData      [6]uint32
+	capData      [6]uint32 // effective, permitted, inheritable; then their upper halves
 	cpus         *unix.CPUSet
 	terminal     bool
 	one          [1]byte
@@ -265,6 +271,16 @@ func prepare(s Spec) (*child, error) {
 	}
 	c.dropCaps, c.noNewPrivs, c.cpus, c.terminal = s.DropCapabilities, s.NoNewPrivs, s.CPUs, s.ControllingTerminal
 	c.capHeader[0] = unix.LINUX_CAPABILITY_VERSION_3
+	if s.KeepCapabilities {
+		c.keepCaps = true
+		if c.lastCap, err = lastCapability(); err != nil {
+			return c, err
+		}
+		all := uint64(1)<<(c.lastCap+1) - 1
+		for i := range 3 {
+			c.capData[i], c.capData[3+i] = uint32(all), uint32(all>>32)
+		}
+	}
 	if s.OOMScoreAdj != "" {
 		c.oomPath, c.oom = []byte("/proc/self/oom_score_adj\x00"), []byte(s.OOMScoreAdj)
 		c.oomBytes = uintptr(len(c.oom))
@@ -531,9 +547,16 @@ func (c *child) clone() (pid uintptr, errno syscall.Errno) {
 		}
 	}
 	step = stepCapabilities
-	if c.dropCaps {
+	if c.dropCaps || c.keepCaps {
 		if _, _, e = syscall.RawSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&c.capHeader[0])), uintptr(unsafe.Pointer(&c.capData[0])), 0); e != 0 {
 			goto fail
+		}
+	}
+	if c.keepCaps {
+		for i = 0; i <= int(c.lastCap); i++ {
+			if _, _, e = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(i), 0, 0, 0); e != 0 {
+				goto fail
+			}
 		}
 	}
 	step = stepPrivileges

@@ -84,9 +84,6 @@ func (pl *Tracked) Start(ctx context.Context, p *Process) (Task, error) {
 	}
 	t := &trackedTask{pl: pl, p: p, io: io}
 	pl.join(t)
-	if !t.first { // else all is zero
-		t.before = pl.config.Group.Read()
-	}
 	t.child, err = pl.config.Start(ctx, p, io.Theirs, t.brand)
 	if err != nil {
 		pl.leave(t, false)
@@ -97,13 +94,16 @@ func (pl *Tracked) Start(ctx context.Context, p *Process) (Task, error) {
 	return t, nil
 }
 
-// join gives t its brand and notes whether it is alone in the group.
+// join gives t its brand, and notes what the group has counted by now and whether
+// t is alone in it.
 func (pl *Tracked) join(t *trackedTask) {
 	pl.mu.Lock()
 	defer pl.mu.Unlock()
 	pl.execs++
 	t.brand = pl.config.Brand.exec(pl.execs)
-	t.first = pl.execs == 1
+	if t.first = pl.execs == 1; !t.first { // else all is zero
+		t.before = pl.config.Group.Read()
+	}
 	t.alone = !pl.crowded && len(pl.active) == 0
 	for other := range pl.active {
 		other.alone = false
@@ -158,6 +158,20 @@ func (pl *Tracked) Remove(ctx context.Context) error {
 	return pl.config.Group.Delete(ctx)
 }
 
+// EndOnOOM has the rest of a program ended when the kernel has killed a part of it
+// for want of memory, where the kernel does not do so itself.
+func (pl *Tracked) EndOnOOM() error {
+	return pl.config.Group.OnOOM(func(kills int64) {
+		pl.mu.Lock()
+		defer pl.mu.Unlock()
+		for t := range pl.active {
+			if t.before.OOM < kills { // it ran at that time
+				go t.endRest()
+			}
+		}
+	})
+}
+
 // trackedTask is one program, and what it started.
 type trackedTask struct {
 	pl     *Tracked
@@ -165,9 +179,9 @@ type trackedTask struct {
 	io     *Pipes
 	child  Child
 	brand  Brand
-	before cgroup.Counters
-	first  bool // in its sandbox
-	alone  bool // guarded by pl.mu: what the group counts is this program's
+	before cgroup.Counters // when it started
+	first  bool            // in its sandbox
+	alone  bool            // guarded by pl.mu: what the group counts is this program's
 
 	endedAt time.Time
 
@@ -228,6 +242,12 @@ func (t *trackedTask) Kill() {
 		defer cancel()
 		_ = t.members().end(ctx)
 	}()
+}
+
+func (t *trackedTask) endRest() {
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	_ = t.members().end(ctx) // what it leaves is counted, and ended by Delete
 }
 
 func (t *trackedTask) CPU() time.Duration {

@@ -69,6 +69,7 @@ func (o *Container) root(b *bundle.Bundle) error {
 	}
 	r := b.Root
 	r.ReadOnly = b.Config.Root.Readonly
+	r.SetID = b.Config.Process != nil && !b.Config.Process.NoNewPrivileges
 	// What the document mounts, scratch directories among it, is not made twice.
 	place := map[string]bool{}
 	for _, m := range b.Config.Mounts {
