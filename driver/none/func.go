@@ -185,11 +185,29 @@ func feed(in *ring, from io.Reader) {
 
 func (pl *funcPlace) Kill(context.Context) error { return nil }
 
-func (pl *funcPlace) Remove(context.Context) error {
+// removeGrace is how long functions that were told to end are waited for: on a
+// busy machine one that listens may need a while to be heard of.
+const removeGrace = 2 * time.Second
+
+func (pl *funcPlace) Remove(ctx context.Context) error {
 	pl.mu.Lock()
-	defer pl.mu.Unlock()
-	if n := len(pl.running); n > 0 {
-		return fmt.Errorf("%d functions are still running, and a Go function cannot be stopped: %w", n, isolation.ErrUnavailable)
+	left := slices.Collect(maps.Keys(pl.running))
+	pl.mu.Unlock()
+	grace := time.NewTimer(removeGrace)
+	defer grace.Stop()
+	for _, t := range left {
+		select {
+		case <-t.returned:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-grace.C:
+			pl.mu.Lock()
+			defer pl.mu.Unlock()
+			if n := len(pl.running); n > 0 {
+				return fmt.Errorf("%d functions are still running, and a Go function cannot be stopped: %w", n, isolation.ErrUnavailable)
+			}
+			return nil
+		}
 	}
 	return nil
 }

@@ -117,7 +117,6 @@ func TestFuncThatCannotBeStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	begin := time.Now()
 	p, err := sb.Exec(ctx, isolation.ProcessSpec{Args: []string{"f"}, Limits: isolation.Limits{Wall: 20 * time.Millisecond}}, isolation.Stdio{Stdout: &out})
 	if err != nil {
 		t.Fatal(err)
@@ -125,9 +124,6 @@ func TestFuncThatCannotBeStopped(t *testing.T) {
 	exit, err := p.Wait(ctx)
 	if err != nil {
 		t.Fatal(err)
-	}
-	if took := time.Since(begin); took > 2*time.Second {
-		t.Errorf("Wait took %v", took)
 	}
 	if exit.Reason != isolation.ReasonTimeoutWall || exit.Survivors != 1 || !strings.Contains(exit.Detail, "still running: a Go function cannot be stopped") {
 		t.Errorf("exit = %+v", exit)
