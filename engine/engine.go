@@ -54,8 +54,11 @@ func New(c Config) (*Engine, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	if c.MaxRuns < 0 || c.MaxQueue < 0 || c.ProbeTimeout < 0 || c.Policy.Admission < 0 {
+	if c.MaxRuns < 0 || c.MaxQueue < 0 || c.ProbeTimeout < 0 {
 		return nil, fmt.Errorf("engine config: negative bound: %w", isolation.ErrInvalidArgument)
+	}
+	if err := c.Policy.Validate(); err != nil {
+		return nil, err
 	}
 	if c.StateDir != "" {
 		if !filepath.IsAbs(c.StateDir) {
@@ -174,12 +177,14 @@ func (e *Engine) Sweep() SweepReport {
 	return rep
 }
 
+var errClosed = fmt.Errorf("engine is closed: %w", isolation.ErrFailedPrecondition)
+
 // begin counts a run that Close waits for.
 func (e *Engine) begin() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
-		return fmt.Errorf("engine is closed: %w", isolation.ErrFailedPrecondition)
+		return errClosed
 	}
 	e.runs.Add(1)
 	return nil
@@ -192,6 +197,7 @@ func (e *Engine) Close() error {
 	e.closed = true
 	e.mu.Unlock()
 	e.runs.Wait()
+	e.probes.close()
 	if already {
 		return nil
 	}

@@ -159,6 +159,72 @@ func TestFailuresSayWhetherItRan(t *testing.T) {
 	}
 }
 
+// TestWhatIsKnownComesWithAFailure: the output that came is not lost when the
+// program's end was not seen, nor its Exit when its sandbox cannot be removed.
+func TestWhatIsKnownComesWithAFailure(t *testing.T) {
+	boom := errors.New("boom")
+	var events []string
+	e, d := setup(t, engine.Config{
+		StateDir: filepath.Join(t.TempDir(), "state"),
+		OnEvent:  func(ev engine.Event) { events = append(events, string(ev.Kind)+" "+ev.Fields["outcome"]) },
+	})
+	run := func(f mem.Faults) (*engine.Result, error) {
+		events = nil
+		d.SetFaults(f)
+		defer d.SetFaults(mem.Faults{})
+		r := request("echo")
+		r.Capture.SpillBytes = 100
+		r.Stdin = strings.NewReader("so far")
+		return e.Run(context.Background(), r)
+	}
+	res, err := run(mem.Faults{Delete: func(context.Context, string) error { return boom }})
+	if !errors.Is(err, boom) || res == nil || res.Stdout.String() != "so far" || !res.Exit.Success() {
+		t.Errorf("not removed: %+v %v", res, err)
+	}
+	if want := []string{"admitted ", "chosen ", "created ", "started ", "exited ", "failed outcome_unknown"}; !slices.Equal(events, want) {
+		t.Errorf("not removed: events %q", events)
+	}
+	res, err = run(mem.Faults{Wait: func(context.Context, string) error { return boom }})
+	if !errors.Is(err, boom) || res == nil || res.Exit.Reason != "" || res.Exit.Code != -1 || res.StdoutBytes != int64(len(res.Stdout.String())) {
+		t.Errorf("end not seen: %+v %v", res, err)
+	}
+	if _, serr := os.Stat(res.StdoutFile); serr != nil {
+		t.Errorf("the spill file of a result is gone: %v", serr)
+	}
+	if res, err = run(mem.Faults{Exec: func(context.Context, string, isolation.ProcessSpec) error { return boom }}); err == nil || res != nil {
+		t.Errorf("never started: %+v %v", res, err)
+	}
+	if want := []string{"admitted ", "chosen ", "created ", "deleted ", "failed not_started"}; !slices.Equal(events, want) {
+		t.Errorf("never started: events %q", events)
+	}
+	_, err = e.Run(context.Background(), engine.Request{Spec: isolation.Spec{Requirement: isolation.Shell}, Process: isolation.ProcessSpec{Args: []string{"sh"}}})
+	var refused *engine.RefusedError
+	if !errors.As(err, &refused) || isolation.OutcomeOf(err) != isolation.NotStarted {
+		t.Errorf("refused: %v, outcome %s", err, isolation.OutcomeOf(err))
+	}
+	if last := events[len(events)-1]; last != "refused not_started" {
+		t.Errorf("refused: events %q", events)
+	}
+	// The sandboxes that could not be removed go with the driver.
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPolicyIsValidated(t *testing.T) {
+	for name, p := range map[string]engine.Policy{
+		"max wall":        {MaxWall: -1},
+		"admission":       {Admission: -1},
+		"default memory":  {DefaultResources: isolation.Resources{MemoryBytes: -1}},
+		"default wall":    {DefaultLimits: isolation.Limits{Wall: -1}},
+		"default too big": {DefaultLimits: isolation.Limits{Wall: time.Hour}, MaxWall: time.Minute},
+	} {
+		if _, err := engine.New(engine.Config{Policy: p}); !errors.Is(err, isolation.ErrInvalidArgument) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestAdmission(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := mem.New(mem.Config{Name: "wazero", Features: func(f *isolation.Features) { f.Tier = isolation.TierWASM }})
@@ -224,11 +290,32 @@ func TestProbesAreKeptAndFailuresExpire(t *testing.T) {
 	if rep := e2.Doctor(context.Background()); len(rep) != 1 || !rep[0].OK || probes.Load() != 3 {
 		t.Errorf("doctor: %+v, %d probes", rep, probes.Load())
 	}
-	// A damaged file is no answer.
+	// What was probed with other rights is no answer.
 	files, err := filepath.Glob(filepath.Join(state, "probes", "*.json"))
 	if err != nil || len(files) != 1 {
 		t.Fatal(files, err)
 	}
+	kept, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range [][2]string{{`"rights":"`, `"rights":"x`}, {`"boot":"`, `"boot":"x`}, {`"tier":"wasm"`, `"tier":"oci"`}} {
+		was := probes.Load()
+		other := strings.Replace(string(kept), c[0], c[1], 1)
+		if other == string(kept) {
+			t.Fatalf("no %s in %s", c[0], kept)
+		}
+		if err := os.WriteFile(files[0], []byte(other), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		o, d := setup(t, engine.Config{StateDir: state, Now: clock})
+		d.SetFaults(mem.Faults{Probe: func(context.Context) error { probes.Add(1); return nil }})
+		if err := run(t, o); err != nil || probes.Load() != was+1 {
+			t.Errorf("with another %s: %v, %d probes, want one more than %d", c[0], err, probes.Load(), was)
+		}
+	}
+	probes.Store(3)
+	// A damaged file is no answer.
 	if err := os.WriteFile(files[0], []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -236,6 +323,56 @@ func TestProbesAreKeptAndFailuresExpire(t *testing.T) {
 	d3.SetFaults(mem.Faults{Probe: func(context.Context) error { probes.Add(1); return nil }})
 	if err := run(t, e3); err != nil || probes.Load() != 4 {
 		t.Errorf("damaged file: %v, %d probes", err, probes.Load())
+	}
+}
+
+// TestProbeRestsOnFiles: a program that stays learns that an engine's files have
+// changed, and a probe under way does not outlive Close.
+func TestProbeRestsOnFiles(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "worker")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("one")
+	now := time.Now()
+	d := mem.New(mem.Config{Name: "wazero", Features: func(f *isolation.Features) { f.Tier, f.Depends = isolation.TierWASM, []string{file} }})
+	var reg isolation.Registry
+	reg.Add(isolation.TierWASM, d)
+	e, err := engine.New(engine.Config{Registry: reg, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	probes := 0
+	d.SetFaults(mem.Faults{Probe: func(context.Context) error { probes++; return nil }})
+	for _, step := range []struct {
+		later time.Duration
+		write string
+		want  int
+	}{{0, "", 1}, {time.Hour, "", 1}, {time.Second, "other", 1}, {2 * time.Minute, "", 2}} {
+		if now = now.Add(step.later); step.write != "" {
+			write(step.write)
+		}
+		if _, err := e.Explain(context.Background(), request("exit0")); err != nil || probes != step.want {
+			t.Errorf("%+v: %v, %d probes", step, err, probes)
+		}
+	}
+	begun := make(chan struct{})
+	d.SetFaults(mem.Faults{Probe: func(ctx context.Context) error { close(begun); <-ctx.Done(); return ctx.Err() }})
+	write("three")
+	now = now.Add(2 * time.Minute)
+	told := make(chan error)
+	go func() {
+		_, err := e.Explain(context.Background(), request("exit0"))
+		told <- err
+	}()
+	<-begun
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-told; err == nil {
+		t.Error("a probe that was cut short found the engine fit")
 	}
 }
 

@@ -17,8 +17,9 @@ import (
 	"github.com/axocoatl/isolation"
 )
 
-// negativeFor is how long a failed probe is believed.
-const negativeFor = time.Minute
+// believedFor is how long a probe is believed: a failure, and a success whose
+// files have changed. For as long nobody looks whether they have.
+const believedFor = time.Minute
 
 // probes finds out what engines can do, and remembers it: in memory, and for
 // later processes in the state directory.
@@ -26,9 +27,13 @@ type probes struct {
 	config Config
 	dir    string // "" keeps nothing
 	boot   string
+	ctx    context.Context // ends at close
+	cancel context.CancelFunc
 
-	mu    sync.Mutex
-	known map[string]*probe // guarded by mu; by driver name
+	mu     sync.Mutex
+	known  map[string]*probe // guarded by mu; by driver name
+	closed bool              // guarded by mu
+	wg     sync.WaitGroup    // added to under mu
 }
 
 // probe is one engine's probe, under way or done.
@@ -36,11 +41,13 @@ type probe struct {
 	done     chan struct{}
 	features isolation.Features
 	err      error
+	files    map[string]string // what a success rests on: path, identity
 	at       time.Time
 }
 
 func newProbes(c Config) *probes {
 	p := &probes{config: c, known: map[string]*probe{}}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err == nil && c.StateDir != "" {
 		p.dir = filepath.Join(c.StateDir, "probes")
@@ -54,7 +61,7 @@ func newProbes(c Config) *probes {
 func (p *probes) features(ctx context.Context, c candidate) (isolation.Features, error) {
 	p.mu.Lock()
 	pr := p.known[c.name]
-	if pr != nil && pr.expired(p.config.Now()) {
+	if pr != nil && p.expiredLocked(pr) {
 		pr = nil
 	}
 	if pr == nil {
@@ -72,14 +79,32 @@ func (p *probes) anew(ctx context.Context, c candidate) (isolation.Features, err
 	return pr.wait(ctx)
 }
 
-// expired reports whether a finished probe is not believed any more.
-func (pr *probe) expired(now time.Time) bool {
+// expiredLocked reports whether a finished probe is not believed any more.
+func (p *probes) expiredLocked(pr *probe) bool {
 	select {
 	case <-pr.done:
-		return pr.err != nil && now.Sub(pr.at) > negativeFor
 	default:
 		return false
 	}
+	now := p.config.Now()
+	if now.Sub(pr.at) <= believedFor {
+		return false
+	}
+	if pr.err != nil || !unchanged(pr.files) {
+		return true
+	}
+	pr.at = now
+	return false
+}
+
+// unchanged reports whether files are those that a probe rested on.
+func unchanged(files map[string]string) bool {
+	for path, id := range files {
+		if identity(path) != id {
+			return false
+		}
+	}
+	return true
 }
 
 func (pr *probe) wait(ctx context.Context) (isolation.Features, error) {
@@ -98,28 +123,63 @@ func (pr *probe) wait(ctx context.Context) (isolation.Features, error) {
 
 func (p *probes) startLocked(c candidate, useDisk bool) *probe {
 	pr := &probe{done: make(chan struct{})}
+	if p.closed {
+		pr.err = errClosed
+		close(pr.done)
+		return pr
+	}
 	p.known[c.name] = pr
-	go func() {
+	p.wg.Go(func() {
 		defer close(pr.done)
 		if useDisk && p.load(c, pr) {
 			return
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), p.config.ProbeTimeout)
+		ctx, cancel := context.WithTimeout(p.ctx, p.config.ProbeTimeout)
 		defer cancel()
 		pr.features, pr.err = c.driver.Probe(ctx)
+		if p.ctx.Err() != nil && pr.err != nil {
+			pr.err = errClosed // not the engine's fault: what is known of it stays
+			return
+		}
 		if errors.Is(pr.err, context.DeadlineExceeded) {
 			pr.err = fmt.Errorf("no answer within %v: %w", p.config.ProbeTimeout, isolation.ErrUnavailable)
 		}
 		pr.at = p.config.Now()
+		if pr.err == nil {
+			pr.files = restsOn(pr.features)
+		}
 		p.store(c, pr)
-	}()
+	})
 	return pr
+}
+
+// close ends the probes that are under way, and waits for them.
+func (p *probes) close() {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	p.cancel()
+	p.wg.Wait()
+}
+
+// restsOn identifies the files that an answer rests on: this program, and what
+// the engine names.
+func restsOn(f isolation.Features) map[string]string {
+	files := map[string]string{}
+	if self, err := os.Executable(); err == nil {
+		files[self] = identity(self)
+	}
+	for _, path := range f.Depends {
+		files[path] = identity(path)
+	}
+	return files
 }
 
 // probeFile is a probe's result on disk, with what it rests on.
 type probeFile struct {
 	Boot     string              `json:"boot"`
 	UID      int                 `json:"uid"`
+	Rights   string              `json:"rights"`
 	Files    map[string]string   `json:"files"` // path: identity
 	Features *isolation.Features `json:"features"`
 }
@@ -147,18 +207,16 @@ func (p *probes) load(c candidate, pr *probe) bool {
 		return false
 	}
 	var pf probeFile
-	if json.Unmarshal(b, &pf) != nil || pf.Features == nil || pf.Boot != p.boot || pf.UID != os.Getuid() || len(pf.Files) == 0 {
+	if json.Unmarshal(b, &pf) != nil || pf.Features == nil || pf.Boot != p.boot || pf.UID != os.Getuid() || pf.Rights != rights() || len(pf.Files) == 0 {
 		return false
 	}
-	for path, id := range pf.Files {
-		if identity(path) != id {
-			return false
-		}
+	if !unchanged(pf.Files) {
+		return false
 	}
 	if pf.Features.Tier != c.tier || pf.Features.Engine != c.name {
 		return false
 	}
-	pr.features, pr.at = *pf.Features, p.config.Now()
+	pr.features, pr.files, pr.at = *pf.Features, pf.Files, p.config.Now()
 	return true
 }
 
@@ -171,15 +229,7 @@ func (p *probes) store(c candidate, pr *probe) {
 		os.Remove(p.path(c))
 		return
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return
-	}
-	pf := probeFile{Boot: p.boot, UID: os.Getuid(), Files: map[string]string{}, Features: &pr.features}
-	for _, path := range append([]string{self}, pr.features.Depends...) {
-		pf.Files[path] = identity(path)
-	}
-	b, err := json.Marshal(pf)
+	b, err := json.Marshal(probeFile{Boot: p.boot, UID: os.Getuid(), Rights: rights(), Files: pr.files, Features: &pr.features})
 	if err == nil {
 		err = writeAtomic(p.path(c), b)
 	}

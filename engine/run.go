@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/axocoatl/isolation"
@@ -17,9 +18,11 @@ import (
 const undoTimeout = 30 * time.Second
 
 // Run runs one request to its end. What the program did is the Result, however
-// it ended. The error is the engine's: a *RefusedError when no engine may run
-// it, or one that says by isolation.OutcomeOf whether the program may have
-// run.
+// it ended. The error is the engine's, and says by isolation.OutcomeOf whether
+// the program may have run; it wraps a *RefusedError when no engine may run it.
+// If the program may have run, the Result is there beside the error with what is
+// known: the output so far, and the Exit if its end was seen, else one without a
+// Reason.
 //
 // When ctx ends while the program runs, it is ended, and the Result has the
 // reason canceled with the output so far; the error is nil.
@@ -35,10 +38,13 @@ func (e *Engine) Run(ctx context.Context, r Request) (*Result, error) {
 	run := run{e: e, r: r, began: e.config.Now()}
 	res, err := run.do(ctx, asked)
 	if err != nil {
-		run.event(EventFailed, "error", err.Error())
-		return nil, err
+		kind := EventFailed
+		if refused := (*RefusedError)(nil); errors.As(err, &refused) {
+			kind = EventRefused
+		}
+		run.event(kind, "error", err.Error(), "outcome", string(isolation.OutcomeOf(err)))
 	}
-	return res, nil
+	return res, err
 }
 
 func notStarted(id string, err error) error {
@@ -69,7 +75,7 @@ func (r *run) event(k EventKind, fields ...string) {
 	r.e.config.OnEvent(ev)
 }
 
-func (r *run) do(ctx context.Context, asked []isolation.Limit) (_ *Result, err error) {
+func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err error) {
 	now := r.e.config.Now
 	if err := r.e.admission.enter(ctx, r.e.config.Policy.Admission); err != nil {
 		return nil, notStarted(r.r.ID, err)
@@ -78,18 +84,13 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (_ *Result, err e
 	r.event(EventAdmitted)
 	d, c, err := choose(ctx, r.e.config.Policy, r.e.candidates, r.r, asked, r.e.probes.features)
 	if err != nil {
-		var refused *RefusedError
-		if errors.As(err, &refused) {
-			r.event(EventRefused, "error", err.Error())
-			return nil, err
-		}
 		return nil, notStarted(r.r.ID, err)
 	}
 	r.event(EventChosen, "tier", d.Got.String(), "engine", d.Engine)
 	if err := r.openCaptures(); err != nil {
 		return nil, notStarted(r.r.ID, err)
 	}
-	defer func() { err = errors.Join(err, r.closeCaptures(err == nil)) }()
+	defer func() { err = errors.Join(err, r.closeCaptures(res != nil)) }()
 	chosen := now()
 	sb, err := c.driver.Create(ctx, r.r.ID, r.r.Spec)
 	if err != nil {
@@ -109,17 +110,18 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (_ *Result, err e
 	} else {
 		r.event(EventDeleted)
 	}
-	if err != nil {
+	if err != nil && isolation.OutcomeOf(err) == isolation.NotStarted {
 		return nil, err
 	}
 	failpoint.Hit(failpoint.Deleted)
 	exit.Usage.Phases.Select = chosen.Sub(r.began)
 	exit.Usage.Phases.Create = created.Sub(chosen)
 	exit.Usage.Phases.Teardown = now().Sub(ended)
-	return r.result(d, exit), nil
+	return r.result(d, exit), err
 }
 
-// exec runs the process, and ends it when ctx does.
+// exec runs the process, and ends it when ctx does. With an error that does not
+// say NotStarted comes an Exit that has no Reason.
 func (r *run) exec(ctx context.Context, sb isolation.Sandbox) (isolation.Exit, error) {
 	p, err := sb.Exec(ctx, r.r.Process, isolation.Stdio{Stdin: r.r.Stdin, Stdout: &r.out, Stderr: &r.errOut})
 	if err != nil {
@@ -132,15 +134,23 @@ func (r *run) exec(ctx context.Context, sb isolation.Sandbox) (isolation.Exit, e
 		defer cancel()
 		// Delete ends the process with the reason canceled.
 		if err := sb.Delete(undo); err != nil {
-			return isolation.Exit{}, &isolation.Error{Op: "cancel", ID: r.r.ID, Outcome: isolation.OutcomeUnknown, Err: err}
+			return r.unseen("cancel", err)
 		}
 		exit, err = p.Wait(undo)
 	}
 	if err != nil {
-		return isolation.Exit{}, &isolation.Error{Op: "wait", ID: r.r.ID, Outcome: isolation.OutcomeUnknown, Err: err}
+		return r.unseen("wait", err)
 	}
-	r.event(EventExited, "reason", string(exit.Reason))
+	r.event(EventExited, "reason", string(exit.Reason), "code", strconv.Itoa(exit.Code))
 	return exit, nil
+}
+
+// unseen is what is known of a program whose end was not seen.
+func (r *run) unseen(op string, err error) (isolation.Exit, error) {
+	exit := isolation.Exit{Code: -1, Detail: err.Error()}
+	exit.Stdout.Bytes, exit.Stderr.Bytes = r.out.bytes(), r.errOut.bytes()
+	exit.Usage.PeakMemoryBytes = -1
+	return exit, &isolation.Error{Op: op, ID: r.r.ID, Outcome: isolation.OutcomeUnknown, Err: err}
 }
 
 func (r *run) openCaptures() (err error) {

@@ -95,6 +95,13 @@ func (c *capture) keepLocked(b []byte) {
 	}
 }
 
+// bytes returns how much was written so far.
+func (c *capture) bytes() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.total
+}
+
 // text returns what was kept so far.
 func (c *capture) text() Text {
 	c.mu.Lock()

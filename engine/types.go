@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"fmt"
 	"io"
 	"log/slog"
 	"time"
@@ -49,6 +50,28 @@ type Policy struct {
 	MaxWall time.Duration `json:"-"`
 	// Admission bounds the wait for a place; 0: 30 s.
 	Admission time.Duration `json:"-"`
+}
+
+// Validate checks that the policy's bounds are bounds. The error is of class
+// InvalidArgument.
+func (p Policy) Validate() error {
+	bad := func(what string) error {
+		return fmt.Errorf("policy: %s: %w", what, isolation.ErrInvalidArgument)
+	}
+	if p.MaxWall < 0 || p.Admission < 0 {
+		return bad("max wall time and admission must not be negative")
+	}
+	if p.MaxWall > 0 && p.DefaultLimits.Wall > p.MaxWall {
+		return bad("the default wall limit is above the largest that a request may have")
+	}
+	// Any requirement and program do: the defaults alone are looked at.
+	if err := (isolation.Spec{Requirement: isolation.Arbitrary, Resources: p.DefaultResources}).Validate(); err != nil {
+		return fmt.Errorf("policy: default resources: %w", err)
+	}
+	if err := (isolation.ProcessSpec{Args: []string{"x"}, Limits: p.DefaultLimits}).Validate(); err != nil {
+		return fmt.Errorf("policy: default limits: %w", err)
+	}
+	return nil
 }
 
 // Request is one run.
