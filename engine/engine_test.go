@@ -211,6 +211,67 @@ func TestWhatIsKnownComesWithAFailure(t *testing.T) {
 	}
 }
 
+// resizing is a driver whose processes have a terminal's size.
+type resizing struct {
+	isolation.Driver
+	sizes chan isolation.TerminalSize
+}
+
+type resizingSandbox struct {
+	isolation.Sandbox
+	sizes chan isolation.TerminalSize
+}
+
+type resizingProcess struct {
+	isolation.Process
+	sizes chan isolation.TerminalSize
+}
+
+func (d resizing) Create(ctx context.Context, id string, s isolation.Spec) (isolation.Sandbox, error) {
+	sb, err := d.Driver.Create(ctx, id, s)
+	return resizingSandbox{sb, d.sizes}, err
+}
+
+func (s resizingSandbox) Exec(ctx context.Context, p isolation.ProcessSpec, io isolation.Stdio) (isolation.Process, error) {
+	pr, err := s.Sandbox.Exec(ctx, p, io)
+	return resizingProcess{pr, s.sizes}, err
+}
+
+func (p resizingProcess) Resize(_ context.Context, size isolation.TerminalSize) error {
+	p.sizes <- size
+	return nil
+}
+
+func TestResize(t *testing.T) {
+	got := make(chan isolation.TerminalSize)
+	var reg isolation.Registry
+	reg.Add(isolation.TierWASM, resizing{mem.New(mem.Config{Name: "wazero", Features: func(f *isolation.Features) { f.Tier = isolation.TierWASM }}), got})
+	e, err := engine.New(engine.Config{Registry: reg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	sizes := make(chan isolation.TerminalSize)
+	r := request("sleep", "3600")
+	r.Resize = sizes
+	ended := make(chan error)
+	go func() {
+		_, err := e.Run(ctx, r)
+		ended <- err
+	}()
+	for _, want := range []isolation.TerminalSize{{Rows: 24, Cols: 80}, {Rows: 50, Cols: 132}} {
+		sizes <- want
+		if size := <-got; size != want {
+			t.Errorf("size %v, want %v", size, want)
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestPolicyIsValidated(t *testing.T) {
 	for name, p := range map[string]engine.Policy{
 		"max wall":        {MaxWall: -1},

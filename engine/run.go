@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/axocoatl/isolation"
@@ -90,7 +91,11 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err
 	if err := r.openCaptures(); err != nil {
 		return nil, notStarted(r.r.ID, err)
 	}
-	defer func() { err = errors.Join(err, r.closeCaptures(res != nil)) }()
+	defer func() {
+		if cerr := r.closeCaptures(res != nil); cerr != nil {
+			err = errors.Join(err, cerr)
+		}
+	}()
 	chosen := now()
 	sb, err := c.driver.Create(ctx, r.r.ID, r.r.Spec)
 	if err != nil {
@@ -128,6 +133,7 @@ func (r *run) exec(ctx context.Context, sb isolation.Sandbox) (isolation.Exit, e
 		return isolation.Exit{}, notStarted(r.r.ID, err)
 	}
 	r.event(EventStarted, "exec_id", p.ID())
+	defer r.resize(ctx, p)()
 	exit, err := p.Wait(ctx)
 	if err != nil && ctx.Err() != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
@@ -143,6 +149,35 @@ func (r *run) exec(ctx context.Context, sb isolation.Sandbox) (isolation.Exit, e
 	}
 	r.event(EventExited, "reason", string(exit.Reason), "code", strconv.Itoa(exit.Code))
 	return exit, nil
+}
+
+// resize passes the terminal's sizes on until the returned function is called.
+func (r *run) resize(ctx context.Context, p isolation.Process) (stop func()) {
+	resizer, ok := isolation.As[isolation.Resizer](p)
+	if r.r.Resize == nil || !ok {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case size, open := <-r.r.Resize:
+				if !open {
+					return
+				}
+				if err := resizer.Resize(ctx, size); err != nil && ctx.Err() == nil {
+					r.e.config.Logger.Warn("resize terminal", "run", r.r.ID, "error", err)
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return func() {
+		cancel()
+		wg.Wait()
+	}
 }
 
 // unseen is what is known of a program whose end was not seen.

@@ -95,6 +95,9 @@ type Request struct {
 	Stdin io.Reader
 	// Stdout and Stderr get the output as it comes; nil: none.
 	Stdout, Stderr io.Writer
+	// Resize gives the sizes of the terminal as they change, if the process has
+	// one and can be told.
+	Resize <-chan isolation.TerminalSize
 	// Capture keeps head and tail of each stream in the Result.
 	Capture Capture
 }

@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/axocoatl/isolation"
 )
 
 func main() { os.Exit(Main()) }
@@ -36,9 +38,20 @@ func Main() int {
 }
 
 // errorText shows an error, which may quote what a sandbox, an image or a
-// registry said, line by line.
+// registry said, line by line. The ids that a run was given here say nothing to
+// a person, so the engine's name and the cause are left of its wrappings.
 func errorText(err error) string {
-	lines := strings.Split(err.Error(), "\n")
+	engine := ""
+	for {
+		e, ok := err.(*isolation.Error)
+		if !ok || e.Err == nil {
+			break
+		}
+		if err = e.Err; e.Driver != "" {
+			engine = e.Driver + ": "
+		}
+	}
+	lines := strings.Split(engine+err.Error(), "\n")
 	for i, l := range lines {
 		lines[i] = printable(l)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -110,8 +111,17 @@ func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request,
 		}
 		*s.to = n
 	}
-	if c.Flags().Changed("timeout") && f.timeout <= 0 || c.Flags().Changed("cpu-time") && f.cpuTime <= 0 {
-		return r, fmt.Errorf("--timeout and --cpu-time: want a time above zero, such as 2s")
+	// Zero would mean no limit, which nobody writes a flag for.
+	for _, l := range []struct {
+		flag  string
+		above bool
+	}{
+		{"timeout", f.timeout > 0}, {"cpu-time", f.cpuTime > 0}, {"fuel", f.fuel > 0}, {"pids", f.pids > 0},
+		{"open-files", f.files > 0}, {"cpus", f.cpus > 0},
+	} {
+		if c.Flags().Changed(l.flag) && !l.above {
+			return r, fmt.Errorf("--%s: want a value above zero", l.flag)
+		}
 	}
 	r.Process.Limits.Wall, r.Process.Limits.CPU = f.timeout, f.cpuTime
 	r.Process.Limits.Fuel, r.Process.Limits.OpenFiles = f.fuel, f.files
@@ -119,6 +129,9 @@ func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request,
 	r.Process.Cwd, r.Process.User, r.Process.Terminal = f.cwd, f.user, f.tty
 	r.Spec.Tenant, r.Spec.Profile = f.tenant, f.profile
 	for _, e := range f.env {
+		if e == "" {
+			return r, errors.New("--env: want KEY=VALUE, or KEY")
+		}
 		if !strings.Contains(e, "=") {
 			v, ok := os.LookupEnv(e)
 			if !ok {

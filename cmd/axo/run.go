@@ -65,9 +65,14 @@ func run(c *cobra.Command, r engine.Request, interactive, asJSON bool) error {
 	if !asJSON {
 		r.Stdout, r.Stderr = os.Stdout, os.Stderr
 	}
-	res, err := e.Run(c.Context(), r)
+	restore, err := terminal(&r)
 	if err != nil {
-		return failed(c, err, asJSON)
+		return &statusError{exitEngine, err}
+	}
+	res, err := e.Run(c.Context(), r)
+	restore()
+	if err != nil {
+		return failedWith(c, err, asJSON, res)
 	}
 	if asJSON {
 		if err := printJSON(c.OutOrStdout(), res); err != nil {
@@ -94,15 +99,18 @@ type failureDetail struct {
 	Message  string            `json:"message"`
 	Outcome  isolation.Outcome `json:"outcome"`
 	Decision *engine.Decision  `json:"decision,omitempty"` // when no tier may run it
+	Result   *engine.Result    `json:"result,omitempty"`   // what is known, when it may have run
 }
 
 // failed reports an error of the engine, and gives it its exit status.
-func failed(c *cobra.Command, err error, asJSON bool) error {
+func failed(c *cobra.Command, err error, asJSON bool) error { return failedWith(c, err, asJSON, nil) }
+
+func failedWith(c *cobra.Command, err error, asJSON bool, known *engine.Result) error {
 	status := &statusError{code: failureStatus(c.Context(), err), err: err}
 	if !asJSON {
 		return status
 	}
-	d := failureDetail{Class: "internal", Message: err.Error(), Outcome: isolation.OutcomeOf(err)}
+	d := failureDetail{Class: "internal", Message: err.Error(), Outcome: isolation.OutcomeOf(err), Result: known}
 	if class := isolation.Class(err); class != nil {
 		d.Class = class.Error()
 	}
