@@ -120,7 +120,9 @@ type ProcessSpec struct {
 	// ContainerImage sandbox they follow the image's entrypoint, and none means
 	// the image's own command.
 	Args []string `json:"args"`
-	// Env is the whole environment, KEY=VALUE. Nothing is inherited.
+	// Env is the whole environment, KEY=VALUE. Nothing is inherited. Where
+	// Spec.Root is set, the image's own variables, PATH and HOME are added if
+	// they are missing.
 	Env      []string     `json:"env,omitempty"`
 	Cwd      string       `json:"cwd,omitempty"`
 	User     string       `json:"user,omitempty"` // name or uid[:gid]

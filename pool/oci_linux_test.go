@@ -2,6 +2,7 @@ package pool_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,24 +16,37 @@ import (
 	"github.com/axocoatl/isolation/pool"
 )
 
-// containers is a pool of real containers.
-func containers(t testing.TB, c pool.Config) *pool.Pool {
+// guestProgram builds the guest of containers.
+func guestProgram(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := testprog.BuildCommands(dir, []string{"axo-guest"}); err != nil {
 		t.Fatal(err)
 	}
-	d, err := oci.New(oci.Config{Guest: filepath.Join(dir, "axo-guest")})
+	return filepath.Join(dir, "axo-guest")
+}
+
+// containerDriver makes the driver of containers, or skips where they do not
+// work.
+func containerDriver(t testing.TB, guest string) isolation.Driver {
+	t.Helper()
+	d, err := oci.New(oci.Config{Guest: guest})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Probe(t.Context()); err != nil {
+	if _, err := d.Probe(context.Background()); err != nil {
 		if os.Getenv("AXO_REQUIRE") != "" {
 			t.Fatalf("containers: %v", err)
 		}
 		t.Skipf("SKIPPED: containers do not work here: %v", err)
 	}
-	c.Driver = d
+	return d
+}
+
+// containers is a pool of real containers.
+func containers(t testing.TB, c pool.Config) *pool.Pool {
+	t.Helper()
+	c.Driver = containerDriver(t, guestProgram(t))
 	p, err := pool.New(c)
 	if err != nil {
 		t.Fatal(err)
