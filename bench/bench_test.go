@@ -117,14 +117,14 @@ func inProcess(b *testing.B, path string, args ...string) {
 	}
 	var out bytes.Buffer
 	config := wazero.NewModuleConfig().WithName("").WithStdout(&out).WithSysWalltime().WithSysNanotime().WithArgs(append([]string{"prog"}, args...)...)
-	for b.Loop() {
+	timed(b, func() {
 		out.Reset()
 		inst, err := r.InstantiateModule(ctx, m, config)
 		if err != nil {
 			b.Fatal(err)
 		}
 		inst.Close(ctx)
-	}
+	})
 }
 
 func BenchmarkTiny(b *testing.B) {
@@ -147,7 +147,7 @@ func BenchmarkTiny(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		for b.Loop() {
+		timed(b, func() {
 			var out bytes.Buffer
 			p, err := sb.Exec(ctx, isolation.ProcessSpec{Args: []string{"prog"}, Limits: deadline}, isolation.Stdio{Stdout: &out})
 			if err != nil {
@@ -156,13 +156,11 @@ func BenchmarkTiny(b *testing.B) {
 			if exit, err := p.Wait(ctx); err != nil || !exit.Success() {
 				b.Fatal(exit, err)
 			}
-		}
+		})
 	})
 	b.Run("engine", func(b *testing.B) {
 		e := newEngine(b)
-		for b.Loop() {
-			succeed(b, e, request(path, deadline))
-		}
+		timed(b, func() { succeed(b, e, request(path, deadline)) })
 	})
 }
 
@@ -172,9 +170,7 @@ func BenchmarkGoModule(b *testing.B) {
 		b.Run(name+"/in-process", func(b *testing.B) { inProcess(b, path) })
 		b.Run(name+"/engine", func(b *testing.B) {
 			e := newEngine(b)
-			for b.Loop() {
-				succeed(b, e, request(path, deadline))
-			}
+			timed(b, func() { succeed(b, e, request(path, deadline)) })
 		})
 	}
 }
@@ -184,44 +180,40 @@ func BenchmarkCPU(b *testing.B) {
 	for _, c := range []struct{ name, arg string }{{"nbody", "2000000"}} {
 		native := testprog.CNative(b, c.name)
 		b.Run(c.name+"/native", func(b *testing.B) {
-			for b.Loop() {
+			timed(b, func() {
 				if err := exec.Command(native, c.arg).Run(); err != nil {
 					b.Fatal(err)
 				}
-			}
+			})
 		})
 		path := testprog.C(b, c.name)
 		b.Run(c.name+"/wasm", func(b *testing.B) {
 			e := newEngine(b)
-			for b.Loop() {
-				succeed(b, e, request(path, deadline, c.arg))
-			}
+			timed(b, func() { succeed(b, e, request(path, deadline, c.arg)) })
 		})
 		b.Run(c.name+"/wasm-fuel", func(b *testing.B) {
 			e := newEngine(b)
-			for b.Loop() {
-				succeed(b, e, request(path, isolation.Limits{Wall: time.Minute, Fuel: 1 << 60}, c.arg))
-			}
+			timed(b, func() { succeed(b, e, request(path, isolation.Limits{Wall: time.Minute, Fuel: 1 << 60}, c.arg)) })
 		})
 	}
 	b.Run("sha256-16MB/native", func(b *testing.B) {
 		native, in := testprog.CNative(b, "sha256"), make([]byte, 16<<20)
-		for b.Loop() {
+		timed(b, func() {
 			cmd := exec.Command(native)
 			cmd.Stdin = bytes.NewReader(in)
 			if err := cmd.Run(); err != nil {
 				b.Fatal(err)
 			}
-		}
+		})
 	})
 	b.Run("sha256-16MB/wasm", func(b *testing.B) {
 		e, in := newEngine(b), make([]byte, 16<<20)
 		path := testprog.C(b, "sha256")
-		for b.Loop() {
+		timed(b, func() {
 			r := request(path, deadline)
 			r.Stdin = bytes.NewReader(in)
 			succeed(b, e, r)
-		}
+		})
 	})
 }
 
@@ -239,10 +231,7 @@ func BenchmarkFirstRun(b *testing.B) {
 					b.Fatalf("%v %s", err, out)
 				}
 			}
-			once() // fills the cache
-			for b.Loop() {
-				once()
-			}
+			timed(b, once)
 		})
 	}
 }
@@ -266,6 +255,19 @@ func BenchmarkDeadlineOvershoot(b *testing.B) {
 			report(b, late)
 		})
 	}
+}
+
+// timed runs f again and again, after once to warm up, and reports its median: a
+// mean tells of what else the machine did.
+func timed(b *testing.B, f func()) {
+	f()
+	var all []time.Duration
+	for b.Loop() {
+		began := time.Now()
+		f()
+		all = append(all, time.Since(began))
+	}
+	report(b, all)
 }
 
 func report(b *testing.B, all []time.Duration) {
@@ -320,12 +322,12 @@ func BenchmarkConcurrent(b *testing.B) {
 			paths = append(paths, name)
 		}
 		n := 0
-		for b.Loop() {
+		timed(b, func() {
 			r := request(paths[n%50], deadline)
 			r.Spec.Tenant = fmt.Sprint(n / 50 % 4)
 			succeed(b, e, r)
 			n++
-		}
+		})
 	})
 	b.Run("beside-20-sleepers", func(b *testing.B) {
 		ctx, cancel := context.WithCancel(context.Background())
@@ -335,9 +337,7 @@ func BenchmarkConcurrent(b *testing.B) {
 			wg.Go(func() { _, _ = e.Run(ctx, request(sleeper, deadline)) })
 		}
 		time.Sleep(500 * time.Millisecond)
-		for b.Loop() {
-			succeed(b, e, request(path, deadline))
-		}
+		timed(b, func() { succeed(b, e, request(path, deadline)) })
 		cancel()
 		wg.Wait()
 	})
@@ -349,9 +349,7 @@ func BenchmarkIdleWorker(b *testing.B) {
 	for name, path := range map[string]string{"tiny": testprog.Wat(b, "tiny"), "go-hello": testprog.Go(b, "hello")} {
 		b.Run(name, func(b *testing.B) {
 			e := newEngine(b)
-			for b.Loop() {
-				succeed(b, e, request(path, deadline))
-			}
+			timed(b, func() { succeed(b, e, request(path, deadline)) })
 			time.Sleep(200 * time.Millisecond) // it gives memory back when it has nothing to do
 			total, n := 0, 0
 			for _, pid := range workers(b) {
