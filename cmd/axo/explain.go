@@ -22,7 +22,7 @@ func newExplain() *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			r, err := f.request(c, args)
 			if err != nil {
-				return err
+				return misused(c, err, asJSON)
 			}
 			e, err := openEngine(c)
 			if err != nil {

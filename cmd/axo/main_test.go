@@ -56,7 +56,7 @@ func TestScripts(t *testing.T) {
 	}
 	programs := map[string]string{
 		"TOOL": testprog.Go(t, "tool"), "CONFORM": testprog.Go(t, "conform"), "CSVSUM": testprog.Go(t, "csvsum"),
-		"SHA256": testprog.Go(t, "sha256"), "FLOOD": testprog.Wat(t, "flood"),
+		"SHA256": testprog.Go(t, "sha256"), "CAT": testprog.Go(t, "cat"), "FLOOD": testprog.Wat(t, "flood"),
 	}
 	for _, m := range []string{"tiny", "exit7", "loop", "unreachable", "memgrow", "empty", "truncated", "garbage", "nostart", "badimport", "component"} {
 		programs["MOD_"+m] = testprog.Wat(t, m)
@@ -84,7 +84,7 @@ func TestScripts(t *testing.T) {
 			for k, v := range programs {
 				e.Setenv(k, v)
 			}
-			return nil
+			return os.WriteFile(filepath.Join(e.WorkDir, "bytes"), []byte{0xff, 0}, 0o600)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			// status N CMD...: the command's exit status is N.

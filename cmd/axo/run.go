@@ -29,18 +29,20 @@ func newRun() *cobra.Command {
   axo run --native -- uname -a`,
 		RunE: func(c *cobra.Command, args []string) error {
 			r, err := f.request(c, args)
-			if err != nil {
-				return err
-			}
-			if asJSON {
+			switch {
+			case err != nil:
+			case asJSON:
 				r.Capture = engine.DefaultCapture
-			} else if spill != "" {
-				return errors.New("--spill goes with --json; without it, redirect the output")
+			case spill != "":
+				err = errors.New("--spill goes with --json; without it, redirect the output")
 			}
-			if spill != "" {
+			if err == nil && spill != "" {
 				if r.Capture.SpillBytes, err = parseSize(spill); err != nil {
-					return fmt.Errorf("--spill: %w", err)
+					err = fmt.Errorf("--spill: %w", err)
 				}
+			}
+			if err != nil {
+				return misused(c, err, asJSON)
 			}
 			return run(c, r, f.interactive, asJSON)
 		},
@@ -100,6 +102,26 @@ type failureDetail struct {
 	Outcome  isolation.Outcome `json:"outcome"`
 	Decision *engine.Decision  `json:"decision,omitempty"` // when no tier may run it
 	Result   *engine.Result    `json:"result,omitempty"`   // what is known, when it may have run
+}
+
+// misused reports a command line that is wrong: nothing was tried.
+func misused(c *cobra.Command, err error, asJSON bool) error {
+	status := &statusError{code: exitUsage}
+	if !errors.As(err, &status) {
+		status.err = err
+	}
+	if !asJSON {
+		return status
+	}
+	class := isolation.ErrInvalidArgument
+	if status.code == exitNotFound {
+		class = isolation.ErrNotFound
+	}
+	d := failureDetail{Class: class.Error(), Message: err.Error(), Outcome: isolation.NotStarted}
+	if perr := printJSON(c.OutOrStdout(), failure{d}); perr != nil {
+		return &statusError{exitEngine, perr}
+	}
+	return &statusError{code: status.code}
 }
 
 // failed reports an error of the engine, and gives it its exit status.
