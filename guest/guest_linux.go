@@ -79,14 +79,15 @@ func (g *guest) setUp() error {
 	for _, fd := range g.plan.Held {
 		unix.CloseOnExec(fd)
 	}
-	init, err := g.makeRoot()
+	build := g.makeRoot
+	if g.plan.Made {
+		build = g.enterRoot
+	}
+	init, err := build()
 	if err != nil {
 		return err
 	}
 	defer init.Close()
-	if err := unix.Sethostname([]byte(g.plan.Hostname)); err != nil {
-		return os.NewSyscallError("sethostname", err)
-	}
 	if g.plan.Loopback {
 		if err := loopbackUp(); err != nil {
 			return fmt.Errorf("bring up lo: %w", err)

@@ -21,6 +21,9 @@ import (
 // inside the root (openat2(2), RESOLVE_IN_ROOT).
 func (g *guest) makeRoot() (*os.File, error) {
 	p := &g.plan
+	if err := unix.Sethostname([]byte(p.Hostname)); err != nil {
+		return nil, os.NewSyscallError("sethostname", err)
+	}
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
 		return nil, os.NewSyscallError("mount private", err)
 	}
@@ -56,10 +59,8 @@ func (g *guest) makeRoot() (*os.File, error) {
 			return nil, fmt.Errorf("directory %s: %w", d.Path, err)
 		}
 	}
-	for _, f := range p.Root.Files {
-		if err := r.file(f); err != nil {
-			return nil, fmt.Errorf("file %s: %w", f.Path, err)
-		}
+	if err := r.files(p); err != nil {
+		return nil, err
 	}
 	for _, l := range p.Root.Links {
 		if err := r.link(l); err != nil {
@@ -91,13 +92,8 @@ func (g *guest) makeRoot() (*os.File, error) {
 	if init == nil {
 		return nil, errors.New("plan: no proc file system")
 	}
-	if err := r.mask(p.Masked); err != nil {
+	if err := r.protect(p); err != nil {
 		return init, err
-	}
-	for _, name := range p.ReadOnly {
-		if err := r.readOnly(name); err != nil {
-			return init, fmt.Errorf("make %s read-only: %w", name, err)
-		}
 	}
 	if p.Root.ReadOnly {
 		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
@@ -117,6 +113,64 @@ func (g *guest) makeRoot() (*os.File, error) {
 		return init, os.NewSyscallError("umount", err)
 	}
 	return init, unix.Chdir("/")
+}
+
+// enterRoot does what is left to do in a root that a runtime has made. The
+// kernel allows another proc only while the one that is there shows all of it
+// (mount_too_revealing in fs/namespace.c): what is to be masked is masked in
+// the new one.
+func (g *guest) enterRoot() (*os.File, error) {
+	r, err := openTree("/")
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	for _, d := range g.plan.Root.Dirs {
+		if err := r.dir(d); err != nil {
+			return nil, fmt.Errorf("directory %s: %w", d.Path, err)
+		}
+	}
+	if err := r.files(&g.plan); err != nil {
+		return nil, err
+	}
+	for _, m := range g.plan.Mounts {
+		if !device(m) || m.Source == "" {
+			continue
+		}
+		// Runtimes bind them as they are.
+		if err := r.restrict(m); err != nil {
+			return nil, fmt.Errorf("device %s: %w", m.Target, err)
+		}
+	}
+	init, err := r.proc(plan.Mount{Target: "/proc"})
+	if err != nil {
+		return nil, err
+	}
+	return init, errors.Join(unix.Chdir("/"), r.protect(&g.plan))
+}
+
+// restrict sets the attributes of a mount that is there.
+func (t *tree) restrict(m plan.Mount) error {
+	fd, err := t.open(m.Target, unix.O_PATH)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	a := unix.MountAttr{Attr_set: m.Attr}
+	return os.NewSyscallError("mount_setattr", unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &a))
+}
+
+// protect masks paths and makes them read-only.
+func (t *tree) protect(p *plan.Plan) error {
+	if err := t.mask(p.Masked); err != nil {
+		return err
+	}
+	for _, name := range p.ReadOnly {
+		if err := t.readOnly(name); err != nil {
+			return fmt.Errorf("make %s read-only: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // mountOverlay mounts the layers with an upper one in the scratch file system.
@@ -286,6 +340,15 @@ func bind(from, to int, attr uint64) error {
 func move(m, to int) error {
 	err := unix.MoveMount(m, "", to, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 	return os.NewSyscallError("move_mount", err)
+}
+
+func (t *tree) files(p *plan.Plan) error {
+	for _, f := range p.Root.Files {
+		if err := t.file(f); err != nil {
+			return fmt.Errorf("file %s: %w", f.Path, err)
+		}
+	}
+	return nil
 }
 
 func (t *tree) file(f plan.File) error {

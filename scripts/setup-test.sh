@@ -5,7 +5,7 @@
 # set it must be there.
 set -eu
 start=$(date +%s)
-packages="gcc libc6-dev busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32 xz-utils"
+packages="gcc libc6-dev busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32 xz-utils crun runc bubblewrap uidmap libseccomp-dev pkg-config"
 missing=""
 for p in $packages; do
 	dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $p"
@@ -28,4 +28,13 @@ if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
 elif [ "$status" != 0 ]; then
 	exit "$status"
 fi
+for r in crun runc youki runsc; do
+	status=0
+	./scripts/runtimes.sh "$r" >/dev/null || status=$?
+	if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
+		echo "SKIPPED: the tests of the runtime $r" >&2
+	elif [ "$status" != 0 ]; then
+		exit "$status"
+	fi
+done
 echo "setup took $(($(date +%s) - start)) s"

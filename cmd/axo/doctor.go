@@ -68,7 +68,11 @@ func printReport(w io.Writer, r engine.EngineReport) {
 		}
 		return
 	}
-	fmt.Fprintf(w, "ok %v/%s: runs %v (%.0f ms to try)\n", r.Tier, r.Engine, r.Features.Runs, r.TookMS)
+	version := ""
+	if r.Features.Version != "" {
+		version = " (" + r.Features.Version + ")"
+	}
+	fmt.Fprintf(w, "ok %v/%s%s: runs %v (%.0f ms to try)\n", r.Tier, r.Engine, version, r.Features.Runs, r.TookMS)
 	for _, x := range r.Features.Walls {
 		mark := "+"
 		if !x.Present {

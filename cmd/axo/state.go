@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -54,7 +55,12 @@ func openEngine(c *cobra.Command) (*engine.Engine, error) {
 	if err != nil {
 		return nil, err
 	}
+	runtimes := map[string]string{}
+	for _, name := range all.Runtimes() {
+		runtimes[name] = os.Getenv("AXO_" + strings.ToUpper(name) + "_PATH")
+	}
 	reg, err := all.Registry(all.Config{
+		Runtimes: runtimes,
 		StateDir: dir, Worker: os.Getenv("AXO_WASM_WORKER_PATH"), WasmtimeWorker: os.Getenv("AXO_WASMTIME_WORKER_PATH"),
 		Guest: os.Getenv("AXO_GUEST_PATH"),
 	})

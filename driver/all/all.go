@@ -28,6 +28,9 @@ type Config struct {
 	WasmtimeWorker string
 	// Guest is the path of axo-guest; see oci.Config.
 	Guest string
+	// Runtimes are paths of OCI runtimes by their names; those that are not
+	// here are looked for in PATH.
+	Runtimes map[string]string
 	// Spares is how many WASM workers are kept started ahead.
 	Spares int
 	// Warm is how many containers are kept ready of each kind that was asked
@@ -39,6 +42,9 @@ type Config struct {
 	Funcs  map[string]none.Func
 	Logger *slog.Logger
 }
+
+// Runtimes lists the names that Config.Runtimes may have.
+func Runtimes() []string { return oci.Runtimes() }
 
 // Registry returns the drivers in order of preference within their tier. The
 // caller closes them, as engine.Close does.
@@ -53,7 +59,7 @@ func Registry(c Config) (isolation.Registry, error) {
 		if err != nil {
 			return r, err
 		}
-		oc.Images = imagesIn(c.StateDir)
+		oc.Images, oc.StateDir = imagesIn(c.StateDir), filepath.Join(c.StateDir, "oci")
 		wc.Recorder, nc.Recorder, oc.Recorder = wasmRecorder{j}, noneRecorder{j}, ociRecorder{j}
 	}
 	// Wasmtime comes first where its worker is found. Where it is not, it comes
@@ -71,16 +77,19 @@ func Registry(c Config) (isolation.Registry, error) {
 		}
 		r.Add(isolation.TierWASM, w)
 	}
-	ct, err := oci.New(oc)
-	if err != nil {
-		return closeAll(r, err)
+	for _, name := range append([]string{"builtin"}, oci.Runtimes()...) {
+		oc.Engine, oc.Runtime = name, c.Runtimes[name]
+		ct, err := oci.New(oc)
+		if err != nil {
+			return closeAll(r, err)
+		}
+		warm, err := warmed(ct, c)
+		if err != nil {
+			_ = ct.Close()
+			return closeAll(r, err)
+		}
+		r.Add(isolation.TierOCI, warm)
 	}
-	warm, err := warmed(ct, c)
-	if err != nil {
-		_ = ct.Close()
-		return closeAll(r, err)
-	}
-	r.Add(isolation.TierOCI, warm)
 	p, err := none.New(nc)
 	if err != nil {
 		return closeAll(r, err)

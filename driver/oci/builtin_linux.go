@@ -12,12 +12,14 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/internal/proc"
+	"github.com/axocoatl/isolation/driver/oci/internal/bundle"
+	"github.com/axocoatl/isolation/driver/oci/internal/document"
 	"github.com/axocoatl/isolation/internal/cgroup"
 	"github.com/axocoatl/isolation/internal/failpoint"
 	"github.com/axocoatl/isolation/internal/spawn"
 )
 
-// New returns the engine "builtin".
+// New returns the engine that the configuration names.
 func New(c Config) (*Driver, error) {
 	c, err := c.withDefaults()
 	if err != nil {
@@ -27,6 +29,12 @@ func New(c Config) (*Driver, error) {
 		c.DiskBytes = min(1<<30, hostMemory()/4)
 	}
 	e := &builtin{cfg: c}
+	if kind, ok := runtimeNamed(c.Engine); ok {
+		if c.Guest != "" || len(embeddedGuest) == 0 { // else it is unpacked when it is wanted
+			e.guest, e.guestErr = findGuest(&c)
+		}
+		return proc.New(newHosted(e, kind), c.Drain), nil
+	}
 	e.guest, e.guestErr = findGuest(&c)
 	return proc.New(e, c.Drain), nil
 }
@@ -138,7 +146,14 @@ func (e *builtin) Create(ctx context.Context, id string, spec isolation.Spec) (p
 	return pl, nil
 }
 
-func (e *builtin) create(ctx context.Context, id string, spec isolation.Spec) (_ *container, err error) {
+func (e *builtin) create(ctx context.Context, id string, spec isolation.Spec) (*container, error) {
+	return e.createWith(ctx, id, spec, e.launch)
+}
+
+// launchFunc starts the guest of a container, and waits for its HELLO.
+type launchFunc func(ctx context.Context, c *container, b *bundle.Bundle, d *document.Container) error
+
+func (e *builtin) createWith(ctx context.Context, id string, spec isolation.Spec, launch launchFunc) (_ *container, err error) {
 	if e.guestErr != nil {
 		return nil, e.guestErr
 	}
@@ -159,7 +174,7 @@ func (e *builtin) create(ctx context.Context, id string, spec isolation.Spec) (_
 	if err := e.openRoot(ctx, c, spec); err != nil {
 		return nil, err
 	}
-	d, err := e.describe(c, spec)
+	b, d, err := e.describe(c, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +190,7 @@ func (e *builtin) create(ctx context.Context, id string, spec isolation.Spec) (_
 			return nil, fmt.Errorf("wait for the end of memory: %w", err)
 		}
 	}
-	if err := e.launch(ctx, c, d); err != nil {
+	if err := launch(ctx, c, b, d); err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -184,6 +199,7 @@ func (e *builtin) create(ctx context.Context, id string, spec isolation.Spec) (_
 // account makes the journal's entry and the control groups.
 func (e *builtin) account(c *container, id string, limits cgroup.Limits) (err error) {
 	name := fmt.Sprintf("axo-oci-%s-%s", id, c.brand.Name())
+	c.name = name
 	if r := e.cfg.Recorder; r != nil {
 		if c.entry, err = r.Record(name); err != nil {
 			return fmt.Errorf("record %s: %w", name, err)

@@ -18,6 +18,15 @@ type Driver = proc.Driver
 
 // Config makes a driver. The zero value is usable.
 type Config struct {
+	// Engine is who makes the containers: "builtin", which is also what empty
+	// means, or one of [Runtimes].
+	Engine string
+	// Runtime is the path of the engine's program. Empty: it is looked for in
+	// PATH.
+	Runtime string
+	// StateDir is where runtimes note their containers, and where the embedded
+	// guest is unpacked for them. Empty: /run/axo/oci.
+	StateDir string
 	// Guest is the path of axo-guest. Empty: the one embedded in this program,
 	// else the one beside it.
 	Guest string
@@ -67,6 +76,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Drain < 0 || c.DiskBytes < 0 {
 		return c, fmt.Errorf("oci: a negative Drain or DiskBytes: %w", isolation.ErrInvalidArgument)
+	}
+	if _, ok := runtimeNamed(c.Engine); !ok && c.Engine != "" && c.Engine != "builtin" {
+		return c, fmt.Errorf("oci: there is no engine %q: %w", c.Engine, isolation.ErrInvalidArgument)
+	}
+	if c.StateDir == "" {
+		c.StateDir = "/run/axo/oci"
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

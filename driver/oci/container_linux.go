@@ -24,6 +24,7 @@ import (
 type container struct {
 	*proc.Tracked
 	eng    *builtin
+	name   string // of what the host has of it
 	brand  proc.Brand
 	group  *cgroup.Group // nil: none
 	entry  Entry         // nil: none
@@ -36,6 +37,8 @@ type container struct {
 	stderr *os.File
 	notes  []string
 	limits []wire.Rlimit // of every program
+	// runtime is the program that made it; nil: this one did.
+	runtime *runtimeContainer
 }
 
 // isMember reports whether a process is one of this sandbox's programs.
@@ -122,6 +125,11 @@ func (c *container) rlimits(l isolation.Limits, b proc.Brand) []wire.Rlimit {
 // pid namespace the kernel kills all others (pid_namespaces(7)), and the
 // namespaces and mounts go with the last of them.
 func (c *container) Remove(ctx context.Context) error {
+	if c.runtime != nil {
+		if err := c.runtime.remove(ctx); err != nil {
+			return err
+		}
+	}
 	if c.pidfd != nil {
 		c.killGuest()
 		if err := awaitChild(ctx, c.pid, c.pidfd); err != nil {

@@ -25,7 +25,7 @@ const (
 
 // describe writes the document of a container, and reads it as this engine
 // does.
-func (e *builtin) describe(c *container, spec isolation.Spec) (*document.Container, error) {
+func (e *builtin) describe(c *container, spec isolation.Spec) (*bundle.Bundle, *document.Container, error) {
 	f := bundle.Facts{DiskBytes: e.cfg.DiskBytes, UIDs: c.ids.uids(), GIDs: c.ids.gids()}
 	var sources []string // what the staging directory must not be above
 	if c.root == nil {
@@ -37,7 +37,7 @@ func (e *builtin) describe(c *container, spec isolation.Spec) (*document.Contain
 	} else {
 		var err error
 		if f.Dirs, err = c.root.Config.Dirs(); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		f.Layers = c.root.Layers
 		f.User = bundle.User{UID: max(c.root.UID, 0), GID: max(c.root.GID, 0)}
@@ -49,17 +49,18 @@ func (e *builtin) describe(c *container, spec isolation.Spec) (*document.Contain
 		sources = append(sources, filepath.Clean(m.Source))
 		s, err := c.source(m)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		f.Mounts = append(f.Mounts, s)
 	}
 	var err error
 	if f.Seccomp, err = seccomp.Profile(bundle.Capabilities(spec), writable); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	d, err := document.Read(bundle.New(spec, f))
+	b := bundle.New(spec, f)
+	d, err := document.Read(b)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	p := &d.Plan.Process
 	p.KeepGroups = c.ids.single
@@ -67,7 +68,7 @@ func (e *builtin) describe(c *container, spec isolation.Spec) (*document.Contain
 		p.User, p.Image = cmp.Or(c.root.Config.User, "0"), true
 	}
 	d.Plan.Staging, err = staging(sources)
-	return d, err
+	return b, d, err
 }
 
 // source looks at what a mount is of. As root, its owner is the sandbox's user

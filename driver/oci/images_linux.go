@@ -15,7 +15,7 @@ import (
 
 // probeOverlay makes a container whose root is an overlay of a directory beside
 // the images, which tells whether this kernel and that file system take it.
-func (e *builtin) probeOverlay(ctx context.Context) (err error) {
+func (e *builtin) probeOverlay(ctx context.Context, create createFunc) (err error) {
 	beside := ""
 	if e.cfg.Images != nil {
 		if beside, err = e.cfg.Images.Dir(); err != nil {
@@ -28,7 +28,7 @@ func (e *builtin) probeOverlay(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.Remove(dir)) }()
 	id := fmt.Sprintf("probe-%d-%d", os.Getpid(), probes.Add(1))
-	pl, err := e.create(ctx, id, isolation.Spec{Requirement: isolation.Shell, Root: isolation.Root{Path: dir}})
+	pl, err := create(ctx, id, isolation.Spec{Requirement: isolation.Shell, Root: isolation.Root{Path: dir}})
 	if err != nil {
 		return err
 	}
@@ -89,15 +89,20 @@ func mapLayers(pid int, layers []*os.File) error {
 	}
 	defer ns.Close()
 	for _, f := range layers {
-		set := unix.MountAttr{Attr_set: readOnlyBind | unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
-		err := unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH, &set)
-		switch {
-		case errors.Is(err, unix.EINVAL):
-			return proc.Unsupported(fmt.Sprintf("a root file system below %s (idmapped mount: %v)", f.Name(), err),
-				"a file system that has idmapped mounts, such as ext4, xfs, btrfs or tmpfs; for images, choose it with --state-dir")
-		case err != nil:
-			return os.NewSyscallError("mount_setattr", err)
+		if err := mapLayer(int(f.Fd()), f.Name(), ns); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// mapLayer gives the detached mount of a layer the owners of a user namespace.
+func mapLayer(fd int, name string, ns *os.File) error {
+	set := unix.MountAttr{Attr_set: readOnlyBind | unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
+	err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &set)
+	if errors.Is(err, unix.EINVAL) {
+		return proc.Unsupported(fmt.Sprintf("a root file system below %s (idmapped mount: %v)", name, err),
+			"a file system that has idmapped mounts, such as ext4, xfs, btrfs or tmpfs; for images, choose it with --state-dir")
+	}
+	return os.NewSyscallError("mount_setattr", err)
 }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/axocoatl/isolation/driver/oci/internal/bundle"
 	"github.com/axocoatl/isolation/driver/oci/internal/document"
 	"github.com/axocoatl/isolation/guest/plan"
 	"github.com/axocoatl/isolation/internal/failpoint"
@@ -41,6 +42,31 @@ func (l *launch) pass(f *os.File) int {
 	return len(l.files) - 1
 }
 
+// share gives the guest what it needs of the host for as long as it lives.
+func (l *launch) share(c *container, p *plan.Plan) {
+	for _, f := range c.group.Joins() {
+		p.Tasks = append(p.Tasks, l.pass(f))
+	}
+	if c.ids.lock != nil {
+		p.Held = append(p.Held, l.pass(c.ids.lock))
+	}
+}
+
+// plan gives the guest its plan.
+func (l *launch) plan(p *plan.Plan) error {
+	doc, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	f, err := memoryFile("plan", doc)
+	if err != nil {
+		return err
+	}
+	l.files[plan.PlanFD] = l.keep(f)
+	_, err = f.Seek(0, io.SeekStart)
+	return err
+}
+
 func (l *launch) close() {
 	for _, f := range l.open {
 		f.Close()
@@ -49,7 +75,7 @@ func (l *launch) close() {
 }
 
 // launch starts the guest and waits for it to have made the container.
-func (e *builtin) launch(ctx context.Context, c *container, d *document.Container) (err error) {
+func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d *document.Container) (err error) {
 	var l launch
 	defer l.close()
 	if err := e.connect(c, &l); err != nil {
@@ -57,12 +83,7 @@ func (e *builtin) launch(ctx context.Context, c *container, d *document.Containe
 	}
 	p := &d.Plan
 	p.Loopback = true
-	for _, f := range c.group.Joins() {
-		p.Tasks = append(p.Tasks, l.pass(f))
-	}
-	if c.ids.lock != nil {
-		p.Held = append(p.Held, l.pass(c.ids.lock))
-	}
+	l.share(c, p)
 	layers, err := c.openLayers()
 	l.open = append(l.open, layers...)
 	if err != nil {
@@ -79,16 +100,7 @@ func (e *builtin) launch(ctx context.Context, c *container, d *document.Containe
 		}
 		m.FD = l.pass(l.keep(f))
 	}
-	doc, err := json.Marshal(p)
-	if err != nil {
-		return err
-	}
-	f, err := memoryFile("plan", doc)
-	if err != nil {
-		return err
-	}
-	l.files[plan.PlanFD] = l.keep(f)
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
+	if err := l.plan(p); err != nil {
 		return err
 	}
 	// By a number above all that the guest gets: it is looked up when those

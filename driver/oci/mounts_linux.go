@@ -48,5 +48,9 @@ func detached(source string, attr uint64, x document.Idmapped) (*os.File, error)
 		return f, nil
 	}
 	f.Close()
-	return nil, proc.Unsupported(fmt.Sprintf("a mount of %s (idmapped mount: %v)", source, err), "a file system that has idmapped mounts, such as ext4, xfs, btrfs or tmpfs")
+	return nil, noIDMap(source, err)
+}
+
+func noIDMap(source string, err error) error {
+	return proc.Unsupported(fmt.Sprintf("a mount of %s (idmapped mount: %v)", source, err), "a file system that has idmapped mounts, such as ext4, xfs, btrfs or tmpfs")
 }

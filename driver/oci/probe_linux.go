@@ -54,6 +54,13 @@ func (e *builtin) Features() isolation.Features {
 
 // Probe makes a container and runs something in it.
 func (e *builtin) Probe(ctx context.Context, f *isolation.Features) error {
+	return e.probeWith(ctx, f, e.create)
+}
+
+// createFunc makes a container.
+type createFunc func(ctx context.Context, id string, spec isolation.Spec) (*container, error)
+
+func (e *builtin) probeWith(ctx context.Context, f *isolation.Features, create createFunc) error {
 	if e.guestErr != nil {
 		return e.guestErr
 	}
@@ -78,7 +85,7 @@ func (e *builtin) Probe(ctx context.Context, f *isolation.Features) error {
 	} else {
 		f.Walls = append(f.Walls, isolation.Wall{Name: "cgroup", Detail: g.Why(cgroup.Memory)})
 	}
-	notes, err := e.probe(ctx)
+	notes, err := probe(ctx, create)
 	if err != nil {
 		return explain(err)
 	}
@@ -91,7 +98,7 @@ func (e *builtin) Probe(ctx context.Context, f *isolation.Features) error {
 		}
 	}
 	f.Walls = append(f.Walls, landlock)
-	if err := e.probeOverlay(ctx); err != nil {
+	if err := e.probeOverlay(ctx, create); err != nil {
 		f.Runs = slices.DeleteFunc(f.Runs, func(r isolation.Requirement) bool { return r == isolation.ContainerImage })
 		f.Options = slices.DeleteFunc(f.Options, func(o isolation.Option) bool { return o == isolation.OptionImage || o == isolation.OptionRootPath })
 		f.Warnings = append(f.Warnings, "no images, no --root: "+err.Error())
@@ -101,9 +108,9 @@ func (e *builtin) Probe(ctx context.Context, f *isolation.Features) error {
 
 var probes atomic.Int64
 
-func (e *builtin) probe(ctx context.Context) (notes []string, err error) {
+func probe(ctx context.Context, create createFunc) (notes []string, err error) {
 	id := fmt.Sprintf("probe-%d-%d", os.Getpid(), probes.Add(1))
-	pl, err := e.create(ctx, id, isolation.Spec{Requirement: isolation.Shell})
+	pl, err := create(ctx, id, isolation.Spec{Requirement: isolation.Shell})
 	if err != nil {
 		return nil, err
 	}

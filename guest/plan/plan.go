@@ -16,10 +16,14 @@ type Plan struct {
 	Hostname string `json:"hostname"`
 	// Staging is a directory of the host that every user can reach. The root is
 	// built on it, in the container's own mount namespace.
-	Staging string  `json:"staging"`
-	Root    Root    `json:"root"`
-	Mounts  []Mount `json:"mounts"` // in this order
-	Late    []Link  `json:"late"`   // links in what was mounted
+	Staging string `json:"staging"`
+	Root    Root   `json:"root"`
+	// Made: an OCI runtime has made the root, its mounts and the host name. The
+	// guest adds directories and files of Root, a proc of the programs' pid
+	// namespace, Masked and ReadOnly.
+	Made   bool    `json:"made,omitempty"`
+	Mounts []Mount `json:"mounts"` // in this order
+	Late   []Link  `json:"late"`   // links in what was mounted
 	// Masked and ReadOnly are paths in the container, made unreadable and
 	// unwritable after the mounts (runtime-spec, maskedPaths, readonlyPaths).
 	Masked   []string `json:"masked"`

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -50,6 +51,22 @@ func ownGroups() (own map[string]string, mounts map[string]mount, err error) {
 		}
 	})
 	return own, mounts, err
+}
+
+// Named lists the directories that groups of this name have in every hierarchy,
+// whatever its controllers: below this process's own groups, and at the top.
+// Other programs make them there.
+func Named(name string) ([]string, error) {
+	own, mounts, err := ownGroups()
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for c, m := range mounts {
+		out = append(out, filepath.Join(m.join(own[c]), name), filepath.Join(m.point, name))
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
 }
 
 func lines(file string, f func(string)) error {

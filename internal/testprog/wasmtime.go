@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// noCargo is the status by which scripts/wasmtime.sh says that there is none.
-const noCargo = 3
+// noTool is the status by which a script says that it lacks a tool.
+const noTool = 3
 
 // BuildWasmtime returns the path of the wasmtime worker: one that is named by
 // AXO_WASMTIME_WORKER_PATH, as axo takes it, or one that is built now.
@@ -32,7 +32,7 @@ var BuildWasmtime = sync.OnceValues(func() (string, error) {
 	err := cmd.Run()
 	var exit *exec.ExitError
 	switch {
-	case errors.As(err, &exit) && exit.ExitCode() == noCargo:
+	case errors.As(err, &exit) && exit.ExitCode() == noTool:
 		return "", fmt.Errorf("cargo: %w: %s", ErrNoCompiler, bytes.TrimSpace(says.Bytes()))
 	case err != nil:
 		return "", fmt.Errorf("%s: %w\n%s", cmd, err, says.Bytes())

@@ -43,9 +43,6 @@ type Facts struct {
 	UIDs, GIDs []specs.LinuxIDMapping
 	// Mounts are what is known of the Spec's, in their order.
 	Mounts []Source
-	// Cgroup is the path of the container's control group, as a runtime takes
-	// it (config-linux.md, "Cgroups Path"). Empty: the runtime's choice.
-	Cgroup string
 	// DiskBytes bounds what is written where the Spec does not.
 	DiskBytes int64
 	// Seccomp is the profile of programs. It may be shared.
@@ -88,7 +85,6 @@ func New(spec isolation.Spec, f Facts) *Bundle {
 		Hostname: spec.Hostname,
 		Linux: &specs.Linux{
 			UIDMappings: f.UIDs, GIDMappings: f.GIDs,
-			CgroupsPath: f.Cgroup,
 			Resources:   resources(spec.Resources),
 			Namespaces:  namespaces(),
 			Seccomp:     f.Seccomp,

@@ -45,7 +45,6 @@ func TestGolden(t *testing.T) {
 				},
 			},
 			edit: func(f *Facts) {
-				f.Cgroup = "axo/x"
 				f.Mounts = []Source{{}, {Mapped: true, UID: 1001, GID: 100}, {File: true}}
 			},
 		},

@@ -10,12 +10,16 @@ import (
 const GuestPath = "/.axo-guest"
 
 // guestCapabilities are what the first process needs inside the user namespace:
-// a pid namespace for programs, and its proc; the interface lo; to hide paths;
-// to be another user, and to give up what programs do not have. The guest keeps
+// a pid namespace for programs, and its proc, and to enter it; the interface lo;
+// to hide paths; to be another user, and to give up what programs do not have. The guest keeps
 // less when it has done the former.
 var guestCapabilities = []string{
-	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_NET_ADMIN", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_ADMIN",
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_NET_ADMIN", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE",
 }
+
+// hostedVersion is the oldest version that has all of a Hosted document: old
+// runtimes refuse a later one.
+const hostedVersion = "1.0.2"
 
 // Hosted returns the document for a runtime that starts axo-guest, which is at
 // the path guest of the bundle, as the first process. It differs in what the
@@ -25,9 +29,14 @@ var guestCapabilities = []string{
 // are those of a group that the guest's programs join.
 func (b *Bundle) Hosted(guest string) *specs.Spec {
 	c := *b.Config
+	c.Version = hostedVersion
+	// What a program may get must not be out of reach for its parent.
+	bounding := slices.Concat(guestCapabilities, b.Config.Process.Capabilities.Bounding)
+	slices.Sort(bounding)
+	bounding = slices.Compact(bounding)
 	c.Process = &specs.Process{
-		Args: []string{GuestPath}, Env: []string{"GOMAXPROCS=2"}, Cwd: "/", NoNewPrivileges: b.Config.Process.NoNewPrivileges,
-		Capabilities: &specs.LinuxCapabilities{Bounding: guestCapabilities, Effective: guestCapabilities, Permitted: guestCapabilities},
+		Args: []string{GuestPath}, Env: []string{"GOMAXPROCS=2", "PATH=/"}, Cwd: "/", NoNewPrivileges: b.Config.Process.NoNewPrivileges,
+		Capabilities: &specs.LinuxCapabilities{Bounding: bounding, Effective: bounding, Permitted: bounding},
 	}
 	l := *b.Config.Linux
 	l.Resources, l.Seccomp, l.MaskedPaths, l.ReadonlyPaths = nil, nil, nil, nil

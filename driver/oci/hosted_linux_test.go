@@ -1,0 +1,36 @@
+package oci_test
+
+import (
+	"os"
+	"testing"
+
+	"github.com/axocoatl/isolation/driver/oci"
+	"github.com/axocoatl/isolation/drivertest"
+	"github.com/axocoatl/isolation/internal/testprog"
+)
+
+// hostedBy configures an engine whose containers a runtime makes, which is
+// skipped where it is not there.
+func hostedBy(t testing.TB, name string) oci.Config {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: takes root")
+	}
+	return oci.Config{Engine: name, Runtime: testprog.Runtime(t, name), StateDir: t.TempDir()}
+}
+
+// eachEngine runs a test on the builtin engine and on each that is another
+// program.
+func eachEngine(t *testing.T, test func(t *testing.T, c oci.Config)) {
+	t.Helper()
+	t.Run("builtin", func(t *testing.T) { test(t, oci.Config{}) })
+	for _, name := range oci.Runtimes() {
+		t.Run(name, func(t *testing.T) { test(t, hostedBy(t, name)) })
+	}
+}
+
+func TestConformanceRuntimes(t *testing.T) {
+	for _, name := range oci.Runtimes() {
+		t.Run(name, func(t *testing.T) { drivertest.Run(t, config(hostedBy(t, name))) })
+	}
+}
