@@ -30,7 +30,11 @@ func (g *guest) confine(init *os.File) error {
 	filter := make([]unix.SockFilter, len(p.Process.Filter)/size)
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(filter))), len(p.Process.Filter)), p.Process.Filter)
 	p.Process.Filter = nil
-	set, err := ruleset(p)
+	var set *os.File
+	err := g.spawner.Do(func() (err error) { // where names are the programs'
+		set, err = ruleset(p)
+		return err
+	})
 	if errors.Is(err, landlock.ErrMissing) {
 		g.notes = append(g.notes, "landlock: "+err.Error())
 	} else if err != nil {

@@ -4,11 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -19,43 +19,110 @@ import (
 	"github.com/axocoatl/isolation/internal/spawn"
 )
 
-// Main serves the connection that the program inherited until it ends, which
-// ends the container.
-func Main() error {
+// Main is the program. It ends with an error, or when the sandbox has ended.
+func Main(args []string) error {
+	_, err := unix.FcntlInt(plan.SocketFD, unix.F_GETFD, 0)
+	switch {
+	case len(args) == 3 && args[1] == "stdio":
+		return overPipes(args[2])
+	case err == nil:
+		return inContainer()
+	case os.Getpid() == 1:
+		return inMachine()
+	}
+	return errors.New("this program is started by the engine, not by hand")
+}
+
+// inContainer serves the socket that the program inherited: one connection until
+// it ends, which ends the container, or, if it is listening, one after the other.
+func inContainer() error {
 	for fd := plan.SocketFD; fd <= plan.PlanFD; fd++ {
 		unix.CloseOnExec(fd)
 	}
-	c, err := newConn(plan.SocketFD)
+	listening, err := isListening(plan.SocketFD)
 	if err != nil {
 		return err
 	}
-	g := &guest{conn: c, live: map[uint32]*program{}}
-	if err := g.setUp(); err != nil {
-		m := wire.FailMessage{Message: err.Error()}
-		return errors.Join(err, c.send(wire.Fail, 0, m.Append(nil), -1))
+	g := newGuest()
+	err = g.setUp(os.NewFile(plan.PlanFD, "plan"))
+	if listening {
+		if err != nil {
+			return err
+		}
+		return g.listen(plan.SocketFD)
 	}
-	hello := wire.HelloMessage{Version: wire.Version, Role: "guest", Notes: g.notes}
-	if err := c.send(wire.Hello, 0, hello.Append(nil), -1); err != nil {
-		return err
+	return g.serveOne(newLink(&socket{fd: plan.SocketFD}), err)
+}
+
+// overPipes serves descriptors 0 and 1, for what passes nothing else into a
+// sandbox. The plan is a file.
+func overPipes(name string) error {
+	for fd := range 2 {
+		if err := unix.SetNonblock(fd, true); err != nil {
+			return os.NewSyscallError("fcntl", err)
+		}
+		unix.CloseOnExec(fd)
 	}
-	return g.serve()
+	g := newGuest()
+	f, err := os.Open(name)
+	if err == nil {
+		err = g.setUp(f)
+	}
+	return g.serveOne(newLink(&stream{in: os.NewFile(0, "stdin"), out: os.NewFile(1, "stdout")}), err)
+}
+
+// serveOne serves the only connection that there will be, or says on it what has
+// failed.
+func (g *guest) serveOne(l *link, failed error) error {
+	if failed != nil {
+		m := wire.FailMessage{Message: failed.Error()}
+		return errors.Join(failed, l.send(wire.Fail, 0, m.Append(nil), -1))
+	}
+	return g.serve(l)
+}
+
+// listen serves one connection at a time: a new one replaces the one before,
+// which may be dead.
+func (g *guest) listen(fd int) error {
+	var last *link
+	var done chan struct{}
+	for {
+		l, err := accept(fd)
+		if err != nil {
+			return err
+		}
+		if last != nil {
+			last.end()
+			<-done
+		}
+		last, done = l, make(chan struct{})
+		go func(done chan struct{}) {
+			defer close(done)
+			_ = g.serve(l) // whatever it was, the next connection is a new one
+		}(done)
+	}
 }
 
 type guest struct {
-	conn    *conn
 	plan    plan.Plan
 	notes   []string // what the host does not allow, for Features
+	steps   []wire.Step
 	spawner spawn.Spawner
 	tasks   []*os.File
+	threads threads
+	vm      *machine // nil: this is a container
 
-	ready preparedSlot
+	needsSync atomic.Bool
+	ready     preparedSlot
 
-	mu   sync.Mutex
-	live map[uint32]*program // by stream
+	mu        sync.Mutex
+	processes map[string]*process // by id: those that run, and those whose end was not acknowledged
+	ended     []*process          // of these, oldest first
 }
 
-func (g *guest) setUp() error {
-	f := os.NewFile(plan.PlanFD, "plan")
+func newGuest() *guest { return &guest{processes: map[string]*process{}} }
+
+func (g *guest) setUp(f *os.File) error {
 	err := json.NewDecoder(f).Decode(&g.plan)
 	f.Close()
 	if err != nil {
@@ -116,140 +183,6 @@ func (g *guest) keepCapabilities() error {
 	runtime.KeepAlive(&data)
 	if e != 0 {
 		return os.NewSyscallError("capset", e)
-	}
-	return nil
-}
-
-func (g *guest) serve() error {
-	for {
-		f, err := g.conn.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		switch f.Type {
-		case wire.Spawn:
-			var m wire.SpawnMessage
-			if err := m.Parse(f.Body); err != nil {
-				return err
-			}
-			files, err := g.conn.take(3)
-			if err != nil {
-				return err
-			}
-			stream := f.Stream
-			if err := g.start(stream, &m, files); err != nil {
-				fail := failure(err)
-				if err := g.conn.send(wire.Fail, stream, fail.Append(nil), -1); err != nil {
-					return err
-				}
-			}
-		case wire.Prepare:
-			var m wire.PrepareMessage
-			if err := m.Parse(f.Body); err != nil {
-				return err
-			}
-			stream := f.Stream
-			go func() {
-				t, body := wire.Prepared, []byte(nil)
-				if err := g.prepare(&m); err != nil {
-					t, body = wire.Fail, failure(err).Append(nil)
-				}
-				_ = g.conn.send(t, stream, body, -1) // an error is seen by the reader as well
-			}()
-		case wire.Run:
-			g.noted(f.Stream)
-		case wire.Resize:
-			var m wire.ResizeMessage
-			if err := m.Parse(f.Body); err != nil {
-				return err
-			}
-			g.resize(f.Stream, m)
-		case wire.Ping:
-			if err := g.conn.send(wire.Pong, f.Stream, f.Body, -1); err != nil {
-				return err
-			}
-		default:
-			return fmt.Errorf("%w: a guest is not sent %s", wire.ErrProtocol, f.Type)
-		}
-	}
-}
-
-// conn is a connection on which frames come with descriptors.
-type conn struct {
-	*wire.Reader
-	fd    int
-	found []int // descriptors that came and were not taken yet
-
-	wmu sync.Mutex
-}
-
-func newConn(fd int) (*conn, error) {
-	if _, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil {
-		return nil, fmt.Errorf("descriptor %d is not a socket: this program is started by the engine, not by hand: %w", fd, err)
-	}
-	c := &conn{fd: fd}
-	c.Reader = wire.NewReader(c)
-	return c, nil
-}
-
-// Read implements io.Reader. It keeps the descriptors.
-func (c *conn) Read(b []byte) (int, error) {
-	oob := make([]byte, unix.CmsgSpace(4*16))
-	for {
-		n, oobn, _, _, err := unix.Recvmsg(c.fd, b, oob, unix.MSG_CMSG_CLOEXEC)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
-			return 0, os.NewSyscallError("recvmsg", err)
-		case n == 0:
-			return 0, io.EOF
-		}
-		messages, err := unix.ParseSocketControlMessage(oob[:oobn])
-		for i := 0; err == nil && i < len(messages); i++ {
-			var fds []int
-			if fds, err = unix.ParseUnixRights(&messages[i]); err == nil {
-				c.found = append(c.found, fds...)
-			}
-		}
-		return n, err
-	}
-}
-
-// take returns the next n descriptors that came.
-func (c *conn) take(n int) ([]*os.File, error) {
-	if len(c.found) < n {
-		return nil, fmt.Errorf("%w: %d descriptors came, want %d", wire.ErrProtocol, len(c.found), n)
-	}
-	files := make([]*os.File, n)
-	for i, fd := range c.found[:n] {
-		files[i] = os.NewFile(uintptr(fd), "stdio")
-	}
-	c.found = c.found[n:]
-	return files, nil
-}
-
-// send writes a frame, with a descriptor unless it is -1.
-func (c *conn) send(t wire.Type, stream uint32, body []byte, fd int) error {
-	b := wire.Append(nil, t, stream, body)
-	var rights []byte
-	if fd >= 0 {
-		rights = unix.UnixRights(fd)
-	}
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
-	for len(b) > 0 {
-		n, err := unix.SendmsgN(c.fd, b, rights, nil, unix.MSG_NOSIGNAL)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return os.NewSyscallError("sendmsg", err)
-		}
-		b, rights = b[n:], nil
 	}
 	return nil
 }

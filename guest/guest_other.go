@@ -5,4 +5,4 @@ package guest
 import "errors"
 
 // Main fails: containers are made on Linux.
-func Main() error { return errors.ErrUnsupported }
+func Main([]string) error { return errors.ErrUnsupported }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation/guest/wire"
+	"github.com/axocoatl/isolation/internal/cgroup"
 )
 
 // bootstrap is what a prepared interpreter runs: it says that it is ready,
@@ -28,7 +29,8 @@ type prepared struct {
 	file  string // the interpreter
 	pid   int
 	pidfd *os.File
-	sock  *os.File // our end
+	group *cgroup.Group // of its own; nil: none
+	sock  *os.File      // our end
 }
 
 // preparedSlot holds the one that is ready.
@@ -71,14 +73,17 @@ const (
 // prepare starts an interpreter and waits until it is ready.
 func (g *guest) prepare(m *wire.PrepareMessage) error {
 	if m.Language != "python" {
-		return &classError{"unsupported", fmt.Errorf("no interpreter of %q can be prepared; python can", m.Language)}
+		return &classError{classSupport, fmt.Errorf("no interpreter of %q can be prepared; python can", m.Language)}
 	}
 	const name = "python3"
-	file, err := lookPath(name, nil, "/")
-	if err != nil {
+	var file string
+	var u account
+	err := g.inside(func() (err error) {
+		if file, err = lookPath(name, nil, "/"); err == nil {
+			u, err = g.user("")
+		}
 		return err
-	}
-	u, err := g.user("")
+	})
 	if err != nil {
 		return err
 	}
@@ -115,11 +120,12 @@ func (g *guest) prepare(m *wire.PrepareMessage) error {
 	s := g.spec(u)
 	s.Path, s.Args, s.Env, s.Dir = file, []string{name, "-c", bootstrap}, []string{"PATH=" + defaultPath}, "/"
 	s.Files = []*os.File{in, out, out, theirs}
-	p := &prepared{file: file, sock: ours}
-	if p.pid, p.pidfd, err = g.spawner.Start(s); err != nil {
+	started, err := g.launch(s)
+	if err != nil {
 		ours.Close()
 		return startError(file, err)
 	}
+	p := &prepared{file: file, sock: ours, pid: started.pid, pidfd: started.fd, group: started.group}
 	if err := p.expect('R', prepareTimeout); err != nil {
 		p.discard()
 		return &classError{"unavailable", fmt.Errorf("prepare %s: %w", file, err)}
@@ -153,6 +159,7 @@ func (p *prepared) discard() {
 		}
 	}
 	p.pidfd.Close()
+	removeGroup(p.group)
 }
 
 // fits reports whether a program can run in an interpreter that is started
@@ -213,24 +220,24 @@ func (p *prepared) run() (used time.Duration, err error) {
 	return used, err
 }
 
-// become runs a program in the interpreter that is ready for it. It reports
-// false when none is, and then nothing of the program has run.
-func (g *guest) become(p *program, m *wire.SpawnMessage, file, dir string, files []*os.File) bool {
+// become runs a program in the interpreter that is ready for it. It returns nil
+// when none is, and then nothing of the program has run.
+func (g *guest) become(m *wire.SpawnMessage, file, dir string, files []*os.File) *program {
 	r := g.ready.take(m, file)
 	if r == nil {
-		return false
+		return nil
 	}
 	err := r.dress(m, dir, files)
+	p := &program{pid: r.pid, fd: r.pidfd, group: r.group, began: time.Now()}
 	if err == nil {
 		p.before, err = r.run()
 	}
 	if err != nil {
 		r.discard()
-		return false
+		return nil
 	}
 	r.sock.Close()
-	p.pid, p.fd = r.pid, r.pidfd
-	return true
+	return p
 }
 
 func appendString(b []byte, s string) []byte {

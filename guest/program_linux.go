@@ -11,25 +11,23 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation/guest/wire"
+	"github.com/axocoatl/isolation/internal/cgroup"
 	"github.com/axocoatl/isolation/internal/spawn"
 )
 
 // program is one that was started.
 type program struct {
-	stream uint32
 	pid    int
 	fd     *os.File
-	tty    *terminal     // nil: none
+	group  *cgroup.Group // of its own; nil: none
 	before time.Duration // CPU time that was used before it began
-	noted  chan struct{} // closed when the host has its pidfd
-	once   sync.Once
+	began  time.Time
 }
 
 // classError is an error with the class that the host gives it; see
@@ -47,6 +45,9 @@ const (
 	classNotFound   = "not found"
 	classPermission = "permission denied"
 	classExhausted  = "resource exhausted"
+	classExists     = "already exists"
+	classFailed     = "failed precondition"
+	classSupport    = "unsupported"
 )
 
 func failure(err error) *wire.FailMessage {
@@ -58,65 +59,78 @@ func failure(err error) *wire.FailMessage {
 	return m
 }
 
-// start starts a program with the three files as its descriptors 0, 1 and 2,
-// and takes them.
-func (g *guest) start(stream uint32, m *wire.SpawnMessage, files []*os.File) error {
-	closeAll := func() {
-		for _, f := range files {
-			f.Close()
-		}
+// start starts a program with these files as its descriptors 0, 1 and 2, which
+// are the caller's still.
+func (g *guest) start(m *wire.SpawnMessage, files func(account) ([]*os.File, error)) (*program, error) {
+	if err := g.mayStart(); err != nil {
+		return nil, err
 	}
 	if len(m.Args) == 0 {
-		closeAll()
-		return &classError{classInvalid, errors.New("no arguments")}
+		return nil, &classError{classInvalid, errors.New("no arguments")}
 	}
-	u, err := g.user(m.User)
-	if err != nil {
-		closeAll()
+	var u account
+	var dir, file string
+	err := g.inside(func() (err error) {
+		if u, err = g.user(m.User); err != nil {
+			return err
+		}
+		dir = m.Cwd
+		if dir == "" {
+			dir = u.home
+		}
+		if dir == "" || m.Cwd == "" && !isDir(dir) {
+			dir = "/"
+		}
+		if g.plan.Process.Image {
+			m.Env = defaults(m.Env, u.home)
+		}
+		file, err = lookPath(m.Args[0], m.Env, dir)
 		return err
-	}
-	dir := m.Cwd
-	if dir == "" {
-		dir = u.home
-	}
-	if dir == "" || m.Cwd == "" && !isDir(dir) {
-		dir = "/"
-	}
-	if g.plan.Process.Image {
-		m.Env = defaults(m.Env, u.home)
-	}
-	file, err := lookPath(m.Args[0], m.Env, dir)
+	})
 	if err != nil {
-		closeAll()
-		return err
+		return nil, err
 	}
-	p := &program{stream: stream, noted: make(chan struct{})}
-	if g.become(p, m, file, dir, files) {
-		closeAll()
-		return g.started(p)
+	open, err := files(u)
+	if err != nil {
+		return nil, err
+	}
+	if p := g.become(m, file, dir, open); p != nil {
+		return p, nil
 	}
 	s := g.spec(u)
-	s.Path, s.Args, s.Env, s.Dir, s.Files = file, m.Args, m.Env, dir, files
+	s.Path, s.Args, s.Env, s.Dir, s.Files, s.ControllingTerminal = file, m.Args, m.Env, dir, open, m.Tty
 	for _, l := range m.Rlimits {
 		s.Rlimits = append(s.Rlimits, spawn.Rlimit{Resource: int(l.Resource), Cur: l.Cur, Max: l.Max})
 	}
-	if m.Tty {
-		if p.tty, err = newTerminal(files, m, u.uid, u.gid); err != nil {
-			closeAll()
-			return err
-		}
-		s.Files, s.ControllingTerminal = p.tty.theirs(), true
-	}
-	p.pid, p.fd, err = g.spawner.Start(s)
-	if p.tty == nil {
-		closeAll()
-	} else {
-		p.tty.started(err)
-	}
+	p, err := g.launch(s)
 	if err != nil {
-		return startError(file, err)
+		return nil, startError(file, err)
 	}
-	return g.started(p)
+	return p, nil
+}
+
+// launch starts a program in a control group of its own, where the guest makes
+// some.
+func (g *guest) launch(s spawn.Spec) (*program, error) {
+	group, err := g.makeGroup()
+	if err != nil {
+		return nil, err
+	}
+	s.Tasks = append(s.Tasks, group.Joins()...)
+	p := &program{group: group, began: time.Now()}
+	if p.pid, p.fd, err = g.spawner.Start(s); err != nil {
+		go removeGroup(group)
+		return nil, err
+	}
+	return p, nil
+}
+
+// mayStart reports why nothing can be started.
+func (g *guest) mayStart() error {
+	if g.needsSync.Load() {
+		return &classError{classFailed, errors.New("the machine has not had its SYNC")}
+	}
+	return nil
 }
 
 // spec is what all programs of a user have in common.
@@ -135,38 +149,8 @@ func (g *guest) spec(u account) spawn.Spec {
 	return s
 }
 
-// started tells the host of a program that runs, and waits for its end.
-func (g *guest) started(p *program) error {
-	g.mu.Lock()
-	g.live[p.stream] = p
-	g.mu.Unlock()
-	said := wire.SpawnedMessage{}
-	rc, err := p.fd.SyscallConn()
-	if err == nil {
-		cerr := rc.Control(func(fd uintptr) { err = g.conn.send(wire.Spawned, p.stream, said.Append(nil), int(fd)) })
-		err = errors.Join(err, cerr)
-	}
-	if err != nil {
-		return err
-	}
-	go g.wait(p)
-	return nil
-}
-
-// noted tells that the host has the pidfd of a program, by which it finds the
-// number: from now on it may be reaped.
-func (g *guest) noted(stream uint32) {
-	g.mu.Lock()
-	p := g.live[stream]
-	g.mu.Unlock()
-	if p != nil {
-		p.once.Do(func() { close(p.noted) })
-	}
-}
-
-// wait reaps a program and tells how it ended.
-func (g *guest) wait(p *program) {
-	<-p.noted // or the connection ends, and the guest with it
+// reap waits for the end of a program and tells how it ended.
+func (p *program) reap() *wire.ExitMessage {
 	var ws unix.WaitStatus
 	var ru unix.Rusage
 	var err error
@@ -181,16 +165,9 @@ func (g *guest) wait(p *program) {
 	}
 	for rerr != nil && !try(0) {
 	}
-	if p.tty != nil {
-		p.tty.ended()
-	}
-	g.mu.Lock()
-	delete(g.live, p.stream)
-	g.mu.Unlock()
-	p.fd.Close()
-	m := wire.ExitMessage{
+	m := &wire.ExitMessage{
 		Cause: wire.CauseExited, CPU: uint64(max(0, ru.Utime.Nano()+ru.Stime.Nano()-p.before.Nanoseconds())), PeakMemory: uint64(ru.Maxrss) << 10,
-		ReadBytes: uint64(ru.Inblock) * 512, WrittenBytes: uint64(ru.Oublock) * 512,
+		ReadBytes: uint64(ru.Inblock) * 512, WrittenBytes: uint64(ru.Oublock) * 512, Wall: uint64(max(0, time.Since(p.began))),
 	}
 	switch {
 	case err != nil:
@@ -200,11 +177,12 @@ func (g *guest) wait(p *program) {
 	default:
 		m.Code = uint64(ws.ExitStatus())
 	}
-	if full() {
-		m.DiskHits = 1
-	}
-	// An error is seen by the reader as well, which ends the guest.
-	_ = g.conn.send(wire.Exit, p.stream, m.Append(nil), -1)
+	return m
+}
+
+// signal signals the program alone.
+func (p *program) signal(sig unix.Signal) {
+	_ = unix.PidfdSendSignal(fdOf(p.fd), sig, nil, 0) // one that has ended needs none
 }
 
 // full reports whether there is no room left where programs may write. The

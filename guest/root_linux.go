@@ -28,7 +28,11 @@ func (g *guest) makeRoot() (*os.File, error) {
 		return nil, os.NewSyscallError("mount private", err)
 	}
 	scratch := fmt.Sprintf("mode=755,size=%d,nr_inodes=%d", p.Root.Size, p.Root.Inodes)
-	if err := unix.Mount("axo", p.Staging, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, scratch); err != nil {
+	if g.vm != nil && g.vm.Upper.Device != "" {
+		if err := mountDisk(g.vm.Upper, p.Staging, unix.MS_NOSUID|unix.MS_NODEV); err != nil {
+			return nil, err
+		}
+	} else if err := unix.Mount("axo", p.Staging, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, scratch); err != nil {
 		return nil, &os.PathError{Op: "mount tmpfs", Path: p.Staging, Err: err}
 	}
 	// One file system holds all that is written, so that one size bounds it:
@@ -101,18 +105,26 @@ func (g *guest) makeRoot() (*os.File, error) {
 			return init, os.NewSyscallError("mount_setattr", err)
 		}
 	}
+	if g.vm != nil {
+		return init, switchRoot(root)
+	}
+	return init, pivotRoot(root)
+}
+
+// pivotRoot puts the new root in the place of the old one.
+func pivotRoot(root string) error {
 	if err := unix.Chdir(root); err != nil {
-		return init, err
+		return err
 	}
 	// The old root is put on top of the new one and taken away
 	// (pivot_root(2), NOTES).
 	if err := unix.PivotRoot(".", "."); err != nil {
-		return init, os.NewSyscallError("pivot_root", err)
+		return os.NewSyscallError("pivot_root", err)
 	}
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return init, os.NewSyscallError("umount", err)
+		return os.NewSyscallError("umount", err)
 	}
-	return init, unix.Chdir("/")
+	return unix.Chdir("/")
 }
 
 // enterRoot does what is left to do in a root that a runtime has made. The

@@ -18,17 +18,25 @@ import (
 type terminal struct {
 	master *os.File
 	slave  *os.File
-	in     *os.File
+	in     *os.File // the host's; nil: not joined
 	out    *os.File
 	copied sync.WaitGroup
 }
 
-func newTerminal(files []*os.File, m *wire.SpawnMessage, uid, gid uint32) (*terminal, error) {
+func (g *guest) newTerminal(m *wire.SpawnMessage, uid, gid uint32) (t *terminal, err error) {
+	err = g.inside(func() error {
+		t, err = openTerminal(m, uid, gid)
+		return err
+	})
+	return t, err
+}
+
+func openTerminal(m *wire.SpawnMessage, uid, gid uint32) (*terminal, error) {
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: "/dev/ptmx", Err: err}
 	}
-	t := &terminal{master: os.NewFile(uintptr(fd), "ptmx"), in: files[0], out: files[1]}
+	t := &terminal{master: os.NewFile(uintptr(fd), "ptmx")}
 	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
 	if err == nil {
 		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
@@ -43,32 +51,22 @@ func newTerminal(files []*os.File, m *wire.SpawnMessage, uid, gid uint32) (*term
 		err = t.resize(m.Rows, m.Cols)
 	}
 	if err != nil {
-		t.master.Close()
-		if t.slave != nil {
-			t.slave.Close()
-		}
+		t.close()
 		return nil, fmt.Errorf("terminal: %w", err)
 	}
-	files[2].Close() // a terminal has one output
 	return t, nil
 }
 
 func (t *terminal) theirs() []*os.File { return []*os.File{t.slave, t.slave, t.slave} }
 
-// started begins the copying, or gives all up if the program did not start.
-func (t *terminal) started(err error) {
+// join begins the copying between the terminal and the host's descriptors.
+func (t *terminal) join(files []*os.File) {
 	t.slave.Close()
-	if err != nil {
-		t.close()
-		return
-	}
+	t.in, t.out = files[0], files[1]
+	files[2].Close() // a terminal has one output
 	go func() { _, _ = io.Copy(t.master, t.in) }()
 	t.copied.Go(func() { _, _ = io.Copy(t.out, t.master) })
 }
-
-// endGrace is how long background programs that hold the terminal delay the
-// end of its output.
-const endGrace = 100 * time.Millisecond
 
 // ended delivers what the program wrote last.
 func (t *terminal) ended() {
@@ -80,9 +78,11 @@ func (t *terminal) ended() {
 }
 
 func (t *terminal) close() {
-	t.master.Close()
-	t.in.Close()
-	t.out.Close()
+	for _, f := range []*os.File{t.master, t.slave, t.in, t.out} {
+		if f != nil {
+			f.Close()
+		}
+	}
 }
 
 func (t *terminal) resize(rows, cols uint64) error {
@@ -100,14 +100,4 @@ func (t *terminal) resize(rows, cols uint64) error {
 		err = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(rows), Col: uint16(cols)})
 	})
 	return errors.Join(err, cerr)
-}
-
-// resize sets the size of a program's terminal.
-func (g *guest) resize(stream uint32, m wire.ResizeMessage) {
-	g.mu.Lock()
-	p := g.live[stream]
-	g.mu.Unlock()
-	if p != nil && p.tty != nil {
-		_ = p.tty.resize(m.Rows, m.Cols)
-	}
 }

@@ -1,4 +1,4 @@
-// Command axo-guest is the first process of a container. The engine starts it;
+// Command axo-guest is the first process of a container or a virtual machine. The engine starts it;
 // see package guest.
 package main
 
@@ -10,7 +10,7 @@ import (
 )
 
 func main() {
-	if err := guest.Main(); err != nil {
+	if err := guest.Main(os.Args); err != nil {
 		fmt.Fprintln(os.Stderr, "axo-guest:", err)
 		os.Exit(1)
 	}

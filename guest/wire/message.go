@@ -10,8 +10,12 @@ type HelloMessage struct {
 	Version uint64
 	Role    string   // "guest", "wasm-run", "wasm-compile"
 	Engine  string   // "wazero 1.12.0"
-	Execs   []string // ids of live processes
+	Execs   []string // ids of live processes of a worker
 	Notes   []string // walls found missing, for Features
+	// Of a guest:
+	Processes []ProcessState // those that can be attached to
+	Steps     []Step         // of the boot of a machine, in order
+	NeedsSync bool           // nothing is started before SYNC
 }
 
 // Append appends the body.
@@ -25,7 +29,13 @@ func (m *HelloMessage) Append(b []byte) []byte {
 	for _, v := range m.Notes {
 		b = appendBytes(b, 5, v)
 	}
-	return b
+	for i := range m.Processes {
+		b = appendBytes(b, 6, m.Processes[i].append(nil))
+	}
+	for _, v := range m.Steps {
+		b = appendBytes(b, 7, appendUint(appendText(nil, 1, v.Name), 2, v.Nanoseconds))
+	}
+	return appendUint(b, 8, bit(m.NeedsSync))
 }
 
 // Parse reads the body.
@@ -43,6 +53,24 @@ func (m *HelloMessage) Parse(body []byte) error {
 			return v.list(&m.Execs, maxList)
 		case 5:
 			return v.list(&m.Notes, maxList)
+		case 6:
+			var p ProcessState
+			if len(m.Processes) >= maxProcesses {
+				return fmt.Errorf("%w: more than %d processes", ErrProtocol, maxProcesses)
+			}
+			err := p.parse(v)
+			m.Processes = append(m.Processes, p)
+			return err
+		case 7:
+			var s Step
+			if len(m.Steps) >= maxSteps {
+				return fmt.Errorf("%w: more than %d steps", ErrProtocol, maxSteps)
+			}
+			err := s.parse(v)
+			m.Steps = append(m.Steps, s)
+			return err
+		case 8:
+			return v.flag(&m.NeedsSync)
 		}
 		return unknown("HELLO", tag)
 	})
@@ -68,6 +96,8 @@ type ExecMessage struct {
 	// before it sleeps: the host is quiet, and the wake of a sleeping core
 	// costs more than a short run.
 	Linger uint64
+	// Of a guest:
+	Rlimits []Rlimit
 }
 
 // Append appends the body.
@@ -89,7 +119,11 @@ func (m *ExecMessage) Append(b []byte) []byte {
 	b = appendUint(b, 11, bit(m.Tty))
 	b = appendUint(b, 12, m.Rows)
 	b = appendUint(b, 13, m.Cols)
-	return appendUint(b, 14, m.Linger)
+	b = appendUint(b, 14, m.Linger)
+	for _, l := range m.Rlimits {
+		b = appendBytes(b, 15, l.append(nil))
+	}
+	return b
 }
 
 // Parse reads the body.
@@ -125,6 +159,8 @@ func (m *ExecMessage) Parse(body []byte) error {
 			return v.uint(&m.Cols)
 		case 14:
 			return v.uint(&m.Linger)
+		case 15:
+			return v.rlimit(&m.Rlimits)
 		}
 		return unknown("EXEC", tag)
 	})
@@ -156,15 +192,20 @@ type ExitMessage struct {
 	// How often each was refused.
 	MemoryHits, DiskHits, FileHits, TableHits, StackHits uint64
 	ReadBytes, WrittenBytes                              uint64 // of files
+	// Of a guest that counts for itself:
+	OOMKills  uint64 // processes of it that the kernel killed for want of memory
+	PidsHits  uint64 // forks that were refused
+	Survivors uint64 // processes of it that are left
+	Wall      uint64 // ns from its start to its end
 }
 
 // numbers lists the integer fields by tag, so that Append and Parse agree. Tag
 // 4 is Detail.
-func (m *ExitMessage) numbers() [17]*uint64 {
-	return [17]*uint64{
+func (m *ExitMessage) numbers() [21]*uint64 {
+	return [21]*uint64{
 		1: (*uint64)(&m.Cause), 2: &m.Code, 3: &m.Signal, 5: &m.CPU, 6: &m.PeakMemory, 7: &m.Fuel, 8: &m.Stdout,
 		9: &m.Stderr, 10: &m.MemoryHits, 11: &m.DiskHits, 12: &m.FileHits, 13: &m.TableHits, 14: &m.ReadBytes,
-		15: &m.WrittenBytes, 16: &m.StackHits,
+		15: &m.WrittenBytes, 16: &m.StackHits, 17: &m.OOMKills, 18: &m.PidsHits, 19: &m.Survivors, 20: &m.Wall,
 	}
 }
 

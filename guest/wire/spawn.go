@@ -39,9 +39,7 @@ func (m *SpawnMessage) Append(b []byte) []byte {
 	b = appendText(b, 3, m.Cwd)
 	b = appendText(b, 4, m.User)
 	for _, l := range m.Rlimits {
-		v := binary.BigEndian.AppendUint32(make([]byte, 0, rlimitSize), l.Resource)
-		v = binary.BigEndian.AppendUint64(v, l.Cur)
-		b = appendBytes(b, 5, binary.BigEndian.AppendUint64(v, l.Max))
+		b = appendBytes(b, 5, l.append(nil))
 	}
 	b = appendUint(b, 6, bit(m.Tty))
 	b = appendUint(b, 7, m.Rows)
@@ -62,11 +60,7 @@ func (m *SpawnMessage) Parse(body []byte) error {
 		case 4:
 			return v.text(&m.User)
 		case 5:
-			if len(v) != rlimitSize || len(m.Rlimits) == maxRlimits {
-				return fmt.Errorf("%w: resource limit of %d bytes, after %d others", ErrProtocol, len(v), len(m.Rlimits))
-			}
-			m.Rlimits = append(m.Rlimits, Rlimit{binary.BigEndian.Uint32(v), binary.BigEndian.Uint64(v[4:]), binary.BigEndian.Uint64(v[12:])})
-			return nil
+			return v.rlimit(&m.Rlimits)
 		case 6:
 			return v.flag(&m.Tty)
 		case 7:
@@ -80,20 +74,45 @@ func (m *SpawnMessage) Parse(body []byte) error {
 
 const maxRlimits = 32
 
-// SpawnedMessage says that a program runs. With it comes a pidfd of it.
+func (l Rlimit) append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint32(b, l.Resource)
+	b = binary.BigEndian.AppendUint64(b, l.Cur)
+	return binary.BigEndian.AppendUint64(b, l.Max)
+}
+
+func (v value) rlimit(dst *[]Rlimit) error {
+	if len(v) != rlimitSize || len(*dst) == maxRlimits {
+		return fmt.Errorf("%w: resource limit of %d bytes, after %d others", ErrProtocol, len(v), len(*dst))
+	}
+	*dst = append(*dst, Rlimit{binary.BigEndian.Uint32(v), binary.BigEndian.Uint64(v[4:]), binary.BigEndian.Uint64(v[12:])})
+	return nil
+}
+
+// SpawnedMessage says that a program runs. As the answer to SPAWN a pidfd of it
+// comes with the frame. As the answer to EXEC and ATTACH it tells what can be
+// sent.
 type SpawnedMessage struct {
-	PID uint64 // in the sandbox's pid namespace; 0: not known
+	PID         uint64 // in the guest's pid namespace; 0: not known
+	Stdin       uint64 // bytes of input that came by now
+	StdinCredit uint64 // bytes that may be sent
 }
 
 // Append appends the body.
-func (m *SpawnedMessage) Append(b []byte) []byte { return appendUint(b, 1, m.PID) }
+func (m *SpawnedMessage) Append(b []byte) []byte {
+	return appendUint(appendUint(appendUint(b, 1, m.PID), 2, m.Stdin), 3, m.StdinCredit)
+}
 
 // Parse reads the body.
 func (m *SpawnedMessage) Parse(body []byte) error {
 	*m = SpawnedMessage{}
 	return fields(body, func(tag byte, v value) error {
-		if tag == 1 {
+		switch tag {
+		case 1:
 			return v.uint(&m.PID)
+		case 2:
+			return v.uint(&m.Stdin)
+		case 3:
+			return v.uint(&m.StdinCredit)
 		}
 		return unknown("SPAWNED", tag)
 	})

@@ -65,16 +65,17 @@ const (
 	Spawned  Type = 26 // guest: it runs
 	Prepare  Type = 27 // host: start an interpreter ahead
 	Prepared Type = 28 // guest: it is ready
+	Usage    Type = 29 // host: what has the process used; guest: this
 )
 
-const maxType = Prepared
+const maxType = Usage
 
 var typeNames = [...]string{
 	Hello: "HELLO", Sync: "SYNC", Exec: "EXEC", Attach: "ATTACH", Stdin: "STDIN", StdinEOF: "STDIN_EOF",
 	Stdout: "STDOUT", Stderr: "STDERR", Exit: "EXIT", Kill: "KILL", Resize: "RESIZE", Ping: "PING", Pong: "PONG",
 	Window: "WINDOW", File: "FILE", Mount: "MOUNT", Power: "POWER", Load: "LOAD", Loaded: "LOADED",
 	Compile: "COMPILE", Compiled: "COMPILED", Fail: "FAIL", Wait: "WAIT", Run: "RUN",
-	Spawn: "SPAWN", Spawned: "SPAWNED", Prepare: "PREPARE", Prepared: "PREPARED",
+	Spawn: "SPAWN", Spawned: "SPAWNED", Prepare: "PREPARE", Prepared: "PREPARED", Usage: "USAGE",
 }
 
 func (t Type) String() string {

@@ -29,8 +29,8 @@ func samples() map[string]struct {
 		m message
 	}
 	return map[string]s{
-		"hello":        {Hello, &HelloMessage{Version, "wasm-run", "wazero 1.12.0", []string{"a", "b"}, []string{"landlock: kernel has none"}}},
-		"exec":         {Exec, &ExecMessage{"e1", []string{"tool", "", "ü\n"}, []string{"A=1", "B="}, "/w", "1000:1000", 64 << 20, 1e9, 32, 4096, true, true, 24, 80, 50_000}},
+		"hello":        {Hello, &HelloMessage{Version: Version, Role: "wasm-run", Engine: "wazero 1.12.0", Execs: []string{"a", "b"}, Notes: []string{"landlock: kernel has none"}}},
+		"exec":         {Exec, &ExecMessage{"e1", []string{"tool", "", "ü\n"}, []string{"A=1", "B="}, "/w", "1000:1000", 64 << 20, 1e9, 32, 4096, true, true, 24, 80, 50_000, nil}},
 		"exec-minimal": {Exec, &ExecMessage{Args: []string{"x"}}},
 		"exit": {Exit, &ExitMessage{Cause: CauseTrap, Code: 7, Signal: 9, Detail: "unreachable", CPU: 12345, PeakMemory: 65536, Fuel: 99,
 			Stdout: 10, Stderr: 11, MemoryHits: 1, DiskHits: 2, FileHits: 3, TableHits: 4, StackHits: 5, ReadBytes: 6, WrittenBytes: 7}},
@@ -43,20 +43,56 @@ func samples() map[string]struct {
 		"spawn":    {Spawn, &SpawnMessage{[]string{"sh", "-c", ""}, []string{"A=1"}, "/w", "1000", []Rlimit{{7, 1024, 1 << 40}, {4, 0, 0}}, true, 24, 80}},
 		"prepare":  {Prepare, &PrepareMessage{"python"}},
 		"resize":   {Resize, &ResizeMessage{24, 80}},
-		"spawned":  {Spawned, &SpawnedMessage{42}},
+		"spawned":  {Spawned, &SpawnedMessage{42, 0, 0}},
 		"window":   {Window, &WindowMessage{Stdout, 65536}},
+
+		"guest-hello": {Hello, &HelloMessage{Version: Version, Role: "guest", Engine: "axo-guest", Notes: []string{"a"},
+			Processes: []ProcessState{{"e1", true, 1, 2, 3, 4, 5}, {ID: "e2"}}, Steps: []Step{{"modules", 12345}}, NeedsSync: true}},
+		"guest-exec": {Exec, &ExecMessage{ID: "e1", Args: []string{"sh"}, Tty: true, Rows: 24, Cols: 80, Rlimits: []Rlimit{{7, 1024, 1 << 40}, {4, 0, 0}}}},
+		"guest-exit": {Exit, &ExitMessage{Cause: CauseSignaled, Signal: 9, OOMKills: 1, PidsHits: 2, Survivors: 3, Wall: 4}},
+		"attached":   {Spawned, &SpawnedMessage{42, 1000, 131072}},
+		"attach":     {Attach, &AttachMessage{"e1", 10, 20}},
+		"kill":       {Kill, &KillMessage{15, true}},
+		"usage":      {Usage, &UsageMessage{1, 2, 3, 4}},
+		"sync": {Sync, &SyncMessage{bytes.Repeat([]byte{7}, MinEntropy), 1.7e18, "box", "0123456789abcdef0123456789abcdef",
+			"00000000-0000-4000-8000-000000000000", bytes.Repeat([]byte{9}, TokenBytes), 64 << 20, 100, 1500, false}},
+		"sync-snapshot": {Sync, &SyncMessage{Snapshot: true}},
+		"mount":         {Mount, &MountMessage{"vdb", "/work", "ext4", "noatime", true, true, true}},
+		"power":         {Power, &PowerMessage{true}},
+		"file":          {File, &FileMessage{FileRename, "/a", "/b", 0o644, true, true, true, "1000:1000"}},
+		"file-entry":    {File, &FileEntry{"a", 0o100644, 1, 2, 3, 4, "../b", 5}},
+		"file-event":    {Stdout, &FileEvent{"/a", EventCreate | EventMeta}},
 	}
+}
+
+// guestOnly are those of samples that a WASM worker is never sent and does not
+// send.
+func guestOnly(name string) bool {
+	switch name {
+	case "spawn", "spawned", "attached", "attach", "prepare", "prepared", "resize", "kill", "usage", "sync", "sync-snapshot", "mount", "power",
+		"file", "file-entry", "file-event":
+		return true
+	}
+	return strings.HasPrefix(name, "guest-")
 }
 
 var update = flag.Bool("update", false, "write testdata/vectors.json anew")
 
 type vector struct {
 	Name   string `json:"name"`
+	Role   string `json:"role,omitempty"` // "guest": a worker need not know it
 	Type   string `json:"type"`
 	Number Type   `json:"number"`
 	Stream uint32 `json:"stream"`
 	Frame  string `json:"frame"` // hex of the whole frame
 	Fields any    `json:"fields,omitempty"`
+}
+
+func role(name string) string {
+	if guestOnly(name) {
+		return "guest"
+	}
+	return ""
 }
 
 // TestGoldenVectors holds every implementation of the protocol to one set of
@@ -65,14 +101,14 @@ func TestGoldenVectors(t *testing.T) {
 	const file = "testdata/vectors.json"
 	want := map[string]vector{}
 	for name, s := range samples() {
-		want[name] = vector{name, s.t.String(), s.t, 3, hex.EncodeToString(Append(nil, s.t, 3, s.m.Append(nil))), s.m}
+		want[name] = vector{name, role(name), s.t.String(), s.t, 3, hex.EncodeToString(Append(nil, s.t, 3, s.m.Append(nil))), s.m}
 	}
 	for _, d := range []struct {
 		t    Type
 		body string
 	}{{Stdin, "in"}, {StdinEOF, ""}, {Stdout, "out\n"}, {Stderr, "err"}, {Ping, "x"}, {Pong, "x"}, {Wait, ""}, {Run, ""}, {Prepared, ""}} {
 		name := strings.ToLower(d.t.String())
-		want[name] = vector{name, d.t.String(), d.t, 3, hex.EncodeToString(Append(nil, d.t, 3, []byte(d.body))), nil}
+		want[name] = vector{name, role(name), d.t.String(), d.t, 3, hex.EncodeToString(Append(nil, d.t, 3, []byte(d.body))), nil}
 	}
 	if *update {
 		b, err := json.MarshalIndent(want, "", "  ")
@@ -96,7 +132,7 @@ func TestGoldenVectors(t *testing.T) {
 	}
 	for name, w := range want {
 		g := golden[name]
-		if g.Frame != w.Frame || g.Number != w.Number {
+		if g.Frame != w.Frame || g.Number != w.Number || g.Role != w.Role {
 			t.Errorf("%s: encoded %s, the vector is %s", name, w.Frame, g.Frame)
 		}
 	}
@@ -184,7 +220,9 @@ func FuzzReader(f *testing.F) {
 			}
 			again = Append(again, fr.Type, fr.Stream, fr.Body)
 			for _, m := range []message{&HelloMessage{}, &ExecMessage{}, &ExitMessage{}, &LoadMessage{}, &LoadedMessage{},
-				&CompileMessage{}, &CompiledMessage{}, &FailMessage{}, &WindowMessage{}, &SpawnMessage{}, &SpawnedMessage{}, &ResizeMessage{}} {
+				&CompileMessage{}, &CompiledMessage{}, &FailMessage{}, &WindowMessage{}, &SpawnMessage{}, &SpawnedMessage{}, &ResizeMessage{},
+				&AttachMessage{}, &KillMessage{}, &UsageMessage{}, &SyncMessage{}, &MountMessage{}, &PowerMessage{}, &FileMessage{},
+				&FileEntry{}, &FileEvent{}, &PrepareMessage{}} {
 				if m.Parse(fr.Body) != nil {
 					continue
 				}

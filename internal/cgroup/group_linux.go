@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -219,6 +220,63 @@ func (t *Tree) Create(name string, r Limits) (_ *Group, err error) {
 		gr.tasks = append(gr.tasks, f)
 	}
 	return gr, nil
+}
+
+// Below returns the tree of the groups in a group, which then has no members of
+// its own.
+func (g *Group) Below() (*Tree, error) {
+	t := &Tree{v2: g.v2, base: maps.Clone(g.dir), why: map[string]string{}}
+	for c := range g.dir {
+		if !g.v2 || c == Core {
+			continue
+		}
+		if err := enable(g.dir[c], c); err != nil {
+			return nil, fmt.Errorf("give controller %s to groups in %s: %w", c, g.dir[c], err)
+		}
+	}
+	return t, nil
+}
+
+// Limit sets other limits. What is zero is not limited any more.
+func (g *Group) Limit(r Limits) error {
+	if _, ok := g.dir[Pids]; ok && r.Pids == 0 {
+		g.maxPids = "max"
+		if err := g.set(Pids, "pids.max", g.maxPids); err != nil {
+			return err
+		}
+	}
+	if _, ok := g.dir[Memory]; ok && r.MemoryBytes == 0 {
+		file, none := "memory.limit_in_bytes", "-1"
+		if g.v2 {
+			file, none = "memory.max", "max"
+		}
+		if err := g.set(Memory, file, none); err != nil {
+			return err
+		}
+	}
+	if _, ok := g.dir[CPU]; ok && r.CPUs == 0 {
+		file, none := "cpu.cfs_quota_us", "-1"
+		if g.v2 {
+			file, none = "cpu.max", "max"
+		}
+		if err := g.set(CPU, file, none); err != nil {
+			return err
+		}
+	}
+	return g.limit(r)
+}
+
+// Freeze stops all members, and those of groups below, or lets them go on. It
+// is of version 2 only.
+func (g *Group) Freeze(on bool) error {
+	if !g.v2 {
+		return errors.ErrUnsupported
+	}
+	value := "0"
+	if on {
+		value = "1"
+	}
+	return write(filepath.Join(g.dirs[0], "cgroup.freeze"), value)
 }
 
 // needed lists the controllers of a group. The directory of the first is where

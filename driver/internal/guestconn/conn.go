@@ -1,0 +1,315 @@
+package guestconn
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/guest/wire"
+)
+
+// Conn is a connection to a guest. It is safe for concurrent use.
+type Conn struct {
+	rw     io.ReadWriteCloser
+	reader *wire.Reader
+	hello  wire.HelloMessage
+
+	wmu sync.Mutex
+
+	mu   sync.Mutex
+	last uint32
+	live map[uint32]talker // nil: the connection has ended
+	err  error             // why, before gone is closed
+	gone chan struct{}     // closed when it has ended
+}
+
+// talker is what a stream leads to. It is called by the reader and must not
+// wait for anything but the connection's own writer.
+type talker interface {
+	frame(f wire.Frame) error
+	lost(err error)
+}
+
+// Open reads the guest's HELLO and serves the connection, which is the
+// caller's no more: on error it is closed. With a token, which is that of the
+// last SYNC, the guest is told that the connection is a new one, and what comes
+// before its answer is dropped: so is it with a serial port that was open before.
+func Open(ctx context.Context, rw io.ReadWriteCloser, token []byte) (*Conn, error) {
+	c := &Conn{rw: rw, live: map[uint32]talker{}, gone: make(chan struct{})}
+	stop := context.AfterFunc(ctx, func() { rw.Close() })
+	err := c.open(token)
+	if !stop() {
+		err = errors.Join(ctx.Err(), err)
+	}
+	if err != nil {
+		rw.Close()
+		return nil, fmt.Errorf("connect to the guest: %w", err)
+	}
+	go c.serve()
+	return c, nil
+}
+
+func (c *Conn) open(token []byte) error {
+	var r io.Reader = c.rw
+	if len(token) > 0 {
+		if _, err := c.rw.Write(token); err != nil {
+			return err
+		}
+		rest, err := skipTo(r, token)
+		if err != nil {
+			return err
+		}
+		r = io.MultiReader(bytes.NewReader(rest), r)
+	}
+	c.reader = wire.NewReader(r)
+	f, err := c.reader.Next()
+	if err != nil {
+		return err
+	}
+	switch f.Type {
+	case wire.Hello:
+		if err := c.hello.Parse(f.Body); err != nil {
+			return err
+		}
+		if c.hello.Version != wire.Version || c.hello.Role != "guest" {
+			return fmt.Errorf("%w: %.40q of protocol version %d, want \"guest\" of %d", wire.ErrProtocol, c.hello.Role, c.hello.Version, wire.Version)
+		}
+		return nil
+	case wire.Fail:
+		return failure(f.Body)
+	}
+	return fmt.Errorf("%w: first frame is %s", wire.ErrProtocol, f.Type)
+}
+
+// maxSkip bounds what is dropped before a token: what guest and VMM may have
+// held.
+const maxSkip = 8 << 20
+
+// skipTo reads up to the token, and returns what was read behind it.
+func skipTo(r io.Reader, token []byte) ([]byte, error) {
+	var seen []byte
+	buf := make([]byte, 32<<10)
+	for total := 0; total < maxSkip; {
+		n, err := r.Read(buf)
+		total += n
+		seen = append(seen, buf[:n]...)
+		if i := bytes.Index(seen, token); i >= 0 {
+			return seen[i+len(token):], nil
+		}
+		seen = append(seen[:0], seen[max(0, len(seen)-len(token)+1):]...)
+		if err != nil {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("%w: %d bytes, and no token", wire.ErrProtocol, maxSkip)
+}
+
+// Hello is what the guest said first.
+func (c *Conn) Hello() *wire.HelloMessage { return &c.hello }
+
+// Gone is closed when the connection has ended; Err then says why.
+func (c *Conn) Gone() <-chan struct{} { return c.gone }
+
+// Err is why the connection has ended.
+func (c *Conn) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Close ends the connection. Processes go on, where the guest can be connected to
+// again.
+func (c *Conn) Close() error {
+	err := c.rw.Close()
+	<-c.gone
+	return err
+}
+
+// failure is the error of a FAIL.
+func failure(body []byte) error {
+	var m wire.FailMessage
+	if err := m.Parse(body); err != nil {
+		return err
+	}
+	for _, c := range isolation.Classes() {
+		if c.Error() == m.Class {
+			return fmt.Errorf("%.1000s (%w)", m.Message, c)
+		}
+	}
+	return fmt.Errorf("%.1000s", m.Message)
+}
+
+// serve reads frames until the connection ends.
+func (c *Conn) serve() {
+	err := c.frames()
+	if errors.Is(err, io.EOF) {
+		err = errors.New("the guest has closed the connection")
+	}
+	c.rw.Close()
+	c.mu.Lock()
+	c.err = err
+	live := c.live
+	c.live = nil
+	c.mu.Unlock()
+	close(c.gone)
+	for _, t := range live {
+		t.lost(err)
+	}
+}
+
+func (c *Conn) frames() error {
+	for {
+		f, err := c.reader.Next()
+		if err != nil {
+			return err
+		}
+		c.mu.Lock()
+		t := c.live[f.Stream]
+		c.mu.Unlock()
+		if t == nil {
+			// A stream that this side gave up may still have something on its
+			// way; one that was never opened may not.
+			if f.Stream == 0 || !c.opened(f.Stream) {
+				return fmt.Errorf("%w: %s for stream %d", wire.ErrProtocol, f.Type, f.Stream)
+			}
+			continue
+		}
+		if err := t.frame(f); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *Conn) opened(stream uint32) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return stream <= c.last
+}
+
+// begin opens a stream with a request.
+func (c *Conn) begin(t talker, setStream func(uint32), kind wire.Type, body []byte) error {
+	if len(body) > wire.MaxBody {
+		return fmt.Errorf("a request of %d bytes, at most %d are taken: %w", len(body), wire.MaxBody, isolation.ErrInvalidArgument)
+	}
+	// Streams are numbered in the order of their requests.
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	c.mu.Lock()
+	if c.live == nil {
+		defer c.mu.Unlock()
+		return fmt.Errorf("%w (%w)", c.err, isolation.ErrFailedPrecondition)
+	}
+	c.last++
+	stream := c.last
+	c.live[stream] = t
+	setStream(stream)
+	c.mu.Unlock()
+	if err := c.writeLocked(wire.Append(nil, kind, stream, body)); err != nil {
+		c.forget(stream)
+		return fmt.Errorf("%w (%w)", err, isolation.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+func (c *Conn) forget(stream uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.live, stream)
+}
+
+// send writes a frame. An error is seen by the reader too.
+func (c *Conn) send(kind wire.Type, stream uint32, body []byte) error {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	return c.writeLocked(wire.Append(nil, kind, stream, body))
+}
+
+func (c *Conn) writeLocked(frame []byte) error {
+	_, err := c.rw.Write(frame)
+	if err != nil {
+		// A part of a frame may have gone: nothing can follow it.
+		c.rw.Close()
+	}
+	return err
+}
+
+// request is a question with one answer.
+type request struct {
+	want   wire.Type
+	answer chan error
+	body   []byte // of the answer
+}
+
+func (r *request) frame(f wire.Frame) error {
+	switch f.Type {
+	case r.want:
+		r.body = bytes.Clone(f.Body)
+		r.done(nil)
+	case wire.Fail:
+		r.done(failure(f.Body))
+	default:
+		return fmt.Errorf("%w: %s in answer to %s", wire.ErrProtocol, f.Type, r.want)
+	}
+	return nil
+}
+
+func (r *request) lost(err error) { r.done(fmt.Errorf("%w (%w)", err, isolation.ErrUnavailable)) }
+
+func (r *request) done(err error) {
+	select {
+	case r.answer <- err:
+	default: // it has one
+	}
+}
+
+// ask sends a request and waits for its answer.
+func (c *Conn) ask(ctx context.Context, kind, want wire.Type, body []byte) ([]byte, error) {
+	r := &request{want: want, answer: make(chan error, 1)}
+	var stream uint32
+	if err := c.begin(r, func(n uint32) { stream = n }, kind, body); err != nil {
+		return nil, err
+	}
+	defer c.forget(stream)
+	select {
+	case err := <-r.answer:
+		return r.body, err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Ping waits until the guest has answered.
+func (c *Conn) Ping(ctx context.Context) error {
+	_, err := c.ask(ctx, wire.Ping, wire.Pong, nil)
+	return err
+}
+
+// Sync makes a machine that was booted or restored unlike any other.
+func (c *Conn) Sync(ctx context.Context, m *wire.SyncMessage) error {
+	_, err := c.ask(ctx, wire.Sync, wire.Sync, m.Append(nil))
+	return err
+}
+
+// Mount mounts a disk of a machine.
+func (c *Conn) Mount(ctx context.Context, m *wire.MountMessage) error {
+	_, err := c.ask(ctx, wire.Mount, wire.Mount, m.Append(nil))
+	return err
+}
+
+// Power ends a machine, soon after the answer.
+func (c *Conn) Power(ctx context.Context, reboot bool) error {
+	m := wire.PowerMessage{Reboot: reboot}
+	_, err := c.ask(ctx, wire.Power, wire.Power, m.Append(nil))
+	return err
+}
+
+// Prepare starts an interpreter ahead; see [isolation.Preparer].
+func (c *Conn) Prepare(ctx context.Context, language string) error {
+	m := wire.PrepareMessage{Language: language}
+	_, err := c.ask(ctx, wire.Prepare, wire.Prepared, m.Append(nil))
+	return err
+}

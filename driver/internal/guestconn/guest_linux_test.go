@@ -1,0 +1,303 @@
+package guestconn_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation/driver/internal/guestconn"
+	"github.com/axocoatl/isolation/guest/plan"
+	"github.com/axocoatl/isolation/guest/wire"
+	"github.com/axocoatl/isolation/internal/testprog"
+)
+
+var guestProgram string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "axo-guestconn-")
+	if err != nil {
+		panic(err)
+	}
+	if err := testprog.BuildCommands(dir, []string{"axo-guest"}); err != nil {
+		panic(err)
+	}
+	guestProgram = filepath.Join(dir, "axo-guest")
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// testPlan is a container on the system directories of this host.
+func testPlan(t testing.TB) *plan.Plan {
+	const quiet = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	staging := t.TempDir()
+	if err := os.Chmod(staging, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := &plan.Plan{
+		Hostname: "box", Staging: staging, Loopback: true,
+		Root: plan.Root{
+			Size: 32 << 20, Inodes: 1 << 12,
+			Dirs: []plan.Dir{
+				{Path: "/tmp", Mode: 0o1777, UID: -1, GID: -1}, {Path: "/root", Mode: 0o700, UID: -1, GID: -1},
+				{Path: "/home", Mode: 0o755, UID: -1, GID: -1}, {Path: "/home/user", Mode: 0o755, UID: 1000, GID: 1000}, {Path: "/etc", UID: -1, GID: -1},
+			},
+			Files: []plan.File{{Path: "/etc/passwd", Mode: 0o644, Data: "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n"}},
+		},
+		Process: plan.Process{UID: 1000, GID: 1000, Home: "/home/user", NoNewPrivs: true, OOMScoreAdj: 1000},
+	}
+	for _, dir := range []string{"/usr", "/bin", "/sbin", "/lib", "/lib64"} {
+		if target, err := os.Readlink(dir); err == nil {
+			p.Root.Links = append(p.Root.Links, plan.Link{Path: dir, Target: target})
+		} else if _, err := os.Stat(dir); err == nil {
+			p.Mounts = append(p.Mounts, plan.Mount{Target: dir, Source: dir, Attr: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID})
+		}
+	}
+	p.Mounts = append(p.Mounts,
+		plan.Mount{Target: "/proc", Type: "proc", Flags: quiet},
+		plan.Mount{Target: "/dev", Type: "tmpfs", Data: "mode=755,size=64k", Flags: unix.MS_NOSUID | unix.MS_NOEXEC},
+		plan.Mount{Target: "/dev/pts", Type: "devpts", Data: "newinstance,ptmxmode=0666,mode=0620", Flags: unix.MS_NOSUID | unix.MS_NOEXEC},
+	)
+	for _, name := range []string{"null", "zero", "full", "urandom"} {
+		p.Mounts = append(p.Mounts, plan.Mount{Target: "/dev/" + name, Source: "/dev/" + name})
+	}
+	p.Late = []plan.Link{{Path: "/dev/ptmx", Target: "pts/ptmx"}}
+	return p
+}
+
+// sandbox is a guest in namespaces of its own.
+type sandbox struct {
+	t      testing.TB
+	cmd    *exec.Cmd
+	socket string
+	stderr bytes.Buffer
+}
+
+// newCommand is a guest that is the first process of its namespaces.
+func newCommand(t testing.TB, args ...string) *sandbox {
+	if os.Getuid() != 0 {
+		if os.Getenv("AXO_REQUIRE") != "" {
+			t.Fatal("needs root")
+		}
+		t.Skip("SKIPPED: needs root")
+	}
+	s := &sandbox{t: t, cmd: exec.Command(guestProgram, args...)}
+	s.cmd.Env = []string{"GOMAXPROCS=2"}
+	s.cmd.Stderr = &s.stderr
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+		UidMappings: []syscall.SysProcIDMap{{Size: 65536}}, GidMappings: []syscall.SysProcIDMap{{Size: 65536}},
+		GidMappingsEnableSetgroups: true, Pdeathsig: syscall.SIGKILL,
+	}
+	return s
+}
+
+func (s *sandbox) start() {
+	if err := s.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		_ = s.cmd.Process.Kill()
+		_ = s.cmd.Wait()
+		if s.t.Failed() && s.stderr.Len() > 0 {
+			s.t.Logf("the guest said: %s", s.stderr.Bytes())
+		}
+	})
+}
+
+// listening is a guest that was given a listening socket.
+func listening(t testing.TB) *sandbox {
+	s := newCommand(t)
+	s.socket = filepath.Join(t.TempDir(), "guest")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	f, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	defer f.Close()
+	doc := filepath.Join(t.TempDir(), "plan")
+	b, err := json.Marshal(testPlan(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(doc, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p, err := os.Open(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	s.cmd.ExtraFiles = []*os.File{f, p}
+	s.start()
+	return s
+}
+
+func (s *sandbox) connect() *guestconn.Conn {
+	s.t.Helper()
+	rw, err := net.Dial("unix", s.socket)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return open(s.t, rw)
+}
+
+func open(t testing.TB, rw io.ReadWriteCloser) *guestconn.Conn {
+	t.Helper()
+	c, err := guestconn.Open(timeout(t), rw, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func timeout(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// overPipes is a guest that has nothing but its standard input and output.
+func overPipes(t testing.TB) *guestconn.Conn {
+	doc := filepath.Join(t.TempDir(), "plan")
+	b, err := json.Marshal(testPlan(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(doc, b, 0o644), os.Chmod(filepath.Dir(doc), 0o755), os.Chmod(filepath.Dir(filepath.Dir(doc)), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	s := newCommand(t, "stdio", doc)
+	in, err := s.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := s.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	return open(t, pipes{out, in})
+}
+
+type pipes struct {
+	io.ReadCloser
+	in io.WriteCloser
+}
+
+func (p pipes) Write(b []byte) (int, error) { return p.in.Write(b) }
+func (p pipes) Close() error                { return errors.Join(p.in.Close(), p.ReadCloser.Close()) }
+
+// result is what a program came to.
+type result struct {
+	out, err []byte
+	*wire.ExitMessage
+}
+
+var ids int
+
+func request(args ...string) *wire.ExecMessage {
+	ids++
+	return &wire.ExecMessage{ID: fmt.Sprintf("e%d", ids), Args: args, NoStdin: true}
+}
+
+// collect reads all of a process.
+func collect(t testing.TB, p *guestconn.Process) result {
+	t.Helper()
+	type read struct {
+		b   []byte
+		err error
+	}
+	ch := [2]chan read{make(chan read, 1), make(chan read, 1)}
+	for i, o := range []io.Reader{p.Stdout, p.Stderr} {
+		go func() {
+			b, err := io.ReadAll(o)
+			ch[i] <- read{b, err}
+		}()
+	}
+	m, err := p.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, errs := <-ch[0], <-ch[1]
+	if err := errors.Join(out.err, errs.err); err != nil {
+		t.Fatal(err)
+	}
+	p.Forget()
+	return result{out.b, errs.b, m}
+}
+
+func run(t testing.TB, c *guestconn.Conn, m *wire.ExecMessage, stdin io.Reader) result {
+	t.Helper()
+	m.NoStdin = stdin == nil
+	p, err := c.Exec(timeout(t), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stdin != nil {
+		go func() {
+			_, _ = io.Copy(p, stdin) // one that does not read ends it
+			_ = p.CloseStdin()
+		}()
+	}
+	return collect(t, p)
+}
+
+func shell(t testing.TB, c *guestconn.Conn, script string) result {
+	t.Helper()
+	return run(t, c, request("sh", "-c", script), nil)
+}
+
+// both runs a test over a socket and over pipes.
+func both(t *testing.T, f func(t *testing.T, c *guestconn.Conn)) {
+	t.Run("socket", func(t *testing.T) { f(t, listening(t).connect()) })
+	t.Run("pipes", func(t *testing.T) { f(t, overPipes(t)) })
+}
+
+func TestExec(t *testing.T) {
+	both(t, func(t *testing.T, c *guestconn.Conn) {
+		r := shell(t, c, `echo out; echo err >&2; id -u; pwd; exit 7`)
+		if string(r.out) != "out\n1000\n/home/user\n" || string(r.err) != "err\n" || r.Cause != wire.CauseExited || r.Code != 7 {
+			t.Errorf("%q %q %+v", r.out, r.err, r.ExitMessage)
+		}
+		r = shell(t, c, `kill -KILL $$`)
+		if r.Cause != wire.CauseSignaled || r.Signal != 9 {
+			t.Errorf("%+v", r.ExitMessage)
+		}
+		want := bytes.Repeat([]byte("0123456789abcdef"), 1<<17)
+		r = run(t, c, request("cat"), bytes.NewReader(want))
+		if !bytes.Equal(r.out, want) || r.Code != 0 {
+			t.Errorf("cat: %d bytes of %d, %+v", len(r.out), len(want), r.ExitMessage)
+		}
+		m := request("sh", "-c", "echo $A; pwd; ulimit -n; id -u")
+		m.Env, m.Cwd, m.User, m.Rlimits = []string{"A=b c", "PATH=/usr/bin:/bin"}, "/tmp", "root", []wire.Rlimit{{Resource: unix.RLIMIT_NOFILE, Cur: 77, Max: 88}}
+		if r = run(t, c, m, nil); string(r.out) != "b c\n/tmp\n77\n0\n" {
+			t.Errorf("%q %q", r.out, r.err)
+		}
+		if _, err := c.Exec(timeout(t), request("no-such-program")); err == nil || !strings.Contains(err.Error(), "not found") {
+			t.Errorf("a program that is not there: %v", err)
+		}
+		if err := c.Ping(timeout(t)); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -1,0 +1,140 @@
+package guestconn
+
+import (
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/axocoatl/isolation/guest/wire"
+)
+
+// Output is an output of a process. It implements proc.Source.
+type Output struct {
+	p    *Process
+	kind wire.Type
+
+	mu       sync.Mutex
+	change   *sync.Cond
+	buf      []byte // came, and was not read
+	taken    int    // was read, and no credit given for it
+	over     bool   // no more comes
+	closed   bool   // nobody reads
+	quota    int    // what may still come once it was asked to finish
+	finish   *time.Timer
+	finished bool
+}
+
+// maxRest is what an output may have when it is asked to finish: what the guest
+// holds, and what is in a pipe.
+const maxRest = wire.InitialWindow + 64<<10
+
+func newOutput(p *Process, kind wire.Type) *Output {
+	o := &Output{p: p, kind: kind}
+	o.change = sync.NewCond(&o.mu)
+	return o
+}
+
+// put takes a frame. An empty one is the end.
+func (o *Output) put(b []byte) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.over && !o.finished:
+		return fmt.Errorf("%w: %s after its end", wire.ErrProtocol, o.kind)
+	case len(b) == 0 || o.over:
+		o.over = true
+		o.change.Broadcast()
+		return nil
+	case len(o.buf)+o.taken+len(b) > wire.InitialWindow:
+		return fmt.Errorf("%w: %d bytes of %s with %d on their way: more than the credit", wire.ErrProtocol, len(b), o.kind, len(o.buf)+o.taken)
+	}
+	if o.finish != nil {
+		o.finish.Reset(finishPatience)
+		if o.quota -= len(b); o.quota < 0 {
+			o.over, o.finished = true, true
+			o.change.Broadcast()
+			return nil
+		}
+	}
+	if o.closed {
+		// From the reader, which must not wait for the writer of others: but
+		// it is the same connection, and short.
+		o.taken += len(b)
+		o.grantLocked()
+		return nil
+	}
+	o.buf = append(o.buf, b...)
+	o.change.Broadcast()
+	return nil
+}
+
+// grantLocked gives credit back, in pieces that are worth a frame.
+func (o *Output) grantLocked() {
+	if o.taken < wire.InitialWindow/4 {
+		return
+	}
+	m := wire.WindowMessage{Of: o.kind, Bytes: uint64(o.taken)}
+	o.taken = 0
+	go func() { _ = o.p.c.send(wire.Window, o.p.stream, m.Append(nil)) }() // the reader sees it as well
+}
+
+// Read returns what has come, and io.EOF at the end.
+func (o *Output) Read(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for len(o.buf) == 0 && !o.over && !o.closed {
+		o.change.Wait()
+	}
+	if o.closed || len(o.buf) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, o.buf)
+	if o.buf = o.buf[n:]; len(o.buf) == 0 {
+		o.buf = nil
+	}
+	o.taken += n
+	o.grantLocked()
+	return n, nil
+}
+
+// hangUp says that nothing comes any more.
+func (o *Output) hangUp() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.over, o.finished = true, true
+	if o.finish != nil {
+		o.finish.Stop()
+	}
+	o.change.Broadcast()
+}
+
+// Finish has Read return io.EOF when all that was there is delivered. The guest
+// says when that is, once the program has ended; one that does not is not waited
+// for.
+func (o *Output) Finish() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.finish == nil {
+		o.quota = maxRest
+		o.finish = time.AfterFunc(finishPatience, o.hangUp)
+	}
+	return true
+}
+
+// Lingers is false: what background programs write is the guest's to drop.
+func (o *Output) Lingers() bool { return false }
+
+// Close gives up what comes.
+func (o *Output) Close() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.closed {
+		o.closed = true
+		o.taken += len(o.buf)
+		o.buf = nil
+		o.grantLocked()
+		o.change.Broadcast()
+	}
+	return nil
+}

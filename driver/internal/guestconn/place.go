@@ -1,0 +1,183 @@
+package guestconn
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
+	"github.com/axocoatl/isolation/guest/wire"
+)
+
+// Programs is the part of a proc.Place that starts programs through a guest. The
+// rest, Kill and Remove, is of who made the sandbox.
+type Programs struct {
+	Conn      *Conn
+	Resources isolation.Resources
+	// Request makes the request of a process. Its ID is set after it.
+	Request func(p *proc.Process) (*wire.ExecMessage, error)
+	// PID is of what carries the programs on this host; 0: nothing of its own.
+	PID int
+	// Lost says why the connection has ended, for a result; nil: its own error.
+	Lost func(err error) error
+}
+
+// Start implements a method of proc.Place.
+func (pl *Programs) Start(ctx context.Context, p *proc.Process) (proc.Task, error) {
+	m, err := pl.Request(p)
+	if err != nil {
+		return nil, err
+	}
+	m.ID, m.NoStdin = p.ID(), p.Stdio.Stdin == nil
+	r, err := pl.Conn.Exec(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	p.Out, p.Err = p.NewStream(r.Stdout, p.Stdio.Stdout), p.NewStream(r.Stderr, p.Stdio.Stderr)
+	return &task{pl: pl, p: p, r: r}, nil
+}
+
+// Kill ends the programs that this connection knows of.
+func (pl *Programs) Kill() {
+	pl.Conn.mu.Lock()
+	var all []*Process
+	for _, t := range pl.Conn.live {
+		if p, ok := t.(*Process); ok {
+			all = append(all, p)
+		}
+	}
+	pl.Conn.mu.Unlock()
+	for _, p := range all {
+		_ = p.Kill() // who cannot be told is gone with the connection
+	}
+}
+
+// task is one program. It implements proc.Task.
+type task struct {
+	pl    *Programs
+	p     *proc.Process
+	r     *Process
+	began time.Time
+
+	killed atomic.Bool
+
+	mu  sync.Mutex
+	cpu time.Duration
+}
+
+func (t *task) Begin() {
+	t.began = time.Now()
+	go t.p.Out.Pump()
+	go t.p.Err.Pump()
+	if t.p.Stdio.Stdin != nil {
+		go t.feed()
+	}
+}
+
+// feed moves the caller's input to the program until either ends.
+func (t *task) feed() {
+	buf := proc.Bufs.Get().(*[proc.BufBytes]byte)
+	defer proc.Bufs.Put(buf)
+	for !isClosed(t.r.done) {
+		n, err := t.p.Stdio.Stdin.Read(buf[:])
+		if n > 0 {
+			if _, werr := t.r.Write(buf[:n]); werr != nil {
+				return
+			}
+		}
+		if err != nil {
+			if err == io.EOF || !isClosed(t.r.done) {
+				_ = t.r.CloseStdin() // a guest that is gone needs none
+			}
+			return
+		}
+	}
+}
+
+func (t *task) PID() int { return t.pl.PID }
+
+func (t *task) Signal(sig isolation.Signal) error {
+	if sig == isolation.SIGKILL {
+		t.p.Signaled(sig)
+	}
+	if err := t.r.Signal(sig); err != nil && !isClosed(t.r.done) {
+		return fmt.Errorf("send %v: %w (%w)", sig, err, isolation.ErrUnavailable)
+	}
+	return nil
+}
+
+func (t *task) Kill() {
+	t.killed.Store(true)
+	_ = t.r.Kill() // a guest that does not listen is ended by its driver
+}
+
+// usageTimeout bounds a question; a guest that does not answer has what it had.
+const usageTimeout = time.Second
+
+func (t *task) CPU() time.Duration {
+	ctx, cancel := context.WithTimeout(context.Background(), usageTimeout)
+	defer cancel()
+	u, err := t.r.Usage(ctx)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err == nil {
+		t.cpu = max(t.cpu, nanoseconds(u.CPU))
+	}
+	return t.cpu
+}
+
+// Resize implements the ability of a process with a terminal.
+func (t *task) Resize(_ context.Context, size isolation.TerminalSize) error { return t.r.Resize(size) }
+
+// What a guest says is not believed beyond what can be.
+func nanoseconds(n uint64) time.Duration { return time.Duration(min(n, 1<<62)) }
+func count(n uint64) int64               { return int64(min(n, 1<<62)) }
+
+func (t *task) Wait() proc.Status {
+	m, err := t.r.Wait()
+	now := time.Now()
+	if err != nil {
+		if t.pl.Lost != nil {
+			err = t.pl.Lost(err)
+		}
+		return proc.Status{Lost: true, Ended: now, Peak: -1, Detail: err.Error()}
+	}
+	st := proc.Status{
+		Code: int(m.Code), Signal: isolation.Signal(m.Signal), CPU: nanoseconds(m.CPU), Peak: count(m.PeakMemory),
+		Read: count(m.ReadBytes), Written: count(m.WrittenBytes), OOM: count(m.OOMKills), Survivors: int(min(m.Survivors, 1<<20)),
+		Ended: now,
+	}
+	st.Forced = st.Signal == isolation.SIGKILL && t.killed.Load()
+	if st.Signal != 0 {
+		st.Code = 0
+	}
+	// The guest waited for background programs before it told, and says how long
+	// the program itself ran.
+	if ended := t.began.Add(nanoseconds(m.Wall)); m.Wall > 0 && ended.Before(now) {
+		st.Ended = ended
+	}
+	r := t.pl.Resources
+	for _, h := range []struct {
+		n     uint64
+		limit isolation.Limit
+		value int64
+	}{
+		{m.OOMKills, isolation.LimitMemory, r.MemoryBytes}, {m.PidsHits, isolation.LimitPids, r.Pids}, {m.DiskHits, isolation.LimitDisk, r.DiskBytes},
+	} {
+		if h.n > 0 {
+			st.Hits = append(st.Hits, isolation.LimitHit{Limit: h.limit, Count: count(h.n), Value: h.value})
+		}
+	}
+	return st
+}
+
+func (t *task) Settle(st *proc.Status) {
+	t.mu.Lock()
+	st.CPU = max(st.CPU, t.cpu)
+	t.mu.Unlock()
+	t.r.Forget()
+}

@@ -1,0 +1,274 @@
+package guest
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation/guest/plan"
+	"github.com/axocoatl/isolation/guest/wire"
+	"github.com/axocoatl/isolation/internal/cgroup"
+)
+
+// machine serves the messages that only a virtual machine takes. They are
+// answered by a frame of the same type without a body.
+func (s *session) machine(f wire.Frame) error {
+	var do func() error
+	m := s.g.vm
+	switch f.Type {
+	case wire.Sync:
+		var sm wire.SyncMessage
+		if err := sm.Parse(f.Body); err != nil {
+			return err
+		}
+		do = func() error { return s.g.sync(&sm) }
+	case wire.Mount:
+		var mm wire.MountMessage
+		if err := mm.Parse(f.Body); err != nil {
+			return err
+		}
+		do = func() error { return s.g.mount(&mm) }
+	case wire.Power:
+		var pm wire.PowerMessage
+		if err := pm.Parse(f.Body); err != nil {
+			return err
+		}
+		do = func() error { return s.g.power(&pm) }
+	}
+	if m == nil {
+		return s.answer(f.Type, f.Stream, nil, &classError{classSupport, fmt.Errorf("%s: this is no virtual machine", f.Type)})
+	}
+	t, stream := f.Type, f.Stream
+	if t == wire.Sync { // nothing else is to be looked at before
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return s.answer(t, stream, nil, do())
+	}
+	go func() { // disks may be slow
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		_ = s.answer(t, stream, nil, do())
+	}()
+	return nil
+}
+
+// sync makes the machine unlike any other.
+func (g *guest) sync(m *wire.SyncMessage) error {
+	if m.Snapshot {
+		return g.awaitSnapshot()
+	}
+	if err := g.vm.stir(m.Entropy); err != nil {
+		return err
+	}
+	if m.Time != 0 {
+		ts := unix.NsecToTimespec(int64(min(m.Time, 1<<62)))
+		if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+			return os.NewSyscallError("clock_settime", err)
+		}
+	}
+	if m.Hostname != "" {
+		if err := g.rename(m.Hostname); err != nil {
+			return err
+		}
+	}
+	for name, id := range map[string]string{"machine-id": m.MachineID, "boot_id": m.BootID} {
+		if id == "" {
+			continue
+		}
+		if strings.Trim(id, "0123456789abcdef-") != "" || len(id) > 36 {
+			return &classError{classInvalid, fmt.Errorf("%s %q", name, id)}
+		}
+		// The same file: programs see it by its bind mount.
+		if err := os.WriteFile(filepath.Join(idDir, name), []byte(id+"\n"), 0o444); err != nil {
+			return err
+		}
+	}
+	if len(m.Token) > 0 {
+		g.vm.token.Store(&m.Token)
+	}
+	if err := g.limit(m); err != nil {
+		return err
+	}
+	g.needsSync.Store(false)
+	if all := g.vm.groups.all; all != nil {
+		return all.Freeze(false)
+	}
+	return nil
+}
+
+// limit bounds all programs together.
+func (g *guest) limit(m *wire.SyncMessage) error {
+	l := cgroup.Limits{MemoryBytes: int64(min(m.Memory, 1<<62)), Pids: int64(min(m.Pids, 1<<31)), CPUs: float64(m.MilliCPU) / 1000}
+	if all := g.vm.groups.all; all != nil {
+		return all.Limit(l)
+	}
+	if l != (cgroup.Limits{}) {
+		return &classError{classSupport, errors.New("limits: the machine's kernel has no control groups")}
+	}
+	return nil
+}
+
+// awaitSnapshot stops programs and the start of others until the next SYNC.
+func (g *guest) awaitSnapshot() error {
+	g.needsSync.Store(true)
+	if all := g.vm.groups.all; all != nil {
+		if err := all.Freeze(true); err != nil {
+			return err
+		}
+	}
+	runtime.GC() // what is garbage now is in no clone
+	return nil
+}
+
+// stir mixes entropy into the kernel's, credits it, and has the generator use it
+// at once (random(4)).
+func (m *machine) stir(entropy []byte) error {
+	// struct rand_pool_info
+	b := binary.NativeEndian.AppendUint32(nil, uint32(len(entropy)*8))
+	b = binary.NativeEndian.AppendUint32(b, uint32(len(entropy)))
+	b = append(b, entropy...)
+	for len(b)%4 != 0 {
+		b = append(b, 0)
+	}
+	fd := uintptr(fdOf(m.random))
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, fd, unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&b[0]))); e != 0 {
+		return os.NewSyscallError("RNDADDENTROPY", e)
+	}
+	clear(b)
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, fd, rndReseedCRNG, 0); e != 0 {
+		return os.NewSyscallError("RNDRESEEDCRNG", e)
+	}
+	return nil
+}
+
+// rndReseedCRNG is _IO('R', 0x07) of linux/random.h.
+const rndReseedCRNG = 0x5207
+
+// rename gives the machine a name, and its root the files that say it.
+func (g *guest) rename(name string) error {
+	if len(name) > 64 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") != "" {
+		return &classError{classInvalid, fmt.Errorf("hostname %.80q", name)}
+	}
+	if err := unix.Sethostname([]byte(name)); err != nil {
+		return os.NewSyscallError("sethostname", err)
+	}
+	return g.inside(func() error {
+		t, err := openTree("/")
+		if err != nil {
+			return err
+		}
+		defer t.close()
+		for _, f := range []plan.File{
+			{Path: "/etc/hostname", Mode: 0o644, Data: name + "\n"},
+			{Path: "/etc/hosts", Mode: 0o644, Data: "127.0.0.1\tlocalhost " + name + "\n::1\tlocalhost\n"},
+		} {
+			if err := t.file(f); err != nil && !errors.Is(err, unix.EROFS) {
+				return fmt.Errorf("%s: %w", f.Path, err)
+			}
+		}
+		return nil
+	})
+}
+
+// mount puts a disk of the machine into the programs' root.
+func (g *guest) mount(m *wire.MountMessage) error {
+	if !filepath.IsAbs(m.Target) || filepath.Clean(m.Target) == "/" {
+		return &classError{classInvalid, fmt.Errorf("target %q of a mount", m.Target)}
+	}
+	target := filepath.Clean(m.Target)
+	if m.Remove {
+		if !slices.Contains(g.vm.mounts, target) {
+			return &classError{classNotFound, fmt.Errorf("nothing was mounted on %s", target)}
+		}
+		err := g.inside(func() error {
+			unix.Sync()
+			return unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
+		})
+		if err == nil {
+			g.vm.mounts = slices.DeleteFunc(g.vm.mounts, func(s string) bool { return s == target })
+		}
+		return mountError(target, err)
+	}
+	if m.Device == "" || strings.ContainsAny(m.Device, "/,=") || m.Type == "" {
+		return &classError{classInvalid, fmt.Errorf("device %q with type %q", m.Device, m.Type)}
+	}
+	p := plan.Mount{Type: m.Type, Data: strings.TrimSuffix("source=/dev/"+m.Device+","+m.Data, ","), Flags: unix.MS_NOSUID | unix.MS_NODEV}
+	if m.ReadOnly {
+		p.Flags |= unix.MS_RDONLY
+		p.Data += ",ro"
+	}
+	var fd int
+	err := await(func() (err error) {
+		fd, err = newFS(p)
+		return err
+	})
+	if err != nil {
+		return mountError(target, err)
+	}
+	defer unix.Close(fd)
+	if m.Own && !m.ReadOnly {
+		if err := unix.Fchownat(fd, "", g.plan.Process.UID, g.plan.Process.GID, unix.AT_EMPTY_PATH); err != nil {
+			return mountError(target, err)
+		}
+	}
+	err = g.inside(func() error {
+		t, err := openTree("/")
+		if err != nil {
+			return err
+		}
+		defer t.close()
+		to, err := t.makeAll(target)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(to)
+		return move(fd, to)
+	})
+	if err == nil {
+		g.vm.mounts = append(g.vm.mounts, target)
+	}
+	return mountError(target, err)
+}
+
+func mountError(target string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &classError{classFailed, fmt.Errorf("mount %s: %w", target, err)}
+}
+
+// powerGrace is how long the answer has to reach the host.
+const powerGrace = 20 * time.Millisecond
+
+// power ends the machine, after its programs.
+func (g *guest) power(m *wire.PowerMessage) error {
+	g.needsSync.Store(true)
+	if all := g.vm.groups.all; all != nil {
+		_ = all.Freeze(true) // nothing writes meanwhile
+	}
+	unix.Sync()
+	_ = g.inside(func() error {
+		for _, target := range slices.Backward(g.vm.mounts) {
+			if unix.Unmount(target, unix.MNT_DETACH) != nil {
+				_ = unix.Mount("", target, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+			}
+		}
+		return nil
+	})
+	unix.Sync()
+	how := unix.LINUX_REBOOT_CMD_POWER_OFF
+	if m.Reboot {
+		how = unix.LINUX_REBOOT_CMD_RESTART
+	}
+	time.AfterFunc(powerGrace, func() { _ = unix.Reboot(how) })
+	return nil
+}
