@@ -74,10 +74,9 @@ func inMachine() error {
 		})
 	}
 	if err == nil {
-		err = step("groups", g.vm.groups.make)
-		if err != nil {
-			// Without, limits of the sandbox hold as those of the machine do.
-			g.notes, err = append(g.notes, err.Error()), nil
+		if gerr := step("groups", g.vm.groups.make); gerr != nil {
+			// Without, only the machine itself is a limit.
+			g.notes = append(g.notes, gerr.Error())
 		}
 		if err = step("root", g.machineRoot); err == nil {
 			g.needsSync.Store(true)

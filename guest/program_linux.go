@@ -185,13 +185,6 @@ func (p *program) signal(sig unix.Signal) {
 	_ = unix.PidfdSendSignal(fdOf(p.fd), sig, nil, 0) // one that has ended needs none
 }
 
-// full reports whether there is no room left where programs may write. The
-// kernel counts no refusals: one that made room again is not seen.
-func full() bool {
-	var st unix.Statfs_t
-	return unix.Statfs("/", &st) == nil && (st.Bavail == 0 || st.Ffree == 0)
-}
-
 func startError(file string, err error) error {
 	class := ""
 	switch {

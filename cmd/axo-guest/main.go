@@ -1,5 +1,5 @@
-// Command axo-guest is the first process of a container or a virtual machine. The engine starts it;
-// see package guest.
+// Command axo-guest is the first process of a container or a virtual machine. The
+// engine starts it; see package guest.
 package main
 
 import (

@@ -76,8 +76,8 @@ func (m *HelloMessage) Parse(body []byte) error {
 	})
 }
 
-// ExecMessage starts a process on the frame's stream. The stream's number is
-// new on this connection and larger than those before it.
+// ExecMessage starts a process on the frame's stream, whose number is new on this
+// connection.
 type ExecMessage struct {
 	ID      string
 	Args    []string
@@ -178,7 +178,7 @@ const (
 	CauseFailed   Cause = 5 // the worker could not run it: Detail
 )
 
-// ExitMessage ends a stream. Counters are of the whole process.
+// ExitMessage tells the end of a process. Counters are of the whole process.
 type ExitMessage struct {
 	Cause      Cause
 	Code       uint64 // exit status, as 32 bits
