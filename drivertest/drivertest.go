@@ -28,7 +28,7 @@ type Config struct {
 	// the suite and was not before is a leak. nil: none of these are made.
 	Leftovers func(t testing.TB) []string
 	// Patience is how long the suite waits for what must happen before it
-	// calls it a hang; 0: 10 s (a minute for hosts that emulate).
+	// calls it a hang; 0: 30 s, for hosts that are busy.
 	Patience time.Duration
 	// Large is the size of the largest stream; 0: 64 MiB, 4 MiB with -short.
 	Large int64
@@ -38,7 +38,7 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	if c.Patience <= 0 {
-		c.Patience = 10 * time.Second
+		c.Patience = 30 * time.Second
 	}
 	if c.Large <= 0 {
 		c.Large = 64 << 20

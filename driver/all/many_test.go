@@ -46,7 +46,7 @@ func TestManyAtOnce(t *testing.T) {
 					r, want = late, isolation.ReasonTimeoutWall
 					r.Process.Limits.Wall = 200 * time.Millisecond
 				}
-				r.Spec.Tenant, r.Stdin, r.Stdout = tenant, strings.NewReader(text), &out
+				r.Spec.Tenant, r.Stdin, r.Stdout, r.Capture = tenant, strings.NewReader(text), &out, engine.DefaultCapture
 				res, err := e.Run(t.Context(), r)
 				switch {
 				case err != nil:
@@ -54,7 +54,7 @@ func TestManyAtOnce(t *testing.T) {
 				case res.Exit.Reason != want:
 					t.Errorf("%s %d ends with %v, want %s", f.name, i, res.Exit, want)
 				case want == isolation.ReasonExited && out.String() != text:
-					t.Errorf("%s %d: %d bytes came, not its own %d", f.name, i, out.Len(), len(text))
+					t.Errorf("%s %d: %d bytes came, not its own %d; it %v, wrote %d bytes and %q", f.name, i, out.Len(), len(text), res.Exit, res.StdoutBytes, res.Stderr)
 				}
 			})
 		}

@@ -17,17 +17,18 @@ type output struct {
 	grant func(n int) // gives credit back; not called after close
 
 	mu      sync.Mutex
-	idle    sync.Cond   // signalled when pumping ends
-	queue   []byte      // guarded by mu
-	spare   []byte      // guarded by mu; the buffer that is not in use
-	pumping bool        // guarded by mu
-	closed  bool        // guarded by mu; no new write begins
-	drain   *time.Timer // guarded by mu; set by finish
-	failed  bool        // guarded by mu; the writer returned an error
-	total   int64       // guarded by mu
-	passed  int64       // guarded by mu; taken by the writer
-	owed    int         // guarded by mu; credit not yet given back
-	credit  int         // guarded by mu; what the worker may still send
+	idle    sync.Cond // signalled when pumping ends
+	queue   []byte    // guarded by mu
+	spare   []byte    // guarded by mu; the buffer that is not in use
+	pumping bool      // guarded by mu
+	closed  bool      // guarded by mu; no new write begins
+	writing int64     // guarded by mu; number of the Write under way; 0: none is
+	writes  int64     // guarded by mu; how many have begun
+	failed  bool      // guarded by mu; the writer returned an error
+	total   int64     // guarded by mu
+	passed  int64     // guarded by mu; taken by the writer
+	owed    int       // guarded by mu; credit not yet given back
+	credit  int       // guarded by mu; what the worker may still send
 }
 
 func (o *output) init(w io.Writer, grant func(int)) {
@@ -80,9 +81,12 @@ func (o *output) pump() {
 	for len(o.queue) > 0 && !o.closed && !o.failed {
 		b := o.queue
 		o.queue = nil
+		o.writes++
+		o.writing = o.writes
 		o.mu.Unlock()
 		n, err := o.w.Write(b)
 		o.mu.Lock()
+		o.writing = 0
 		o.passed += int64(max(0, min(n, len(b))))
 		o.spare = b[:0]
 		if err != nil || n < len(b) {
@@ -90,9 +94,6 @@ func (o *output) pump() {
 			o.queue = nil
 		}
 		o.giveLocked(len(b))
-		if o.drain != nil {
-			o.drain.Reset(drainGrace)
-		}
 	}
 	o.pumping = false
 	o.idle.Broadcast()
@@ -105,27 +106,45 @@ func (o *output) settled() bool {
 	return !o.pumping
 }
 
-// drainGrace is how long the end of a run waits for one Write that is blocked.
-// A slow writer that goes on taking output gets all of it.
-const drainGrace = 100 * time.Millisecond
+// A Write that is blocked for this many ticks after the end of a run is given
+// up. Ticks are counted, not time, so that a host that was stalled for a while
+// counts as one of them, not as a stuck writer; and they are many, because on a
+// loaded host a good writer may wait so long for a processor.
+const (
+	drainTick  = 25 * time.Millisecond
+	drainTicks = 20
+)
 
-// finish waits until what was pushed has been written, as long as each Write
-// returns within drainGrace, and lets no new write begin after that.
+// finish waits until what was pushed has been written, unless a Write is stuck,
+// and lets no new write begin after that. A slow writer that goes on taking
+// output gets all of it.
 func (o *output) finish() isolation.Output {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.pumping {
-		blocked := func() {
+		var timer *time.Timer
+		var in int64
+		stuck := 0
+		timer = time.AfterFunc(drainTick, func() {
 			o.mu.Lock()
 			defer o.mu.Unlock()
+			if o.closed {
+				return
+			}
+			if stuck++; o.writing == 0 || o.writing != in {
+				in, stuck = o.writing, 0
+			}
+			if stuck < drainTicks {
+				timer.Reset(drainTick)
+				return
+			}
 			o.closed = true
 			o.idle.Broadcast()
-		}
-		o.drain = time.AfterFunc(drainGrace, blocked)
+		})
 		for o.pumping && !o.closed {
 			o.idle.Wait()
 		}
-		o.drain.Stop()
+		timer.Stop()
 	}
 	o.closed = true
 	return isolation.Output{Bytes: o.total, Dropped: o.total - o.passed}
