@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/axocoatl/isolation/driver/all"
 	"github.com/axocoatl/isolation/internal/failpoint"
 	"github.com/axocoatl/isolation/internal/testprog"
 )
@@ -56,10 +57,13 @@ func (h *host) groups(t *testing.T, pid int) (list []string) {
 	return list
 }
 
-// workers lists the processes that run a program of this host.
+// workers lists the processes that run a program of this host, and those that
+// were told of its state directory.
 func (h *host) workers(t *testing.T) (pids []string) {
 	for _, link := range h.glob(t, "/proc/[0-9]*/exe") {
 		if exe, err := os.Readlink(link); err == nil && strings.HasPrefix(exe, h.dir) {
+			pids = append(pids, filepath.Dir(link))
+		} else if b, err := os.ReadFile(filepath.Join(filepath.Dir(link), "cmdline")); err == nil && strings.Contains(string(b), h.state) {
 			pids = append(pids, filepath.Dir(link))
 		}
 	}
@@ -88,7 +92,7 @@ func (h *host) clean(t *testing.T, pid int) {
 	if left := h.groups(t, pid); len(left) > 0 {
 		t.Errorf("control groups are left: %v", left)
 	}
-	for _, pattern := range []string{"wasm/tmp-*", "spill/*", "*/*.tmp"} {
+	for _, pattern := range []string{"wasm/tmp-*", "spill/*", "*/*.tmp", "oci/*/*"} {
 		if left := h.glob(t, filepath.Join(h.state, pattern)); len(left) > 0 {
 			t.Errorf("left: %v", left)
 		}
@@ -150,6 +154,18 @@ func TestKilledAtEachFailpoint(t *testing.T) {
 			dead(t, point, "--engine", "builtin", "--memory", "64M", "--", "/bin/sh", "-c", "sleep 86399 & setsid sleep 86399 & sleep 0.1")
 			eventually(t, "the container to go", func() bool { return traces(t) == before })
 		})
+	}
+	// With a runtime there is more to leave: its own process, its notes, its
+	// control groups.
+	for _, name := range all.Runtimes() {
+		for _, point := range []string{failpoint.OCIStarted, failpoint.OCIMade, failpoint.Exited} {
+			t.Run(point+"/"+name, func(t *testing.T) {
+				t.Setenv("AXO_"+strings.ToUpper(name)+"_PATH", testprog.Runtime(t, name))
+				before := traces(t)
+				dead(t, point, "--engine", name, "--memory", "64M", "--", "/bin/sh", "-c", "sleep 86399 & setsid sleep 86399 & sleep 0.1")
+				eventually(t, "the container to go", func() bool { return traces(t) == before })
+			})
+		}
 	}
 	for _, point := range failpoint.None {
 		t.Run(point+"/native", func(t *testing.T) { dead(t, point, "--native", "--", "sleep", "0.1") })

@@ -26,7 +26,14 @@ func newEngine(t *testing.T) *engine.Engine {
 	state := t.TempDir()
 	c := all.Config{StateDir: state, Worker: testprog.Worker(t)}
 	if runtime.GOOS == "linux" {
-		c.Guest = testprog.Guest(t)
+		c.Guest, c.Runtimes = testprog.Guest(t), map[string]string{}
+		for _, name := range all.Runtimes() {
+			path, err := testprog.FindRuntime(name)
+			if err != nil {
+				t.Logf("%s: %v", name, err) // formsOf says what follows
+			}
+			c.Runtimes[name] = path
+		}
 	}
 	reg, err := all.Registry(c)
 	if err != nil {
@@ -46,15 +53,16 @@ func newEngine(t *testing.T) *engine.Engine {
 
 // form is a way to have the same program: compiled for a tier.
 type form struct {
-	name    string // of the tier
+	name    string // of the tier, or of the engine
+	tier    string
 	request func(t *testing.T, program string) engine.Request
 }
 
 // formsOf lists the forms that run here.
-func formsOf(t *testing.T, e *engine.Engine) []form {
+func formsOf(t *testing.T, e *engine.Engine, all []form) []form {
 	t.Helper()
 	var out []form
-	for _, f := range forms {
+	for _, f := range all {
 		_, err := e.Explain(t.Context(), f.request(t, "exit"))
 		switch {
 		case err == nil:
@@ -68,20 +76,35 @@ func formsOf(t *testing.T, e *engine.Engine) []form {
 	return out
 }
 
-var forms = []form{
-	{"none", func(t *testing.T, program string) engine.Request {
+var forms = append(tierForms, engineForms()...)
+
+// engineForms are the container's form once more for each runtime.
+func engineForms() []form {
+	var out []form
+	for _, name := range all.Runtimes() {
+		out = append(out, form{name, "oci", func(t *testing.T, program string) engine.Request {
+			r := tierForms[len(tierForms)-1].request(t, program)
+			r.Engine = name
+			return r
+		}})
+	}
+	return out
+}
+
+var tierForms = []form{
+	{"none", "none", func(t *testing.T, program string) engine.Request {
 		return engine.Request{
 			Spec:    isolation.Spec{Requirement: isolation.NativeTrusted},
 			Process: isolation.ProcessSpec{Args: []string{testprog.GoNative(t, program)}},
 		}
 	}},
-	{"wasm", func(t *testing.T, program string) engine.Request {
+	{"wasm", "wasm", func(t *testing.T, program string) engine.Request {
 		return engine.Request{
 			Spec:    isolation.Spec{Requirement: isolation.WasmCompiled, Module: isolation.Module{Path: testprog.Go(t, program)}},
 			Process: isolation.ProcessSpec{Args: []string{program}},
 		}
 	}},
-	{"oci", func(t *testing.T, program string) engine.Request {
+	{"oci", "oci", func(t *testing.T, program string) engine.Request {
 		native, tier := testprog.GoNative(t, program), isolation.TierOCI
 		return engine.Request{
 			Tier: &tier,
@@ -97,7 +120,7 @@ var forms = []form{
 // TestDifferential runs the same programs in every tier: same bytes, same end.
 func TestDifferential(t *testing.T) {
 	e := newEngine(t)
-	here := formsOf(t, e)
+	here := formsOf(t, e, forms)
 	data := t.TempDir()
 	sales := "day,region,amount\n"
 	sum := 0
@@ -222,7 +245,7 @@ func TestDifferential(t *testing.T) {
 // column of tier none is the control that shows that the program would do it.
 func TestDifferences(t *testing.T) {
 	e := newEngine(t)
-	here := formsOf(t, e)
+	here := formsOf(t, e, forms)
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte("canary"), 0o600); err != nil {
 		t.Fatal(err)
@@ -243,7 +266,7 @@ func TestDifferences(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s, %s: %v", c.name, f.name, err)
 			}
-			if want := c.want[f.name]; res.Exit.Code != want {
+			if want := c.want[f.tier]; res.Exit.Code != want {
 				t.Errorf("%s: %s ends with %v and %q, want status %d", c.name, f.name, res.Exit, res.Stdout, want)
 			}
 			if leaked := strings.Contains(fmt.Sprint(res.Stdout, res.Stderr), "canary"); leaked && f.name != "none" {
@@ -256,7 +279,7 @@ func TestDifferences(t *testing.T) {
 // TestMemoryHog takes all that it can get, in each tier that bounds memory.
 func TestMemoryHog(t *testing.T) {
 	e := newEngine(t)
-	here := formsOf(t, e)
+	here := formsOf(t, e, forms)
 	for _, f := range here {
 		r := f.request(t, "hog")
 		r.Spec.Resources.MemoryBytes = 64 << 20
@@ -282,7 +305,7 @@ func TestMemoryHog(t *testing.T) {
 // TestFloodOfTwoGB keeps head and tail of 2 GB of output in bounded memory.
 func TestFloodOfTwoGB(t *testing.T) {
 	e := newEngine(t)
-	here := formsOf(t, e)
+	here := formsOf(t, e, tierForms)
 	const size = 2 << 30
 	var before runtime.MemStats
 	runtime.GC()
@@ -311,7 +334,7 @@ func TestFloodOfTwoGB(t *testing.T) {
 // whose input has no end is stopped at its deadline.
 func TestStdinNeverEnds(t *testing.T) {
 	e := newEngine(t)
-	here := formsOf(t, e)
+	here := formsOf(t, e, tierForms)
 	for _, f := range here {
 		pr, pw := io.Pipe()
 		r := f.request(t, "exit")

@@ -20,7 +20,7 @@ import (
 // of theirs is open afterwards.
 func TestManyAtOnce(t *testing.T) {
 	e := newEngine(t)
-	here := formsOf(t, e)
+	here := formsOf(t, e, tierForms)
 	warm := func(f form) { // so that compiling is not part of it
 		r := f.request(t, "cat")
 		r.Process.Limits.Wall = time.Minute
