@@ -1,0 +1,355 @@
+package escape
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/all"
+	"github.com/axocoatl/isolation/internal/testprog"
+)
+
+// Target is that of the attack program.
+type Target struct {
+	Control                 bool
+	Secret, Content, Handle string
+	PID                     int
+	Marker                  string
+	Socket, Abstract        string
+	TCP, SHM                int
+	Major, Minor            int
+	Devices                 []string
+	Shared, ReadOnly        string
+	Loop                    bool
+}
+
+// attacks are those that get nothing but the target. users says as whom they are
+// tried: "" is the sandbox's user, "0" its root.
+var attacks = []struct {
+	name  string
+	users []string
+}{
+	{"calls", []string{"", "0"}}, {"namespaces", []string{"", "0"}}, {"cgroup", []string{"", "0"}}, {"files", []string{"", "0"}}, {"devices", []string{"", "0"}},
+	{"mknod", []string{"", "0"}}, {"exe", []string{"", "0"}}, {"leaks", []string{"", "0"}}, {"handle", []string{"", "0"}}, {"processes", []string{"", "0"}},
+	{"sockets", []string{""}}, {"network", []string{""}}, {"ipc", []string{"", "0"}}, {"rights", []string{"", "0"}}, {"mounts", []string{"", "0"}},
+	// The directory belongs to the sandbox's user.
+	{"shared", []string{""}},
+}
+
+// What the sandbox is given of the host.
+const (
+	programDir  = "/opt/escape"
+	sharedDir   = "/shared"
+	readOnlyDir = "/readonly"
+)
+
+// lab is a host with things to reach.
+type lab struct {
+	dir     string // with the attack program
+	shared  string
+	inside  Target // as the sandbox has it
+	outside Target
+}
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		missing(t, "root, for the controls")
+	}
+	top := t.TempDir()
+	l := &lab{dir: filepath.Join(top, "program"), shared: filepath.Join(top, "shared")}
+	readOnly := filepath.Join(top, "readonly")
+	for _, d := range []string{l.dir, l.shared, readOnly} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	build := exec.Command("go", "build", "-o", l.dir+"/", "./attack")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	random := fmt.Sprintf("axo-escape-%x", time.Now().UnixNano())
+	o := Target{Control: true, Secret: filepath.Join(top, "secret"), Content: random + "-content", Handle: l.dir, Marker: random + "-marker", Abstract: random, Shared: filepath.Join(top, "outside"), ReadOnly: readOnly}
+	if err := os.WriteFile(o.Secret, []byte(o.Content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(o.Shared, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	o.Socket = filepath.Join(top, "socket")
+	for _, name := range []string{o.Socket, "@" + o.Abstract} {
+		s, err := net.Listen("unix", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+	}
+	s, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	o.TCP = s.Addr().(*net.TCPAddr).Port
+	o.SHM = int(time.Now().UnixNano()&0x3fffffff | 1)
+	id, err := unix.SysvShmGet(o.SHM, 4096, unix.IPC_CREAT|unix.IPC_EXCL|0o666)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = unix.SysvShmCtl(id, unix.IPC_RMID, nil) })
+	o.Major, o.Minor = disk(t)
+	for _, d := range []string{"console", "kmsg", "mem", "port", "kvm", "vda", "sda", "nvme0n1", "loop0", "loop-control", "fuse", "net/tun", "tty0", "vhost-net", "hwrng", "btrfs-control", "vsock"} {
+		if _, err := os.Lstat("/dev/" + d); err == nil {
+			o.Devices = append(o.Devices, d)
+		}
+	}
+	// A process of a program of its own, which nobody else is disturbed by.
+	program := filepath.Join(top, "process")
+	if b, err := os.ReadFile(filepath.Join(l.dir, "attack")); err != nil {
+		t.Fatal(err)
+	} else if err := os.WriteFile(program, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	victim := exec.Command(program, "wait", "{}", o.Marker)
+	in, err := victim.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := victim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); _ = victim.Wait() })
+	o.PID = victim.Process.Pid
+	l.outside, l.inside = o, o
+	l.inside.Control, l.inside.Handle, l.inside.Shared, l.inside.ReadOnly = false, programDir, sharedDir, readOnlyDir
+	return l
+}
+
+// disk is a block device of the host, one that its root can open if there is one.
+func disk(t *testing.T) (major, minor int) {
+	t.Helper()
+	for _, name := range []string{"/dev/vda", "/dev/sda", "/dev/nvme0n1", "/dev/loop0", "/dev/ram0"} {
+		var st unix.Stat_t
+		if unix.Stat(name, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+			continue
+		}
+		major, minor = int(unix.Major(st.Rdev)), int(unix.Minor(st.Rdev))
+		if f, err := os.Open(name); err == nil {
+			f.Close()
+			break
+		}
+	}
+	return major, minor
+}
+
+// missing skips what cannot be shown here, or fails where it must be.
+func missing(t *testing.T, what string) {
+	t.Helper()
+	if os.Getenv("AXO_REQUIRE") != "" {
+		t.Fatalf("needs %s", what)
+	}
+	t.Skipf("SKIPPED, NOT PROVED: needs %s", what)
+}
+
+// finding is what an attack said about one thing.
+type finding struct{ verdict, why string }
+
+// parse reads the lines of an attack.
+func parse(out []byte) map[string]finding {
+	found := map[string]finding{}
+	for s := bufio.NewScanner(bytes.NewReader(out)); s.Scan(); {
+		verdict, rest, _ := strings.Cut(s.Text(), " ")
+		thing, why, ok := strings.Cut(rest, ": ")
+		if ok && slices.Contains([]string{"ESCAPED", "held", "absent"}, verdict) {
+			found[thing] = finding{verdict, why}
+		}
+	}
+	return found
+}
+
+// control runs an attack outside, as root, in a mount namespace of its own.
+func (l *lab) control(t *testing.T, name string) map[string]finding {
+	t.Helper()
+	arg, err := json.Marshal(l.outside)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(filepath.Join(l.dir, "attack"), name, string(arg))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("control: %v %s%s", err, out, errOut.Bytes())
+	}
+	return parse(out)
+}
+
+// engines are those of the tier that work here.
+func engines(t *testing.T) []isolation.Driver {
+	t.Helper()
+	reg, err := all.Registry(all.Config{Guest: testprog.Guest(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []isolation.Driver
+	for _, r := range reg.All() {
+		t.Cleanup(func() { r.Driver.Close() })
+		if r.Tier != isolation.TierOCI {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		f, err := r.Driver.Probe(ctx)
+		cancel()
+		if err != nil {
+			t.Logf("SKIPPED, NOT PROVED: engine %s: %v", r.Driver.Name(), err)
+			continue
+		}
+		t.Logf("engine %s %s", r.Driver.Name(), f.Version)
+		list = append(list, r.Driver)
+	}
+	if len(list) == 0 {
+		missing(t, "an engine that works")
+	}
+	return list
+}
+
+func (l *lab) spec() isolation.Spec {
+	return isolation.Spec{Requirement: isolation.Arbitrary, Mounts: []isolation.Mount{
+		{Source: l.dir, Destination: programDir, ReadOnly: true}, {Source: l.shared, Destination: sharedDir},
+		{Source: l.outside.ReadOnly, Destination: readOnlyDir, ReadOnly: true},
+	}}
+}
+
+func create(t *testing.T, d isolation.Driver, spec isolation.Spec) isolation.Sandbox {
+	t.Helper()
+	sb, err := d.Create(t.Context(), fmt.Sprintf("escape-%d-%d", os.Getpid(), time.Now().UnixNano()), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := sb.Delete(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return sb
+}
+
+// exec runs a program in a sandbox.
+func execute(t *testing.T, sb isolation.Sandbox, p isolation.ProcessSpec) (out []byte, exit isolation.Exit, err error) {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	p.Limits.Wall = 30 * time.Second
+	proc, err := sb.Exec(t.Context(), p, isolation.Stdio{Stdout: &stdout, Stderr: &stderr})
+	if err != nil {
+		return nil, exit, err
+	}
+	if exit, err = proc.Wait(t.Context()); err == nil && stderr.Len() > 0 {
+		t.Logf("stderr: %s", stderr.Bytes())
+	}
+	return stdout.Bytes(), exit, err
+}
+
+func (l *lab) process(t *testing.T, name string, edit func(*Target)) isolation.ProcessSpec {
+	t.Helper()
+	in := l.inside
+	if edit != nil {
+		edit(&in)
+	}
+	arg, err := json.Marshal(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return isolation.ProcessSpec{Args: []string{programDir + "/attack", name, string(arg)}, Cwd: "/"}
+}
+
+// judge holds what an attack found inside against what it found outside.
+func judge(t *testing.T, inside, control map[string]finding) {
+	t.Helper()
+	if len(inside) == 0 {
+		t.Error("the attack said nothing")
+	}
+	for thing, c := range control {
+		i, ok := inside[thing]
+		switch {
+		case !ok && c.verdict == "ESCAPED":
+			t.Errorf("%s was not tried; outside: %s", thing, c.why)
+		case i.verdict == "ESCAPED":
+			t.Errorf("%s: ESCAPED: %s", thing, i.why)
+		}
+	}
+	for thing, i := range inside {
+		if _, ok := control[thing]; !ok && i.verdict == "ESCAPED" {
+			t.Errorf("%s: ESCAPED: %s", thing, i.why)
+		}
+	}
+}
+
+// TestAttacks tries each attack outside and then on every engine.
+func TestAttacks(t *testing.T) {
+	l := newLab(t)
+	controls := map[string]map[string]finding{}
+	t.Run("control", func(t *testing.T) {
+		for _, a := range attacks {
+			t.Run(a.name, func(t *testing.T) {
+				c := l.control(t, a.name)
+				controls[a.name] = c
+				shown := 0
+				for thing, f := range c {
+					switch f.verdict {
+					case "ESCAPED":
+						shown++
+					case "absent":
+						t.Logf("NOT PROVED: %s: this host has nothing of the kind: %s", thing, f.why)
+					default:
+						// It is held outside as well, so the sandbox's refusal tells
+						// nothing.
+						t.Logf("NOT PROVED: %s is refused outside too: %s", thing, f.why)
+					}
+				}
+				if shown == 0 {
+					t.Skip("SKIPPED, NOT PROVED: nothing of this works outside on this host, so that it is refused inside tells nothing")
+				}
+			})
+		}
+	})
+	for _, d := range engines(t) {
+		t.Run(d.Name(), func(t *testing.T) {
+			sb := create(t, d, l.spec())
+			for _, a := range attacks {
+				for _, user := range a.users {
+					name := a.name
+					if user != "" {
+						name += " as " + user
+					}
+					t.Run(name, func(t *testing.T) {
+						p := l.process(t, a.name, nil)
+						p.User = user
+						out, exit, err := execute(t, sb, p)
+						if err != nil {
+							t.Fatal(err)
+						}
+						if exit.Reason != isolation.ReasonExited || exit.Code != 0 {
+							t.Fatalf("%v: %s", exit, out)
+						}
+						judge(t, parse(out), controls[a.name])
+					})
+				}
+			}
+		})
+	}
+}
