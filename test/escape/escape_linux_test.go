@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -57,6 +58,33 @@ const (
 	readOnlyDir = "/readonly"
 )
 
+// programs has attack, axo and axo-guest.
+var programs string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "axo-escape-")
+		if err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(dir)
+		// Users of their own have to come to them.
+		if err := os.Chmod(dir, 0o755); err != nil {
+			panic(err)
+		}
+		programs = dir
+		build := exec.Command("go", "build", "-o", dir+"/", "./attack")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			panic(string(out))
+		}
+		if err := testprog.BuildCommands(dir, []string{"axo", "axo-guest"}); err != nil {
+			panic(err)
+		}
+		return m.Run()
+	}())
+}
+
 // lab is a host with things to reach.
 type lab struct {
 	dir     string // with the attack program
@@ -78,10 +106,10 @@ func newLab(t *testing.T) *lab {
 			t.Fatal(err)
 		}
 	}
-	build := exec.Command("go", "build", "-o", l.dir+"/", "./attack")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v %s", err, out)
+	if b, err := os.ReadFile(filepath.Join(programs, "attack")); err != nil {
+		t.Fatal(err)
+	} else if err := os.WriteFile(filepath.Join(l.dir, "attack"), b, 0o755); err != nil {
+		t.Fatal(err)
 	}
 	random := fmt.Sprintf("axo-escape-%x", time.Now().UnixNano())
 	o := Target{Control: true, Secret: filepath.Join(top, "secret"), Content: random + "-content", Handle: l.dir, Marker: random + "-marker", Abstract: random, Shared: filepath.Join(top, "outside"), ReadOnly: readOnly}
@@ -199,10 +227,28 @@ func (l *lab) control(t *testing.T, name string) map[string]finding {
 	return parse(out)
 }
 
+// working tells which engines of the tier work here, and why others do not.
+var working = sync.OnceValue(func() map[string]error {
+	found := map[string]error{}
+	reg, err := all.Registry(all.Config{Guest: filepath.Join(programs, "axo-guest")})
+	if err != nil {
+		panic(err)
+	}
+	for _, r := range reg.All() {
+		if r.Tier == isolation.TierOCI {
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			_, found[r.Driver.Name()] = r.Driver.Probe(ctx)
+			cancel()
+		}
+		_ = r.Driver.Close()
+	}
+	return found
+})
+
 // engines are those of the tier that work here.
 func engines(t *testing.T) []isolation.Driver {
 	t.Helper()
-	reg, err := all.Registry(all.Config{Guest: testprog.Guest(t)})
+	reg, err := all.Registry(all.Config{Guest: filepath.Join(programs, "axo-guest")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,14 +258,10 @@ func engines(t *testing.T) []isolation.Driver {
 		if r.Tier != isolation.TierOCI {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		f, err := r.Driver.Probe(ctx)
-		cancel()
-		if err != nil {
+		if err := working()[r.Driver.Name()]; err != nil {
 			t.Logf("SKIPPED, NOT PROVED: engine %s: %v", r.Driver.Name(), err)
 			continue
 		}
-		t.Logf("engine %s %s", r.Driver.Name(), f.Version)
 		list = append(list, r.Driver)
 	}
 	if len(list) == 0 {

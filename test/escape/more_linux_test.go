@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation"
-	"github.com/axocoatl/isolation/internal/testprog"
 )
 
 // TestWorkingDirectoryByDescriptor is CVE-2024-21626: a working directory that is
@@ -134,6 +133,7 @@ func TestRuntimesProgram(t *testing.T) {
 // and /proc in the root.
 func TestHostileRoot(t *testing.T) {
 	l := newLab(t)
+	drivers := engines(t)
 	control := map[string]map[string]finding{}
 	for _, a := range []string{"files", "devices", "leaks"} {
 		control[a] = l.control(t, a)
@@ -163,7 +163,7 @@ func TestHostileRoot(t *testing.T) {
 			}
 		}
 		before := string(must(os.ReadFile(l.outside.Secret)))
-		for _, d := range engines(t) {
+		for _, d := range drivers {
 			t.Run(d.Name()+"/"+name, func(t *testing.T) {
 				spec := l.spec()
 				spec.Root.Path = root
@@ -212,10 +212,7 @@ func must[T any](v T, err error) T {
 // terminal of the one who started it.
 func TestTerminal(t *testing.T) {
 	l := newLab(t)
-	dir := t.TempDir()
-	if err := testprog.BuildCommands(dir, []string{"axo", "axo-guest"}); err != nil {
-		t.Fatal(err)
-	}
+	state := t.TempDir()
 	arg, err := json.Marshal(Target{})
 	if err != nil {
 		t.Fatal(err)
@@ -252,7 +249,7 @@ func TestTerminal(t *testing.T) {
 	for _, d := range engines(t) {
 		for _, flags := range [][]string{{"-t", "-i"}, {"-i"}, {}} {
 			t.Run(d.Name()+" "+strings.Join(flags, " "), func(t *testing.T) {
-				args := append([]string{filepath.Join(dir, "axo"), "--state-dir", filepath.Join(dir, "state"), "run", "--engine", d.Name(), "--dir", l.dir + ":" + programDir + ":ro"}, flags...)
+				args := append([]string{filepath.Join(programs, "axo"), "--state-dir", state, "run", "--engine", d.Name(), "--dir", l.dir + ":" + programDir + ":ro"}, flags...)
 				args = append(args, "--", programDir+"/attack", "terminal", string(arg))
 				if got := injected(t, args...); got != "" {
 					t.Errorf("%q came to the terminal", got)
