@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -122,11 +121,22 @@ type guest struct {
 
 func newGuest() *guest { return &guest{processes: map[string]*process{}} }
 
-func (g *guest) setUp(f *os.File) error {
-	err := json.NewDecoder(f).Decode(&g.plan)
-	f.Close()
+func (g *guest) readPlan(f *os.File) error {
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
-		return fmt.Errorf("plan: %w", err)
+		return err
+	}
+	b := make([]byte, info.Size())
+	if n, err := f.ReadAt(b, 0); err != nil {
+		return fmt.Errorf("plan: %d of %d bytes: %w", n, len(b), err)
+	}
+	return g.plan.Parse(b)
+}
+
+func (g *guest) setUp(f *os.File) error {
+	if err := g.readPlan(f); err != nil {
+		return err
 	}
 	if g.plan.Process.KeepGroups {
 		// Programs have it from the guest: without a root in its user namespace,

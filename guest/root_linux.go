@@ -58,6 +58,9 @@ func (g *guest) makeRoot() (*os.File, error) {
 		return nil, err
 	}
 	defer r.close()
+	if len(p.Root.Overlay) == 0 {
+		r.own = newOwn(root)
+	}
 	for _, d := range p.Root.Dirs {
 		if err := r.dir(d); err != nil {
 			return nil, fmt.Errorf("directory %s: %w", d.Path, err)
@@ -239,14 +242,17 @@ func mountLayer(l plan.Layer, dir string) error {
 }
 
 // tree is the root that is being built, by descriptor.
-type tree struct{ fd int }
+type tree struct {
+	fd  int
+	own *own // nil: names are others'
+}
 
 func openTree(path string) (*tree, error) {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	return &tree{fd}, nil
+	return &tree{fd: fd}, nil
 }
 
 func (t *tree) close() { unix.Close(t.fd) }
@@ -285,6 +291,9 @@ func (t *tree) makeAll(dir string) (int, error) {
 }
 
 func (t *tree) dir(d plan.Dir) error {
+	if t.own.has(d.Path) {
+		return t.own.dir(d)
+	}
 	fd, err := t.makeAll(d.Path)
 	if err != nil {
 		return err
@@ -298,6 +307,9 @@ func (t *tree) dir(d plan.Dir) error {
 
 // scratch makes the directory that has the name, and binds it on its place.
 func (t *tree) scratch(m plan.Mount, name string) error {
+	if t.own.has(m.Target) {
+		return t.own.scratch(m, name)
+	}
 	to, err := t.makeAll(m.Target)
 	if err != nil {
 		return err
@@ -364,6 +376,9 @@ func (t *tree) files(p *plan.Plan) error {
 }
 
 func (t *tree) file(f plan.File) error {
+	if t.own.has(f.Path) {
+		return t.own.file(f)
+	}
 	up, base, err := t.parent(f.Path)
 	if err != nil {
 		return err
@@ -383,6 +398,9 @@ func (t *tree) file(f plan.File) error {
 }
 
 func (t *tree) link(l plan.Link) error {
+	if t.own.has(l.Path) {
+		return t.own.link(l)
+	}
 	up, base, err := t.parent(l.Path)
 	if err != nil {
 		return err
@@ -422,6 +440,12 @@ func (t *tree) place(name string, from int) (int, error) {
 }
 
 func (t *tree) mount(m plan.Mount) error {
+	if m.FD == 0 && t.own.has(m.Target) {
+		return t.own.mount(m)
+	}
+	if t.own != nil {
+		t.own.bound = append(t.own.bound, m.Target)
+	}
 	from, err := m.FD, error(nil)
 	switch {
 	case m.FD > 0:

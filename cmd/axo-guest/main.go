@@ -1,5 +1,9 @@
 // Command axo-guest is the first process of a container or a virtual machine. The
 // engine starts it; see package guest.
+
+// Who starts it sets GOMAXPROCS: it need not look at control groups.
+//
+//go:debug containermaxprocs=0
 package main
 
 import (

@@ -2,10 +2,8 @@ package oci
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
@@ -54,17 +52,12 @@ func (l *launch) share(c *container, p *plan.Plan) {
 
 // plan gives the guest its plan.
 func (l *launch) plan(p *plan.Plan) error {
-	doc, err := json.Marshal(p)
-	if err != nil {
-		return err
-	}
-	f, err := memoryFile("plan", doc)
+	f, err := memoryFile("plan", p.Append(nil))
 	if err != nil {
 		return err
 	}
 	l.files[plan.PlanFD] = l.keep(f)
-	_, err = f.Seek(0, io.SeekStart)
-	return err
+	return nil
 }
 
 func (l *launch) close() {
@@ -111,7 +104,7 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 	}
 	l.keep(exe)
 	pid, pidfd, err := e.spawner.Start(spawn.Spec{
-		Path: fmt.Sprintf("/proc/self/fd/%d", exe.Fd()), Args: []string{guestName}, Env: []string{"GOMAXPROCS=2"}, Dir: "/", Files: l.files,
+		Path: fmt.Sprintf("/proc/self/fd/%d", exe.Fd()), Args: []string{guestName}, Env: []string{"GOMAXPROCS=1"}, Dir: "/", Files: l.files,
 		Cred: c.ids.credential(), KeepCapabilities: c.ids.single,
 		ParentDeathSignal: syscall.SIGKILL,
 		Namespaces:        namespaces,

@@ -7,132 +7,132 @@ package plan
 // Descriptors that the guest inherits. Those of mounts follow.
 const (
 	SocketFD = 3 // connection to the host; see guest/wire
-	PlanFD   = 4 // a file with the Plan as JSON
+	PlanFD   = 4 // a file with the Plan, as Append writes it
 	FirstFD  = 5
 )
 
 // Plan is a container.
 type Plan struct {
-	Hostname string `json:"hostname"`
+	Hostname string
 	// Staging is a directory of the host that every user can reach. The root is
 	// built on it, in the container's own mount namespace.
-	Staging string `json:"staging"`
-	Root    Root   `json:"root"`
+	Staging string
+	Root    Root
 	// Made: an OCI runtime has made the root, its mounts and the host name. The
 	// guest adds directories and files of Root, a proc of the programs' pid
 	// namespace, Masked and ReadOnly.
-	Made   bool    `json:"made,omitempty"`
-	Mounts []Mount `json:"mounts"` // in this order
-	Late   []Link  `json:"late"`   // links in what was mounted
+	Made   bool
+	Mounts []Mount // in this order
+	Late   []Link  // links in what was mounted
 	// Masked and ReadOnly are paths in the container, made unreadable and
 	// unwritable after the mounts (runtime-spec, maskedPaths, readonlyPaths).
-	Masked   []string `json:"masked"`
-	ReadOnly []string `json:"readonly"`
-	Loopback bool     `json:"loopback"`
+	Masked   []string
+	ReadOnly []string
+	Loopback bool
 	// Tasks are descriptors of cgroup.procs files that every program joins.
-	Tasks []int `json:"tasks"`
+	Tasks []int
 	// Held are descriptors that are kept open as long as the container lives.
-	Held []int `json:"held"`
+	Held []int
 	// Process settles what is the same for all programs.
-	Process Process `json:"process"`
+	Process Process
 }
 
 // Root is the root file system.
 type Root struct {
 	// Overlay makes it of these directories, base first, with a writable layer
 	// that goes with the container. Else it is an empty tmpfs.
-	Overlay []Layer `json:"overlay,omitempty"`
+	Overlay []Layer
 	// SetID: set-user-ID files of the overlay work.
-	SetID bool `json:"setid,omitempty"`
+	SetID bool
 	// Size bounds, in bytes, what is written to the root and to Scratch mounts
 	// together.
-	Size     int64  `json:"size"`
-	Inodes   int64  `json:"inodes"`
-	ReadOnly bool   `json:"readonly"`
-	Dirs     []Dir  `json:"dirs"`
-	Files    []File `json:"files"`
-	Links    []Link `json:"links"`
+	Size     int64
+	Inodes   int64
+	ReadOnly bool
+	Dirs     []Dir
+	Files    []File
+	Links    []Link
 }
 
 // Layer is one read-only directory of an overlay.
 type Layer struct {
 	// FD is a detached mount (open_tree(2)) that the guest inherited.
-	FD int `json:"fd,omitempty"`
+	FD int
 	// Source is a path of the host, if FD is 0.
-	Source string `json:"source,omitempty"`
+	Source string
 }
 
 // Dir is a directory to be made.
 type Dir struct {
-	Path string `json:"path"`
-	Mode uint32 `json:"mode"` // 0: 0755, and one that is there stays as it is
+	Path string
+	Mode uint32 // 0: 0755, and one that is there stays as it is
 	// Scratch: it is a writable place of its own, whatever the root is. The
 	// guest makes it for a Mount.
-	Scratch bool `json:"scratch,omitempty"`
-	UID     int  `json:"uid"` // -1: the guest's
-	GID     int  `json:"gid"`
+	Scratch bool
+	UID     int // -1: the guest's
+	GID     int
 }
 
 // File is a small file to be made.
 type File struct {
-	Path string `json:"path"`
-	Mode uint32 `json:"mode"`
-	Data string `json:"data"`
+	Path string
+	Mode uint32
+	Data string
 }
 
 // Link is a symbolic link to be made.
 type Link struct {
-	Path   string `json:"path"`
-	Target string `json:"target"`
+	Path   string
+	Target string
 }
 
 // Mount is one mount. Its place is made: a file for a Source or FD that is
 // one, else a directory.
 type Mount struct {
-	Target string `json:"target"`
+	Target string
 	// Scratch is a new writable directory, in the file system that has the
 	// root's size.
-	Scratch *Dir `json:"scratch,omitempty"`
+	Scratch *Dir
 	// FD is a detached mount (open_tree(2)) that the guest inherited.
-	FD int `json:"fd,omitempty"`
+	FD int
 	// Source is a path of the host to be bound, with Attr.
-	Source string `json:"source,omitempty"`
+	Source string
 	// Type, Flags and Data make a new file system (mount(2)).
-	Type  string  `json:"type,omitempty"`
-	Flags uintptr `json:"flags,omitempty"`
-	Data  string  `json:"data,omitempty"`
+	Type  string
+	Flags uintptr
+	Data  string
 	// Attr are MOUNT_ATTR flags of a bound Source, set on all below it, or of
 	// Scratch.
-	Attr uint64 `json:"attr,omitempty"`
+	Attr uint64
 	// Optional: a host that does not allow it goes without.
-	Optional bool `json:"optional,omitempty"`
+	Optional bool
 }
 
 // Process is what programs are started with.
 type Process struct {
-	UID  int    `json:"uid"`
-	GID  int    `json:"gid"`
-	Home string `json:"home"`
+	UID  int
+	GID  int
+	Home string
 	// User is who programs are unless they ask for another: looked up in the
 	// root's /etc/passwd. Empty: UID, GID and Home.
-	User string `json:"user,omitempty"`
+	User string
 	// Image: the root is an image's, and programs find what they would with
 	// docker: PATH and HOME if their environment has none, group 0 for users that
 	// /etc/passwd does not have.
-	Image bool `json:"image,omitempty"`
+	Image bool
 	// KeepGroups: the user namespace does not allow setgroups(2), and has one
 	// user only.
-	KeepGroups bool     `json:"keep_groups,omitempty"`
-	Groups     []uint32 `json:"groups,omitempty"` // of the default user, besides
+	KeepGroups bool
+	Groups     []uint32 // of the default user, besides
 	// NoNewPrivs: nothing that a program executes has more rights than it has
 	// (PR_SET_NO_NEW_PRIVS(2const)). Without, set-user-ID files of the root work.
-	NoNewPrivs bool `json:"no_new_privs,omitempty"`
+	NoNewPrivs bool
 	// Bounding are the numbers of the capabilities that such a file can give.
-	Bounding    []int `json:"bounding,omitempty"`
-	OOMScoreAdj int   `json:"oom_score_adj,omitempty"` // proc_pid_oom_score_adj(5)
+	Bounding    []int
+	OOMScoreAdj int // proc_pid_oom_score_adj(5)
 	// Filter is a seccomp program: instructions of 8 bytes in host order.
-	Filter []byte `json:"filter"`
-	CPUs   int    `json:"cpus,omitempty"` // affinity to this many; 0: all
+	Filter []byte
+	CPUs   int // affinity to this many; 0: all
 }
 
 // MachineFile is where the guest finds its Machine, as JSON, when it is the

@@ -3,7 +3,6 @@ package guestconn_test
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -134,11 +133,7 @@ func listening(t testing.TB) *sandbox {
 	l.Close()
 	defer f.Close()
 	doc := filepath.Join(t.TempDir(), "plan")
-	b, err := json.Marshal(testPlan(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(doc, b, 0o644); err != nil {
+	if err := os.WriteFile(doc, testPlan(t).Append(nil), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	p, err := os.Open(doc)
@@ -179,11 +174,7 @@ func timeout(t testing.TB) context.Context {
 // overPipes is a guest that has nothing but its standard input and output.
 func overPipes(t testing.TB) *guestconn.Conn {
 	doc := filepath.Join(t.TempDir(), "plan")
-	b, err := json.Marshal(testPlan(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(os.WriteFile(doc, b, 0o644), os.Chmod(filepath.Dir(doc), 0o755), os.Chmod(filepath.Dir(filepath.Dir(doc)), 0o755)); err != nil {
+	if err := errors.Join(os.WriteFile(doc, testPlan(t).Append(nil), 0o644), os.Chmod(filepath.Dir(doc), 0o755), os.Chmod(filepath.Dir(filepath.Dir(doc)), 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	s := newCommand(t, "stdio", doc)

@@ -35,7 +35,7 @@ func (b *Bundle) Hosted(guest string) *specs.Spec {
 	slices.Sort(bounding)
 	bounding = slices.Compact(bounding)
 	c.Process = &specs.Process{
-		Args: []string{GuestPath}, Env: []string{"GOMAXPROCS=2", "PATH=/"}, Cwd: "/", NoNewPrivileges: b.Config.Process.NoNewPrivileges,
+		Args: []string{GuestPath}, Env: []string{"GOMAXPROCS=1", "PATH=/"}, Cwd: "/", NoNewPrivileges: b.Config.Process.NoNewPrivileges,
 		Capabilities: &specs.LinuxCapabilities{Bounding: bounding, Effective: bounding, Permitted: bounding},
 	}
 	l := *b.Config.Linux
