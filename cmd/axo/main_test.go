@@ -58,7 +58,7 @@ func TestScripts(t *testing.T) {
 		"TOOL": testprog.Go(t, "tool"), "CONFORM": testprog.Go(t, "conform"), "CSVSUM": testprog.Go(t, "csvsum"),
 		"SHA256": testprog.Go(t, "sha256"), "CAT": testprog.Go(t, "cat"), "FLOOD": testprog.Wat(t, "flood"),
 	}
-	for _, m := range []string{"tiny", "exit7", "loop", "unreachable", "memgrow", "empty", "truncated", "garbage", "nostart", "badimport", "component"} {
+	for _, m := range []string{"tiny", "exit7", "loop", "unreachable", "memgrow", "empty", "truncated", "garbage", "nostart", "badimport", "badsig", "component", "bigfunction", "manyfunctions", "nested"} {
 		programs["MOD_"+m] = testprog.Wat(t, m)
 	}
 	kernel := testprog.FindKernelPackage()
