@@ -33,11 +33,25 @@ func DefaultMinTier(r isolation.Requirement) isolation.Tier {
 	return isolation.TierOCI
 }
 
-func (p Policy) minTier(r isolation.Requirement) isolation.Tier {
-	if t, ok := p.MinTier[r]; ok {
-		return t
+// minTier returns the weakest tier that r may run in, and whether r itself
+// lowered it. What the policy says a request can only raise. The default, where
+// the policy says nothing, it can lower by naming a tier: that is consent.
+func (p Policy) minTier(r Request) (least isolation.Tier, lowered bool) {
+	least, said := p.MinTier[r.Spec.Requirement]
+	if !said {
+		least = DefaultMinTier(r.Spec.Requirement)
+		named := r.MinTier
+		if named == nil {
+			named = r.Tier
+		}
+		if named != nil && *named < least {
+			return *named, true
+		}
 	}
-	return DefaultMinTier(r)
+	if r.MinTier != nil && *r.MinTier > least {
+		least = *r.MinTier
+	}
+	return least, false
 }
 
 // tierOrder lists the tiers to try for a requirement, best first: the ideal,
@@ -83,12 +97,10 @@ func (e *RefusedError) Is(target error) bool { return target == isolation.ErrUns
 // choose picks the engine for a request. It is the one place where a tier is
 // chosen: Explain and Run both call it.
 func choose(ctx context.Context, p Policy, all []candidate, r Request, asked []isolation.Limit, features featuresOf) (Decision, candidate, error) {
+	least, lowered := p.minTier(r)
 	d := Decision{
-		Wanted: isolation.Select(r.Spec.Requirement), MinTier: p.minTier(r.Spec.Requirement),
+		Wanted: isolation.Select(r.Spec.Requirement), MinTier: least,
 		Skipped: []Skip{}, Enforced: []isolation.Enforcement{},
-	}
-	if r.MinTier != nil && *r.MinTier > d.MinTier {
-		d.MinTier = *r.MinTier
 	}
 	for _, t := range tierOrder(r.Spec.Requirement) {
 		if r.Tier != nil && *r.Tier != t {
@@ -96,7 +108,7 @@ func choose(ctx context.Context, p Policy, all []candidate, r Request, asked []i
 		}
 		if t < d.MinTier {
 			d.skip(t, "", fmt.Sprintf("weaker than the least tier for %v, which is %v", r.Spec.Requirement, d.MinTier),
-				"let the policy's min_tier allow it if that is meant")
+				"name it with --min-tier if that is meant and the policy leaves it open")
 			continue
 		}
 		engines := 0
@@ -116,6 +128,9 @@ func choose(ctx context.Context, p Policy, all []candidate, r Request, asked []i
 			d.Got, d.Engine, d.Emulated = t, c.name, f.Emulated
 			d.Degraded = f.Interpreted && r.Spec.Requirement != isolation.WasmCompiled
 			d.Warnings = f.Warnings
+			if def := DefaultMinTier(r.Spec.Requirement); lowered && t < def {
+				d.Warnings = append(slices.Clip(d.Warnings), fmt.Sprintf("the request itself allows %v for %v, whose least tier is %v by default", t, r.Spec.Requirement, def))
+			}
 			d.enforce(f, r)
 			return d, c, nil
 		}
@@ -164,13 +179,12 @@ func consider(ctx context.Context, p Policy, r Request, minTier isolation.Tier, 
 		return f, fmt.Sprintf("no Go function %q is registered", spec.Func), "", nil
 	case spec.Func == "" && f.Functions != nil:
 		return f, "it runs registered Go functions only, and none is named", "", nil
+	case f.Interpreted && req != isolation.WasmCompiled:
+		if reason, fix := noInterpreter(f, spec); reason != "" {
+			return f, reason, fix, nil
+		}
 	case !f.CanRun(req):
 		return f, cannotRun(c, req), "", nil
-	}
-	if f.Interpreted && req != isolation.WasmCompiled {
-		if lang := language(spec); !slices.Contains(f.Languages, lang) {
-			return f, fmt.Sprintf("no WASI interpreter for %s is installed", lang), "", nil
-		}
 	}
 	if f.Emulated {
 		switch {
@@ -200,17 +214,17 @@ func cannotRun(c candidate, req isolation.Requirement) string {
 	return fmt.Sprintf("it does not run %v", req)
 }
 
-func language(s isolation.Spec) string {
-	switch s.Requirement {
-	case isolation.Python:
-		return "python"
-	case isolation.Shell:
-		return "sh"
+// noInterpreter returns why an engine that interprets source cannot run spec's,
+// or no reason.
+func noInterpreter(f isolation.Features, spec isolation.Spec) (reason, fix string) {
+	lang := spec.SourceLanguage()
+	switch {
+	case lang == "":
+		return fmt.Sprintf("it runs compiled WebAssembly modules and source of a named language, not %v", spec.Requirement), ""
+	case !f.CanRun(spec.Requirement) || !slices.Contains(f.Languages, lang):
+		return fmt.Sprintf("no WASI interpreter for %s is installed", lang), fmt.Sprintf("axo runtime add %s FILE", lang)
 	}
-	if s.Language == "" {
-		return "arbitrary programs"
-	}
-	return s.Language
+	return "", ""
 }
 
 // probeReason makes a failed probe a sentence and what would mend it.

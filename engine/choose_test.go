@@ -108,6 +108,8 @@ func TestSkipReasons(t *testing.T) {
 		"no engine":      {Policy{}, want(isolation.Python), nil, "no engine of this tier"},
 		"probe":          {Policy{}, want(isolation.Python), []stub{broken}, "it needs user namespaces"},
 		"plain wasm":     {lowered, want(isolation.Python), []stub{wasm()}, "not Python"},
+		"no language":    {lowered, Request{Spec: isolation.Spec{Requirement: isolation.Arbitrary}, MinTier: tier(isolation.TierWASM)}, []stub{interpreted}, "source of a named language"},
+		"not this one":   {lowered, Request{Spec: isolation.Spec{Requirement: isolation.Arbitrary, Language: "js"}, MinTier: tier(isolation.TierWASM)}, []stub{interpreted}, "axo runtime add js"},
 		"no interpreter": {lowered, want(isolation.Python), []stub{interpreted}, "no WASI interpreter for python"},
 		"emulated":       {Policy{}, want(isolation.Python), []stub{emulated}, "emulated, and nobody allowed"},
 		"emulated and min": {Policy{AllowEmulated: true}, Request{Spec: isolation.Spec{Requirement: isolation.Python}, MinTier: tier(isolation.TierMicroVM)},
@@ -147,15 +149,42 @@ func TestConsentAndMinTier(t *testing.T) {
 	if _, err := decide(Policy{}, r, container()); err == nil {
 		t.Error("MinTier microvm ran in a container")
 	}
-	// A request cannot lower what the policy says.
-	min = isolation.TierNone
-	if _, err := decide(Policy{}, r, wasm(), process()); err == nil {
-		t.Error("a request lowered the policy's least tier")
-	}
 	interpreted := wasm()
 	interpreted.features.Runs, interpreted.features.Interpreted, interpreted.features.Languages = source, true, []string{"python"}
 	p := Policy{MinTier: map[isolation.Requirement]isolation.Tier{isolation.Python: isolation.TierWASM}}
-	if d, err := decide(p, want(isolation.Python), interpreted); err != nil || !d.Degraded || d.Got != isolation.TierWASM {
+	if d, err := decide(p, want(isolation.Python), interpreted); err != nil || !d.Degraded || d.Got != isolation.TierWASM || len(d.Warnings) != 0 {
 		t.Errorf("through an interpreter: %+v %v", d, err)
+	}
+	if d, err := decide(Policy{}, want(isolation.Python), interpreted); err == nil {
+		t.Errorf("the default least tier was lowered by nobody: %+v", d)
+	}
+	// A request that names a weaker tier consents to it, and the decision says so.
+	weak := isolation.TierWASM
+	for name, r := range map[string]Request{
+		"min tier": {Spec: isolation.Spec{Requirement: isolation.Python}, MinTier: &weak},
+		"tier":     {Spec: isolation.Spec{Requirement: isolation.Python}, Tier: &weak},
+	} {
+		d, err := decide(Policy{}, r, interpreted)
+		if err != nil || !d.Degraded || d.MinTier != weak || len(d.Warnings) != 1 || !strings.Contains(d.Warnings[0], "the request itself allows wasm") {
+			t.Errorf("consent by %s: %+v %v", name, d, err)
+		}
+		// It is no wish: what is better and there is taken.
+		if d, err := decide(Policy{}, r, interpreted, container()); r.Tier == nil && (err != nil || d.Got != isolation.TierOCI || len(d.Warnings) != 0) {
+			t.Errorf("consent by %s beside a container: %+v %v", name, d, err)
+		}
+		// Never below what the policy says.
+		strict := Policy{MinTier: map[isolation.Requirement]isolation.Tier{isolation.Python: isolation.TierOCI}}
+		if d, err := decide(strict, r, interpreted); err == nil {
+			t.Errorf("a request lowered the policy's least tier by %s: %+v", name, d)
+		}
+	}
+	none := isolation.TierNone
+	if d, err := decide(Policy{}, Request{Spec: isolation.Spec{Requirement: isolation.Python}, MinTier: &none}, wasm(), process()); err == nil {
+		t.Errorf("Python ran without isolation: %+v", d)
+	}
+	// Both named: the least tier is the stricter word.
+	oci := isolation.TierOCI
+	if d, err := decide(Policy{}, Request{Spec: isolation.Spec{Requirement: isolation.Python}, Tier: &weak, MinTier: &oci}, interpreted); err == nil {
+		t.Errorf("tier wasm with min tier oci: %+v", d)
 	}
 }

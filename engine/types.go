@@ -32,8 +32,9 @@ type Config struct {
 
 // Policy is what the operator allows. The zero value is the strict default.
 type Policy struct {
-	// MinTier is the weakest tier for a requirement. Missing entries are
-	// DefaultMinTier's.
+	// MinTier is the weakest tier for a requirement. An entry is the operator's
+	// word: no request lowers it. Where there is none DefaultMinTier holds,
+	// which a request that names a tier may lower.
 	MinTier map[isolation.Requirement]isolation.Tier `json:"min_tier,omitempty"`
 	// Engines lists the engines that may be used; empty allows all.
 	Engines []string `json:"engines,omitempty"`
@@ -83,8 +84,9 @@ type Request struct {
 	// Tier and Engine ask for exactly these; nil and "" leave the choice.
 	Tier   *isolation.Tier
 	Engine string
-	// MinTier raises the policy's minimum; it can lower it only to what the
-	// policy says.
+	// MinTier raises the least tier. It, or else Tier, lowers it where the
+	// policy has no entry for the requirement: to name a weaker tier is the
+	// caller's consent, and the Decision warns of it.
 	MinTier *isolation.Tier
 	// AllowEmulated is the caller's consent to an emulated virtual machine.
 	AllowEmulated bool
