@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs what the tests need and a plain machine may lack: a static busybox for
 # images, a C compiler for WebAssembly and the WebAssembly tools, from Debian's
-# packages. Builds the wasmtime worker and runs its own tests; with AXO_REQUIRE
-# set it must be there.
+# packages, and interpreters compiled to it. Builds the wasmtime worker and runs
+# its own tests; with AXO_REQUIRE set it must be there.
 set -eu
 start=$(date +%s)
 packages="gcc libc6-dev busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32 xz-utils crun runc bubblewrap uidmap libseccomp-dev pkg-config"
@@ -33,6 +33,15 @@ for r in crun runc youki runsc; do
 	./scripts/runtimes.sh "$r" >/dev/null || status=$?
 	if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
 		echo "SKIPPED: the tests of the runtime $r" >&2
+	elif [ "$status" != 0 ]; then
+		exit "$status"
+	fi
+done
+for i in python quickjs; do
+	status=0
+	./scripts/interpreters.sh $i >/dev/null || status=$?
+	if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
+		echo "SKIPPED: the tests that need the $i interpreter" >&2
 	elif [ "$status" != 0 ]; then
 		exit "$status"
 	fi

@@ -33,8 +33,8 @@ type Config struct {
 	// MaxWorkers bounds the worker processes, idle ones included. 0: 256.
 	MaxWorkers int
 	// MemoryBudget bounds what all workers may take together, in bytes,
-	// counting each at WorkerBytes and the limit of its run. 0: half of the
-	// host's memory.
+	// counting each at what an idle one takes with its native code, and with the
+	// interpreter that waits in it. 0: half of the host's memory.
 	MemoryBudget int64
 	// MaxMemory is the largest memory of an instance in bytes, and the limit
 	// of one whose Spec sets none. 0: 1 GiB. At most 4 GiB, which is all that
@@ -43,6 +43,12 @@ type Config struct {
 	// Spares is how many workers are kept started, without a module, once
 	// the driver is in use. 0 keeps none.
 	Spares int
+
+	// Languages are the interpreters that run source here.
+	Languages []Language
+	// LanguagesDir is where Languages were found: what Probe says of them rests
+	// on it. Empty: nowhere on disk.
+	LanguagesDir string
 
 	// CompileMemory bounds a compile worker in bytes. 0: 2 GiB.
 	CompileMemory int64
@@ -109,6 +115,14 @@ func (c Config) Validate() error {
 	_, known := c.Engine.describe()
 	bad(!known, "engine %q is not known", c.Engine)
 	bad(c.CacheDir != "" && !filepath.IsAbs(c.CacheDir), "cache directory %q is not absolute", c.CacheDir)
+	seen := map[string]bool{}
+	for _, l := range c.Languages {
+		if err := l.validate(); err != nil {
+			errs = append(errs, fmt.Errorf("wasm config: %w", err))
+		}
+		bad(seen[l.Name], "language %s is there twice", l.Name)
+		seen[l.Name] = true
+	}
 	bad(c.Runnable < 1, "runnable is %d", c.Runnable)
 	bad(c.MaxWorkers < 1, "max workers is %d", c.MaxWorkers)
 	bad(c.MaxMemory < pageSize || c.MaxMemory > 4<<30, "max memory %d is not between one page and 4 GiB", c.MaxMemory)
@@ -121,6 +135,9 @@ const (
 	// workerBytes is what an idle worker counts against the budget, above
 	// its module's native code.
 	workerBytes = 12 << 20
+	// parkedBytes is what an interpreter that waits for its program counts on
+	// top of that. CPython takes about 12 MiB.
+	parkedBytes = 16 << 20
 	// headroom is what a worker's cgroup has above its instance's memory: its
 	// own heap, native code, and the call stack: wazero's grows by copying and
 	// needs about 175 MiB before it reports an overflow.

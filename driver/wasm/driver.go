@@ -66,8 +66,8 @@ func New(c Config) (*Driver, error) {
 		return nil, err
 	}
 	d.compiler = &compiler{engine: &d.engine, launcher: d.launcher, cache: d.cache, config: d.config, running: map[key]*compilation{}}
-	d.pool = newPool(d.launcher, &d.config)
 	d.slots = newSlots(c.Runnable)
+	d.pool = newPool(d.launcher, &d.config, d.slots)
 	return d, nil
 }
 
@@ -111,7 +111,7 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (_ 
 		}
 	}()
 	d.pool.expect()
-	if s.src, err = d.digests.resolve(ctx, spec.Module); err != nil {
+	if s.src, s.dialect, err = d.resolve(ctx, spec); err != nil {
 		return nil, err
 	}
 	for _, m := range spec.Mounts {
@@ -137,6 +137,28 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (_ 
 	}
 	d.sandboxes[id] = s
 	return s, nil
+}
+
+// resolve finds the module that runs spec: its own, or its language's
+// interpreter.
+func (d *Driver) resolve(ctx context.Context, spec isolation.Spec) (source, *dialect, error) {
+	if spec.Requirement == isolation.WasmCompiled {
+		src, err := d.digests.resolve(ctx, spec.Module)
+		return src, nil, err
+	}
+	name := spec.SourceLanguage()
+	l, ok := d.config.language(name)
+	if !ok {
+		if name == "" {
+			name = spec.Requirement.String()
+		}
+		return source{}, nil, &isolation.UnsupportedError{Feature: name + " in the WASM tier", Need: "a WASI interpreter for it, or a container or a microVM"}
+	}
+	if !spec.Module.IsZero() {
+		return source{}, nil, fmt.Errorf("%v has a module: %w", spec.Requirement, isolation.ErrInvalidArgument)
+	}
+	src, err := l.source()
+	return src, dialects[name], err
 }
 
 func (d *Driver) reserve(id string) error {
@@ -168,7 +190,7 @@ func checkSpec(spec isolation.Spec) error {
 	}
 	const stronger = "a container or a microVM"
 	switch {
-	case spec.Requirement != isolation.WasmCompiled:
+	case spec.Requirement == isolation.ContainerImage || spec.Requirement == isolation.NativeTrusted:
 		return &isolation.UnsupportedError{Feature: fmt.Sprintf("%v in the WASM tier", spec.Requirement), Need: stronger}
 	case !spec.Root.IsZero():
 		return &isolation.UnsupportedError{Feature: "a root file system", Need: stronger + "; WASI has mounts only"}

@@ -3,6 +3,7 @@ package wasm
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ type poolKey struct {
 type pool struct {
 	launcher *launcher
 	config   *Config
+	slots    slots
 
 	mu       sync.Mutex
 	idle     map[poolKey][]*workerProcess // guarded by mu; most recently used last
@@ -36,6 +38,7 @@ type pool struct {
 	freed    chan struct{}                // guarded by mu; closed when room may have come
 	closed   bool                         // guarded by mu
 	walls    *wire.LoadedMessage          // guarded by mu; of the last worker
+	misfits  map[misfit]bool              // guarded by mu; what could not be parked
 	wg       sync.WaitGroup               // starts under way
 }
 
@@ -45,35 +48,52 @@ type spare struct {
 	reader *wire.Reader
 }
 
-func newPool(l *launcher, c *Config) *pool {
+func newPool(l *launcher, c *Config, s slots) *pool {
 	return &pool{
-		launcher: l, config: c,
+		launcher: l, config: c, slots: s,
 		idle: map[poolKey][]*workerProcess{}, all: map[*workerProcess]struct{}{}, freed: make(chan struct{}),
 	}
 }
 
 // get returns a worker with the artefact loaded: an idle one, or a new one for
-// which room is made. A run with mounts always gets a new one.
-func (p *pool) get(ctx context.Context, gone <-chan struct{}, k poolKey, art *artefact, mounts []mount) (*workerProcess, error) {
+// which room is made. A run with mounts always gets a new one. For a run with a
+// fit it may be one in which a parked interpreter waits, which is then returned
+// too, and is the caller's.
+func (p *pool) get(ctx context.Context, gone <-chan struct{}, k poolKey, art *artefact, mounts []mount, f *fit) (*workerProcess, *parked, error) {
 	cost := workerBytes + art.bytes
 	for {
 		p.mu.Lock()
 		if p.closed {
 			p.mu.Unlock()
-			return nil, errClosed
+			return nil, nil, errClosed
 		}
-		if list := p.idle[k]; len(mounts) == 0 && len(list) > 0 {
-			w := list[len(list)-1]
-			p.idle[k] = list[:len(list)-1]
-			p.mu.Unlock()
-			return w, nil
+		if len(mounts) == 0 {
+			if w, kept := p.takeLocked(k, f); w != nil {
+				p.mu.Unlock()
+				if kept == nil {
+					return w, nil, nil
+				}
+				// One that is being started is ready sooner than a new one.
+				select {
+				case <-kept.settled:
+					if kept.ready {
+						return w, kept, nil
+					}
+					continue
+				case <-gone:
+				case <-ctx.Done():
+				}
+				p.giveBack(w, kept)
+				return nil, nil, waitError(ctx)
+			}
 		}
 		if p.roomLocked(cost) {
 			p.making++
 			p.bytes += cost
 			p.wg.Add(1)
 			p.mu.Unlock()
-			return p.start(ctx, k, art, mounts, cost)
+			w, err := p.start(ctx, k, art, mounts, cost)
+			return w, nil, err
 		}
 		victim := p.oldestLocked()
 		freed := p.freed
@@ -84,11 +104,62 @@ func (p *pool) get(ctx context.Context, gone <-chan struct{}, k poolKey, art *ar
 		select {
 		case <-freed:
 		case <-gone:
-			return nil, isolation.ErrNotFound
+			return nil, nil, waitError(ctx)
 		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for a worker: %w", context.Cause(ctx))
+			return nil, nil, waitError(ctx)
 		}
 	}
+}
+
+// waitError is why a wait for a worker ended: ctx, or else the sandbox is gone.
+func waitError(ctx context.Context) error {
+	if err := context.Cause(ctx); err != nil {
+		return fmt.Errorf("wait for a worker: %w", err)
+	}
+	return isolation.ErrNotFound
+}
+
+// takeLocked takes an idle worker out of the pool: best one in which an
+// interpreter waits that fits, else one in which it is being started, else the
+// most recently used one in which nothing waits.
+func (p *pool) takeLocked(k poolKey, f *fit) (*workerProcess, *parked) {
+	const none, plain, starting, ready = 0, 1, 2, 3
+	best, at := none, -1
+	list := p.idle[k]
+	for i, w := range slices.Backward(list) {
+		rank := none
+		switch {
+		case w.parked == nil:
+			rank = plain
+		case f != nil && w.parked.fit == *f && w.parked.waiting():
+			rank = ready
+		case f != nil && w.parked.fit == *f:
+			rank = starting
+		}
+		if rank > best {
+			best, at = rank, i
+		}
+	}
+	if at < 0 {
+		return nil, nil
+	}
+	w := list[at]
+	p.idle[k] = slices.Delete(list, at, at+1)
+	kept := w.parked
+	w.parked = nil
+	return w, kept
+}
+
+// giveBack undoes takeLocked for a worker whose interpreter nobody claimed.
+func (p *pool) giveBack(w *workerProcess, k *parked) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if w.gone {
+		return
+	}
+	w.parked = k
+	p.idle[w.key] = append(p.idle[w.key], w)
+	p.signalLocked()
 }
 
 func (p *pool) roomLocked(cost int64) bool {
@@ -106,6 +177,7 @@ func (p *pool) oldestLocked() *workerProcess {
 	}
 	if oldest != nil {
 		p.idle[oldest.key] = p.idle[oldest.key][1:]
+		oldest.evicted = true
 	}
 	return oldest
 }

@@ -6,6 +6,7 @@ import (
 	_ "embed"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/axocoatl/isolation"
@@ -21,9 +22,12 @@ var probeModule []byte
 func (d *Driver) Probe(ctx context.Context) (isolation.Features, error) {
 	f := isolation.Features{
 		Tier: isolation.TierWASM, Engine: d.Name(), Version: d.engine.version,
-		Runs:    []isolation.Requirement{isolation.WasmCompiled},
-		Options: []isolation.Option{isolation.OptionMounts},
+		Runs: d.runs(), Interpreted: true, Languages: d.config.languages(),
+		Options: []isolation.Option{isolation.OptionMounts}, Abilities: []string{isolation.AbilityPrepare},
 		Depends: d.launcher.depends(),
+	}
+	if dir := d.config.LanguagesDir; dir != "" {
+		f.Depends = append(f.Depends, dir)
 	}
 	fail := func(err error) (isolation.Features, error) {
 		return f, &isolation.Error{Op: "probe", Driver: d.Name(), Err: err}
@@ -49,6 +53,24 @@ func (d *Driver) Probe(ctx context.Context) (isolation.Features, error) {
 	f.Enforces = d.enforces()
 	f.Walls, f.Warnings = d.walls()
 	return f, nil
+}
+
+// runs lists modules, and source that an interpreter is installed for.
+func (d *Driver) runs() []isolation.Requirement {
+	out := []isolation.Requirement{isolation.WasmCompiled}
+	for _, name := range d.config.languages() {
+		r := isolation.Arbitrary
+		switch name {
+		case "python":
+			r = isolation.Python
+		case "sh":
+			r = isolation.Shell
+		}
+		if !slices.Contains(out, r) {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 func (d *Driver) enforces() []isolation.Enforcement {

@@ -21,6 +21,9 @@ type process struct {
 	began  time.Time
 	phases isolation.Phases
 	cpu0   time.Duration // CPU time of the worker at the start
+	ahead  time.Duration // CPU time of the instance before the start
+	turn   *turn
+	again  func() // has the worker prepare for the next one like this; nil: nothing
 
 	stdout, stderr output
 	stdin          input
@@ -30,23 +33,12 @@ type process struct {
 	signal   isolation.Signal // guarded by mu
 	ended    bool             // guarded by mu: the outcome is fixed
 	written  int64            // guarded by mu; both streams
-	slot     slotState        // guarded by mu
-	over     chan struct{}    // guarded by mu; made when somebody waits for a slot, closed at the end
 	wall     *time.Timer      // guarded by mu
 	cpuTimer *time.Timer      // guarded by mu
 
 	done chan struct{}
 	exit isolation.Exit // set before done is closed
 }
-
-// slotState says whether the process holds one of the slots to compute.
-type slotState int
-
-const (
-	slotHeld slotState = iota
-	slotFree
-	slotAsked
-)
 
 var _ isolation.Process = (*process)(nil)
 
@@ -156,52 +148,6 @@ func (p *process) grant(of wire.Type) func(int) {
 	}
 }
 
-// waits takes the slot from a process that is blocked.
-func (p *process) waits() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.slot != slotHeld {
-		return fmt.Errorf("%w: WAIT without a slot", wire.ErrProtocol)
-	}
-	p.slot = slotFree
-	p.sb.d.slots.release()
-	return nil
-}
-
-// wantsRun gets a slot for a process that can go on.
-func (p *process) wantsRun() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.slot != slotFree {
-		return fmt.Errorf("%w: RUN with a slot", wire.ErrProtocol)
-	}
-	if p.sb.d.slots.tryAcquire() {
-		p.slot = slotHeld
-		return p.w.send(wire.Run, p.stream, nil)
-	}
-	p.slot = slotAsked
-	if p.over == nil {
-		p.over = make(chan struct{})
-	}
-	go p.resume(p.over)
-	return nil
-}
-
-// resume waits for a slot and lets the process go on.
-func (p *process) resume(over <-chan struct{}) {
-	if p.sb.d.slots.acquire(context.Background(), over) != nil {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.ended {
-		p.sb.d.slots.release()
-		return
-	}
-	p.slot = slotHeld
-	_ = p.w.send(wire.Run, p.stream, nil)
-}
-
 // exited is called by the worker's reader when EXIT came.
 func (p *process) exited(m *wire.ExitMessage) {
 	now := time.Now()
@@ -213,12 +159,15 @@ func (p *process) exited(m *wire.ExitMessage) {
 	if reason == "" {
 		p.judge(&e, m)
 		p.sb.d.pool.put(p.w)
+		if p.again != nil {
+			p.again()
+		}
 	} else {
 		// It ended by itself just after the host had decided; its worker was
 		// killed.
 		e.Detail = p.describe(reason)
 	}
-	e.Usage.CPU = time.Duration(min(m.CPU, 1<<62))
+	e.Usage.CPU = max(0, time.Duration(min(m.CPU, 1<<62))-p.ahead)
 	e.Usage.PeakMemoryBytes = int64(min(m.PeakMemory, 1<<62))
 	e.Usage.Fuel = m.Fuel
 	e.Usage.ReadBytes, e.Usage.WrittenBytes = int64(min(m.ReadBytes, 1<<62)), int64(min(m.WrittenBytes, 1<<62))
@@ -311,13 +260,7 @@ func (p *process) settle() (isolation.Reason, isolation.Signal, bool) {
 	if p.cpuTimer != nil {
 		p.cpuTimer.Stop()
 	}
-	if p.slot == slotHeld {
-		p.sb.d.slots.release()
-	}
-	p.slot = slotFree
-	if p.over != nil {
-		close(p.over)
-	}
+	p.turn.end()
 	return p.reason, p.signal, true
 }
 

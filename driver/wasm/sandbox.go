@@ -1,8 +1,10 @@
 package wasm
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -20,6 +22,7 @@ type sandbox struct {
 	d       *Driver
 	spec    isolation.Spec
 	src     source
+	dialect *dialect // of the language; nil: a module, or a language without one
 	mounts  []mount
 	created time.Time
 
@@ -103,7 +106,20 @@ func (s *sandbox) check(ctx context.Context, ps isolation.ProcessSpec) error {
 	case ps.Terminal:
 		return unsupported("a terminal", "a container or a microVM")
 	}
-	return nil
+	return s.dialect.check(s.spec.SourceLanguage(), ps.Args)
+}
+
+// memory is the limit of an instance's memory in bytes.
+func (s *sandbox) memory() uint64 {
+	memory := uint64(s.d.config.MaxMemory)
+	if m := s.spec.Resources.MemoryBytes; m > 0 {
+		memory = min(memory, uint64(m))
+	}
+	return memory
+}
+
+func (s *sandbox) key(art *artefact) poolKey {
+	return poolKey{tenant: s.spec.Tenant, artefact: art.key}
 }
 
 // reserve claims an exec id before the slow part of starting.
@@ -156,10 +172,7 @@ func (s *sandbox) start(ctx context.Context, id string, ps isolation.ProcessSpec
 	if err != nil {
 		return nil, err
 	}
-	memory := uint64(d.config.MaxMemory)
-	if m := s.spec.Resources.MemoryBytes; m > 0 {
-		memory = min(memory, uint64(m))
-	}
+	memory := s.memory()
 	if art.meta.MinMemory > memory {
 		return nil, fmt.Errorf("the module declares at least %d bytes of memory, the limit is %d: %w", art.meta.MinMemory, memory, isolation.ErrInvalidArgument)
 	}
@@ -176,7 +189,7 @@ func (s *sandbox) start(ctx context.Context, id string, ps isolation.ProcessSpec
 		id: id, sb: s, limits: ps.Limits, memory: memory, done: make(chan struct{}),
 	}
 	exec := wire.ExecMessage{
-		Args: ps.Args, Env: ps.Env, Memory: memory, Fuel: ps.Limits.Fuel,
+		Args: s.dialect.command(ps.Args), Env: ps.Env, Memory: memory, Fuel: ps.Limits.Fuel,
 		Files: uint64(ps.Limits.OpenFiles), Disk: uint64(s.spec.Resources.DiskBytes), NoStdin: stdio.Stdin == nil,
 	}
 	var direct []byte
@@ -186,18 +199,33 @@ func (s *sandbox) start(ctx context.Context, id string, ps isolation.ProcessSpec
 			exec.NoStdin = len(b) == 0
 		}
 	}
-	k := poolKey{tenant: s.spec.Tenant, artefact: art.key}
+	var wants *fit
+	if len(s.mounts) == 0 && s.dialect.fits(ps) {
+		wants = &fit{memory, ps.Limits.OpenFiles}
+	}
 	for {
-		w, err := d.pool.get(ctx, s.gone, k, art, s.mounts)
+		w, kept, err := d.pool.get(ctx, s.gone, s.key(art), art, s.mounts, wants)
 		if err != nil {
 			return nil, err
 		}
 		p.w = w
+		p.turn = &turn{slots: d.slots, grant: func() { _ = w.send(wire.Run, p.stream, nil) }}
+		if wants != nil {
+			p.again = func() { d.pool.again(w, *wants, s.dialect.bootArgs()) }
+		}
+		in, first := stdio.Stdin, direct
+		if kept != nil {
+			in, first = withRecord(ps, in, direct)
+		}
 		p.stdout.init(stdio.Stdout, p.grant(wire.Stdout))
 		p.stderr.init(stdio.Stderr, p.grant(wire.Stderr))
-		p.stdin.init(stdio.Stdin, func(t wire.Type, b []byte) error { return w.send(t, p.stream, b) })
-		if ps.Limits.CPU > 0 {
+		p.stdin.init(in, func(t wire.Type, b []byte) error { return w.send(t, p.stream, b) })
+		p.ahead = 0
+		if ps.Limits.CPU > 0 || kept != nil {
 			p.cpu0, _ = w.child.cpuTime()
+		}
+		if kept != nil {
+			p.ahead = p.cpu0 - kept.cpu0
 		}
 		quiet := d.slots.quiet()
 		if w.child.busy.Store(quiet); quiet {
@@ -205,22 +233,39 @@ func (s *sandbox) start(ctx context.Context, id string, ps isolation.ProcessSpec
 		}
 		// The slot, the map entry and the timers are p's before it can end.
 		if err := s.adopt(p); err != nil {
-			d.pool.put(w)
+			if kept != nil {
+				d.pool.giveBack(w, kept)
+			} else {
+				d.pool.put(w)
+			}
 			return nil, err
 		}
 		p.began = time.Now()
 		p.phases.Start = p.began.Sub(began)
-		if w.begin(p, &exec, direct) {
+		if kept != nil && w.hand(p, kept, first) || kept == nil && w.begin(p, &exec, first) {
 			break
 		}
 		// It died while it was idle; nothing was started. Take another.
 	}
 	held = false
 	p.startTimers()
-	if stdio.Stdin != nil {
+	if p.stdin.r != nil {
 		go p.stdin.pump()
 	}
 	return p, nil
+}
+
+// withRecord puts a program's record before its input. What is at hand and short
+// is returned as bytes, to be sent at once, instead of as a reader.
+func withRecord(ps isolation.ProcessSpec, in io.Reader, direct []byte) (io.Reader, []byte) {
+	rec := record(ps)
+	switch {
+	case in != nil:
+		return io.MultiReader(bytes.NewReader(rec), in), nil
+	case len(rec)+len(direct) > wire.MaxData:
+		return io.MultiReader(bytes.NewReader(rec), bytes.NewReader(direct)), nil
+	}
+	return nil, append(rec, direct...)
 }
 
 // adopt makes p visible to Delete.

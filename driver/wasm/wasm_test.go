@@ -226,7 +226,7 @@ func testBadModules(t *testing.T, e Engine) {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
 			_, err := d.Create(ctx, "bomb", wasmSpec(testprog.Wat(t, bomb)))
-			if !errors.Is(err, isolation.ErrInvalidArgument) {
+			if !errors.Is(err, isolation.ErrInvalidArgument) && !errors.Is(err, isolation.ErrResourceExhausted) {
 				t.Errorf("%v", err)
 			}
 		})
@@ -236,8 +236,8 @@ func testBadModules(t *testing.T, e Engine) {
 		if err == nil {
 			_, err = sb.Exec(context.Background(), isolation.ProcessSpec{Args: []string{"x"}}, isolation.Stdio{})
 		}
-		if !errors.Is(err, isolation.ErrInvalidArgument) {
-			t.Errorf("an import of the wrong type: %v", err)
+		if err == nil {
+			t.Error("an import of the wrong type was accepted")
 		}
 	})
 	for name, c := range map[string]struct {

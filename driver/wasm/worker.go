@@ -22,13 +22,19 @@ type workerProcess struct {
 
 	idle time.Time // guarded by pool.mu; since when it is idle
 	cost int64     // guarded by pool.mu; bytes that it is counted at
-	gone bool      // guarded by pool.mu; its process has ended
+	// The interpreter that waits in it, while it is idle; nil: none.
+	parked  *parked // guarded by pool.mu
+	weighed bool    // guarded by pool.mu; cost has parkedBytes
+	evicted bool    // guarded by pool.mu; killed to make room
+	gone    bool    // guarded by pool.mu; its process has ended
 
 	wmu sync.Mutex // held over writes to the child
 	buf []byte     // guarded by wmu
 
 	mu   sync.Mutex
 	cur  *process // guarded by mu
+	kept *parked  // guarded by mu; the current process, as long as nobody claimed it
+	err  error    // guarded by mu; why its reader gave up
 	dead bool     // guarded by mu: the process has ended
 
 	begun  chan struct{} // one element for each process that begins
@@ -104,24 +110,74 @@ func (w *workerProcess) begin(p *process, exec *wire.ExecMessage, stdin []byte) 
 	p.stream = w.streams
 	w.cur = p
 	w.mu.Unlock()
+	w.open(exec, p.stream, stdin)
+	return true
+}
 
+// boot is begin for an interpreter that is started ahead.
+func (w *workerProcess) boot(k *parked, exec *wire.ExecMessage) bool {
+	w.mu.Lock()
+	if w.dead {
+		w.mu.Unlock()
+		return false
+	}
+	w.streams++
+	k.stream = w.streams
+	w.kept = k
+	w.mu.Unlock()
+	w.open(exec, k.stream, nil)
+	return true
+}
+
+// hand makes p what the parked interpreter k becomes, which has its program from
+// stdin. It reports false if the worker has died: then nothing was started.
+func (w *workerProcess) hand(p *process, k *parked, stdin []byte) bool {
+	w.mu.Lock()
+	if w.dead || w.kept != k {
+		w.mu.Unlock()
+		return false
+	}
+	p.stream, p.turn = k.stream, &k.turn
+	w.cur, w.kept = p, nil
+	w.mu.Unlock()
+	// The slot that the caller has is the process's now.
+	k.turn.give()
+	if len(stdin) > 0 {
+		w.wmu.Lock()
+		defer w.wmu.Unlock()
+		w.buf = wire.Append(w.buf[:0], wire.Stdin, p.stream, stdin)
+		w.buf = wire.Append(w.buf, wire.StdinEOF, p.stream, nil)
+		_, _ = w.child.Write(w.buf) // a worker that dies now is seen by its reader
+	}
+	failpoint.Hit(failpoint.Executed)
+	return true
+}
+
+// open sends EXEC for a stream, and has the reader serve it.
+func (w *workerProcess) open(exec *wire.ExecMessage, stream uint32, stdin []byte) {
 	w.wmu.Lock()
 	defer w.wmu.Unlock()
 	// The header is written again once the length of the body is known.
-	w.buf = exec.Append(wire.AppendHeader(w.buf[:0], wire.Exec, p.stream, 0))
-	wire.AppendHeader(w.buf[:0], wire.Exec, p.stream, len(w.buf)-wire.HeaderSize)
+	w.buf = exec.Append(wire.AppendHeader(w.buf[:0], wire.Exec, stream, 0))
+	wire.AppendHeader(w.buf[:0], wire.Exec, stream, len(w.buf)-wire.HeaderSize)
 	if len(stdin) > 0 {
-		w.buf = wire.Append(w.buf, wire.Stdin, p.stream, stdin)
-		w.buf = wire.Append(w.buf, wire.StdinEOF, p.stream, nil)
+		w.buf = wire.Append(w.buf, wire.Stdin, stream, stdin)
+		w.buf = wire.Append(w.buf, wire.StdinEOF, stream, nil)
 	}
-	// A worker that dies now is seen by its reader, which ends p.
+	// A worker that dies now is seen by its reader, which ends the process.
 	_, _ = w.child.Write(w.buf)
 	if cap(w.buf) > 2*wire.MaxData {
 		w.buf = nil
 	}
 	failpoint.Hit(failpoint.Executed)
 	w.begun <- struct{}{}
-	return true
+}
+
+// failure is why the worker's reader gave up, once it has.
+func (w *workerProcess) failure() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err
 }
 
 func (w *workerProcess) send(t wire.Type, stream uint32, body []byte) error {
@@ -163,9 +219,12 @@ func (w *workerProcess) read(r *wire.Reader) {
 			w.child.kill()
 			<-w.exited
 			w.mu.Lock()
-			p := w.cur
-			w.cur = nil
+			p, k := w.cur, w.kept
+			w.cur, w.kept, w.err = nil, nil, err
 			w.mu.Unlock()
+			if k != nil {
+				k.lost()
+			}
 			// There is none if it had ended as the worker did.
 			if p != nil {
 				p.lost(err, w.end)
@@ -192,8 +251,11 @@ func (w *workerProcess) serveProcess(r *wire.Reader) error {
 // serve handles one frame, and reports whether it was the process's last.
 func (w *workerProcess) serve(f wire.Frame) (done bool, err error) {
 	w.mu.Lock()
-	p := w.cur
+	p, k := w.cur, w.kept
 	w.mu.Unlock()
+	if k != nil && f.Stream == k.stream {
+		return false, k.serve(f)
+	}
 	if p == nil || f.Stream != p.stream {
 		return false, fmt.Errorf("%w: %v on stream %d, which is not running", wire.ErrProtocol, f.Type, f.Stream)
 	}
@@ -212,9 +274,9 @@ func (w *workerProcess) serve(f wire.Frame) (done bool, err error) {
 		}
 		return false, nil
 	case wire.Wait:
-		return false, p.waits()
+		return false, p.turn.waits()
 	case wire.Run:
-		return false, p.wantsRun()
+		return false, p.turn.wantsRun()
 	case wire.Exit:
 		var m wire.ExitMessage
 		if err := m.Parse(f.Body); err != nil {

@@ -114,8 +114,8 @@ func broken(name, im string) string {
 		if own && (under(inner, "engine") || under(inner, "cmd") || under(inner, "pool")) {
 			return "drivers do not know what is above them"
 		}
-		if own && under(inner, "image") {
-			return "drivers are given images by driver/all"
+		if own && (under(inner, "image") || inner == "interpreter") {
+			return "drivers are given images and interpreters by driver/all"
 		}
 		if o := tier(inner); own && o != "" && o != "internal" && o != tier(name) {
 			return "drivers do not import each other"
@@ -123,6 +123,10 @@ func broken(name, im string) string {
 	case under(name, "image"):
 		if own && inner != "" && !under(inner, "internal") && !under(inner, "image") {
 			return "images know the contract only"
+		}
+	case name == "interpreter":
+		if own && inner != "" {
+			return "interpreters know the contract only"
 		}
 	case name == "pool":
 		if !own || inner != "" && !under(inner, "internal") {
@@ -141,6 +145,7 @@ func TestRulesCatch(t *testing.T) {
 		{"", module + "/engine"}, {"", "golang.org/x/sys/unix"}, {"engine", module + "/driver/wasm"},
 		{"driver/none", module + "/driver/wasm"}, {"driver/wasm", module + "/engine"}, {"engine", "github.com/tetratelabs/wazero"},
 		{"engine", "github.com/google/go-containerregistry/pkg/name"}, {"image", module + "/engine"}, {"image", module + "/driver/none"}, {"driver/oci", module + "/image"},
+		{"driver/wasm", module + "/interpreter"}, {"interpreter", module + "/driver/wasm"},
 		{"internal/cgroup", module}, {"pool", module + "/engine"}, {"pool", module + "/driver/mem"}, {"guest/wire", "golang.org/x/sys/unix"},
 	} {
 		if broken(c.name, c.im) == "" {

@@ -22,6 +22,7 @@ import (
 const (
 	classInvalid     = "invalid argument"
 	classUnsupported = "unsupported"
+	classExhausted   = "resource exhausted"
 )
 
 // classified is an error with the class that FAIL carries.
@@ -49,7 +50,12 @@ func serveCompile(c *conn) error {
 	stream := f.Stream
 	done, err := compile(c.t.descriptors(), &m)
 	if err != nil {
-		return c.fail(stream, classOf(err), err)
+		class := ""
+		var ce *classified
+		if errors.As(err, &ce) {
+			class = ce.class
+		}
+		return c.fail(stream, class, err)
 	}
 	return c.send(wire.Compiled, stream, done.Append(nil))
 }
@@ -106,20 +112,14 @@ func compile(fds []int, m *wire.CompileMessage) (*wire.CompiledMessage, error) {
 	return done, nil
 }
 
-// classOf returns the class of what is the module's fault, and "" of the rest.
-func classOf(err error) string {
-	var ce *classified
-	if errors.As(err, &ce) {
-		return ce.class
-	}
-	return ""
-}
-
 // rewriteError gives what the rewriter found its class.
 func rewriteError(err error) error {
 	class := classInvalid
-	if rewrite.IsKind(err, rewrite.Component, rewrite.Unsupported) {
+	switch {
+	case rewrite.IsKind(err, rewrite.Component, rewrite.Unsupported):
 		class = classUnsupported
+	case rewrite.IsKind(err, rewrite.TooLarge):
+		class = classExhausted
 	}
 	return &classified{class, fmt.Errorf("module: %w", err)}
 }

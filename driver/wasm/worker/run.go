@@ -50,7 +50,7 @@ func serveRun(c *conn) error {
 	}
 	loaded, err := r.prepare(c.t.descriptors())
 	if err != nil {
-		return c.fail(f.Stream, classOf(err), err)
+		return c.fail(f.Stream, "", err)
 	}
 	if err := c.send(wire.Loaded, f.Stream, loaded.Append(nil)); err != nil {
 		return err
@@ -125,8 +125,7 @@ func (r *runner) prepare(fds []int) (*wire.LoadedMessage, error) {
 	}
 	if !m.HasStart {
 		if err := r.park(); err != nil {
-			// Its imports are not what they should be, or its segments do not fit.
-			return nil, &classified{classInvalid, fmt.Errorf("module: %w", err)}
+			return nil, err
 		}
 	}
 	return loaded, nil
