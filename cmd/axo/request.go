@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,6 +23,7 @@ type requestFlags struct {
 	tier, minTier, engine, lang string
 	native                      bool
 	pythonCode, shellCode       string
+	packages                    string
 	image, root, entrypoint     string
 	profile                     string
 	timeout, cpuTime            time.Duration
@@ -39,7 +41,8 @@ func (f *requestFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.tier, "tier", "", "run in exactly this tier: none, wasm, oci, microvm")
 	fs.StringVar(&f.minTier, "min-tier", "", "run in this tier or a stronger one")
 	fs.StringVar(&f.engine, "engine", "", "run with exactly this engine (axo doctor lists them)")
-	fs.StringVar(&f.lang, "lang", "", "language of the source file, such as js")
+	fs.StringVar(&f.lang, "lang", "", "run source of this language, such as js: code, or the path of a file (with -- CMD: what CMD's source is in)")
+	fs.StringVar(&f.packages, "packages", "", "Python: give it this directory, read-only, to import from")
 	fs.StringVar(&f.pythonCode, "python", "", "run Python: code, or the path of a .py file")
 	fs.StringVar(&f.shellCode, "shell", "", "run a shell command")
 	fs.BoolVar(&f.native, "native", false, "run a program that you trust, without isolation")
@@ -72,6 +75,7 @@ func (f *requestFlags) register(fs *pflag.FlagSet) {
 const requestUsage = `  axo %[1]s [flags] FILE.wasm [ARG...]      a WebAssembly module
   axo %[1]s [flags] --python CODE|FILE [-- ARG...]
   axo %[1]s [flags] --shell CODE [-- ARG...]
+  axo %[1]s [flags] --lang LANGUAGE CODE|FILE [ARG...]
   axo %[1]s [flags] --native [--] CMD [ARG...]   a program that you trust
   axo %[1]s [flags] -- CMD [ARG...]         any program
   axo %[1]s [flags] --image REF [-- ARG...]  a container image, as docker run does`
@@ -148,7 +152,32 @@ func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request,
 		}
 		r.Spec.Mounts = append(r.Spec.Mounts, m)
 	}
-	return r, nil
+	return r, f.addPackages(&r)
+}
+
+// packagesDir is where --packages shows up inside.
+const packagesDir = "/packages"
+
+func (f *requestFlags) addPackages(r *engine.Request) error {
+	if f.packages == "" {
+		return nil
+	}
+	if r.Spec.Requirement != isolation.Python {
+		return fmt.Errorf("--packages goes with --python")
+	}
+	dir, err := filepath.Abs(f.packages)
+	if err != nil {
+		return err
+	}
+	r.Spec.Mounts = append(r.Spec.Mounts, isolation.Mount{Source: dir, Destination: packagesDir, ReadOnly: true})
+	for i, e := range r.Process.Env {
+		if path, ok := strings.CutPrefix(e, "PYTHONPATH="); ok {
+			r.Process.Env[i] = "PYTHONPATH=" + path + ":" + packagesDir
+			return nil
+		}
+	}
+	r.Process.Env = append(r.Process.Env, "PYTHONPATH="+packagesDir)
+	return nil
 }
 
 // program finds out what is to run.
@@ -181,9 +210,9 @@ func (f *requestFlags) program(c *cobra.Command, args []string, r *engine.Reques
 	}
 	switch {
 	case python:
-		return f.script(r, isolation.Python, "python3", f.pythonCode, ".py", args)
+		return script(r, "python", f.pythonCode, args)
 	case shell:
-		return f.script(r, isolation.Shell, "sh", f.shellCode, "", args)
+		return script(r, "sh", f.shellCode, args)
 	}
 	if f.image != "" {
 		if f.lang != "" {
@@ -206,7 +235,11 @@ func (f *requestFlags) program(c *cobra.Command, args []string, r *engine.Reques
 	case c.ArgsLenAtDash() == 0, f.root != "":
 		r.Spec.Requirement, r.Spec.Language = isolation.Arbitrary, f.lang
 	case f.lang != "":
-		r.Spec.Requirement, r.Spec.Language = isolation.Arbitrary, f.lang
+		rest := args[1:]
+		if len(rest) > 0 && rest[0] == "--" {
+			rest = rest[1:]
+		}
+		return script(r, f.lang, args[0], rest)
 	case isModule(args[0]):
 		path, err := filepath.Abs(args[0])
 		if err != nil {
@@ -220,20 +253,33 @@ func (f *requestFlags) program(c *cobra.Command, args []string, r *engine.Reques
 	return nil
 }
 
-// script makes the command line of an interpreter.
-func (f *requestFlags) script(r *engine.Request, req isolation.Requirement, interpreter, code, ext string, args []string) error {
+// extensions are what a source file's name ends in.
+var extensions = map[string][]string{"python": {".py"}, "js": {".js", ".mjs"}}
+
+// script makes the command line of a language's interpreter.
+func script(r *engine.Request, language, code string, args []string) error {
 	if code == "" {
 		return fmt.Errorf("the code is empty")
 	}
-	if ext != "" && strings.HasSuffix(code, ext) && !strings.ContainsAny(code, "\n;(") {
+	if slices.Contains(extensions[language], filepath.Ext(code)) && !strings.ContainsAny(code, "\n;(") {
 		b, err := os.ReadFile(code)
 		if err != nil {
 			return &statusError{exitNotFound, err}
 		}
 		code = string(b)
 	}
-	r.Spec.Requirement = req
-	r.Process.Args = append([]string{interpreter, "-c", code}, args...)
+	switch language {
+	case "python":
+		r.Spec.Requirement = isolation.Python
+	case "sh":
+		r.Spec.Requirement = isolation.Shell
+	default:
+		r.Spec.Requirement, r.Spec.Language = isolation.Arbitrary, language
+	}
+	var err error
+	if r.Process.Args, err = isolation.ScriptArgs(language, code, args...); err != nil {
+		return fmt.Errorf("--lang %s: %w", language, err)
+	}
 	return nil
 }
 

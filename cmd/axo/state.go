@@ -55,15 +55,7 @@ func openEngine(c *cobra.Command) (*engine.Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	runtimes := map[string]string{}
-	for _, name := range all.Runtimes() {
-		runtimes[name] = os.Getenv("AXO_" + strings.ToUpper(name) + "_PATH")
-	}
-	reg, err := all.Registry(all.Config{
-		Runtimes: runtimes,
-		StateDir: dir, Worker: os.Getenv("AXO_WASM_WORKER_PATH"), WasmtimeWorker: os.Getenv("AXO_WASMTIME_WORKER_PATH"),
-		Guest: os.Getenv("AXO_GUEST_PATH"),
-	})
+	reg, err := all.Registry(driverConfig(dir))
 	if err != nil {
 		return nil, &statusError{exitEngine, err}
 	}
@@ -75,4 +67,17 @@ func openEngine(c *cobra.Command) (*engine.Engine, error) {
 		return nil, &statusError{exitEngine, err}
 	}
 	return e, nil
+}
+
+// driverConfig is how this program has its drivers.
+func driverConfig(stateDir string) all.Config {
+	runtimes := map[string]string{}
+	for _, name := range all.Runtimes() {
+		runtimes[name] = os.Getenv("AXO_" + strings.ToUpper(name) + "_PATH")
+	}
+	return all.Config{
+		Runtimes: runtimes,
+		StateDir: stateDir, Worker: os.Getenv("AXO_WASM_WORKER_PATH"), WasmtimeWorker: os.Getenv("AXO_WASMTIME_WORKER_PATH"),
+		Guest: os.Getenv("AXO_GUEST_PATH"),
+	}
 }

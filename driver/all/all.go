@@ -18,7 +18,7 @@ import (
 
 // Config makes the drivers. The zero value is usable.
 type Config struct {
-	// StateDir keeps images and compiled modules across processes, and the
+	// StateDir keeps images, interpreters and compiled modules across processes, and the
 	// journal of what must not be left behind, which engine.New sweeps. Empty
 	// keeps nothing.
 	StateDir string
@@ -50,27 +50,26 @@ func Runtimes() []string { return oci.Runtimes() }
 // caller closes them, as engine.Close does.
 func Registry(c Config) (isolation.Registry, error) {
 	var r isolation.Registry
-	wc := wasm.Config{Worker: c.Worker, Spares: c.Spares, NoCgroup: c.NoCgroup, Logger: c.Logger}
 	nc := none.Config{NoCgroup: c.NoCgroup}
 	oc := oci.Config{Guest: c.Guest, NoCgroup: c.NoCgroup, Logger: c.Logger}
 	if c.StateDir != "" {
-		wc.CacheDir = filepath.Join(c.StateDir, "wasm")
 		j, err := journal.Open(filepath.Join(c.StateDir, journal.Dir))
 		if err != nil {
 			return r, err
 		}
 		oc.Images, oc.StateDir = imagesIn(c.StateDir), filepath.Join(c.StateDir, "oci")
-		wc.Recorder, nc.Recorder, oc.Recorder = wasmRecorder{j}, noneRecorder{j}, ociRecorder{j}
+		nc.Recorder, oc.Recorder = noneRecorder{j}, ociRecorder{j}
 	}
-	// Wasmtime comes first where its worker is found. Where it is not, it comes
-	// last: no run asks for it, and doctor still tells how to get it.
-	mc := wc
-	mc.Engine, mc.Worker = wasm.Wasmtime, c.WasmtimeWorker
-	modules := []wasm.Config{mc, wc}
-	if !mc.HasWorker() {
-		slices.Reverse(modules)
+	languages, err := languagesIn(c.StateDir)
+	if err != nil {
+		return r, err
+	}
+	modules, err := wasmConfigs(c)
+	if err != nil {
+		return r, err
 	}
 	for _, m := range modules {
+		m.Languages = languages
 		w, err := wasm.New(m)
 		if err != nil {
 			return closeAll(r, err)
@@ -103,6 +102,30 @@ func Registry(c Config) (isolation.Registry, error) {
 		r.Add(isolation.TierNone, f)
 	}
 	return r, nil
+}
+
+// wasmConfigs returns the configurations of the WASM tier's engines, in order of
+// preference.
+func wasmConfigs(c Config) ([]wasm.Config, error) {
+	wc := wasm.Config{Worker: c.Worker, Spares: c.Spares, NoCgroup: c.NoCgroup, Logger: c.Logger}
+	if c.StateDir != "" {
+		wc.CacheDir = filepath.Join(c.StateDir, "wasm")
+		wc.LanguagesDir = filepath.Join(c.StateDir, InterpretersDir)
+		j, err := journal.Open(filepath.Join(c.StateDir, journal.Dir))
+		if err != nil {
+			return nil, err
+		}
+		wc.Recorder = wasmRecorder{j}
+	}
+	// Wasmtime comes first where its worker is found. Where it is not, it comes
+	// last: no run asks for it, and doctor still tells how to get it.
+	mc := wc
+	mc.Engine, mc.Worker = wasm.Wasmtime, c.WasmtimeWorker
+	modules := []wasm.Config{mc, wc}
+	if !mc.HasWorker() {
+		slices.Reverse(modules)
+	}
+	return modules, nil
 }
 
 // warmed puts a pool around a driver if the configuration wants one.

@@ -79,7 +79,7 @@ struct Counts {
 fn count(n: &mut u32, more: u32, limit: u32, what: &str) -> Result<(), Refusal> {
     *n = n.saturating_add(more);
     if *n > limit {
-        return Err(Refusal::new(INVALID, format!("module: {n} {what}, at most {limit} are taken")));
+        return Err(Refusal::new(EXHAUSTED, format!("module: {n} {what}, at most {limit} are taken")));
     }
     Ok(())
 }
@@ -172,7 +172,7 @@ fn check_body(body: &wasmparser::FunctionBody<'_>) -> Result<(), Refusal> {
     let size = body.range().len();
     if size > FUNCTION_BYTES {
         let text = format!("module: function body of {size} bytes, at most {FUNCTION_BYTES} are taken");
-        return Err(Refusal::new(INVALID, text));
+        return Err(Refusal::new(EXHAUSTED, text));
     }
     let mut locals = 0;
     for l in body.get_locals_reader()? {
@@ -188,7 +188,7 @@ fn check_body(body: &wasmparser::FunctionBody<'_>) -> Result<(), Refusal> {
             _ => {}
         }
         if depth > NESTING {
-            return Err(Refusal::new(INVALID, format!("module: blocks nested more than {NESTING} deep")));
+            return Err(Refusal::new(EXHAUSTED, format!("module: blocks nested more than {NESTING} deep")));
         }
     }
     Ok(())
