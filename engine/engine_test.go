@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -374,6 +375,22 @@ func TestProbesAreKeptAndFailuresExpire(t *testing.T) {
 		if err := run(t, o); err != nil || probes.Load() != was+1 {
 			t.Errorf("with another %s: %v, %d probes, want one more than %d", c[0], err, probes.Load(), was)
 		}
+	}
+	// Nor is what others may have written.
+	if err := os.WriteFile(files[0], kept, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Dir(files[0]), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	was := probes.Load()
+	o, od := setup(t, engine.Config{StateDir: state, Now: clock})
+	od.SetFaults(mem.Faults{Probe: func(context.Context) error { probes.Add(1); return nil }})
+	if err := run(t, o); err != nil || runtime.GOOS == "linux" && probes.Load() != was+1 {
+		t.Errorf("others can write: %v, %d probes, want one more than %d", err, probes.Load(), was)
+	}
+	if err := os.Chmod(filepath.Dir(files[0]), 0o700); err != nil {
+		t.Fatal(err)
 	}
 	probes.Store(3)
 	// A damaged file is no answer.

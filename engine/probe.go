@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/journal"
 )
 
 // believedFor is how long a probe is believed: a failure, and a success whose
@@ -48,11 +49,23 @@ type probe struct {
 func newProbes(c Config) *probes {
 	p := &probes{config: c, known: map[string]*probe{}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err == nil && c.StateDir != "" {
-		p.dir = filepath.Join(c.StateDir, "probes")
-		p.boot = strings.TrimSpace(string(boot))
+	if c.StateDir == "" {
+		return p
 	}
+	dir := filepath.Join(c.StateDir, "probes")
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
+	}
+	if err == nil {
+		err = journal.OursAlone(dir)
+	}
+	if err != nil {
+		// They would be another's word, or of another time.
+		c.Logger.Warn("probe results are not kept", "error", err)
+		return p
+	}
+	p.dir, p.boot = dir, strings.TrimSpace(string(boot))
 	return p
 }
 
@@ -240,9 +253,6 @@ func (p *probes) store(c candidate, pr *probe) {
 
 // writeAtomic writes a file of mode 0600 whole or not at all.
 func writeAtomic(path string, b []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
 	f, err := os.CreateTemp(filepath.Dir(path), "tmp-")
 	if err != nil {
 		return err

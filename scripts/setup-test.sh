@@ -1,11 +1,11 @@
 #!/bin/sh
-# Installs what the tests need and a plain machine may lack: a static busybox for
+# Installs what the tests need and a plain machine may lack: Python, a static busybox for
 # images, a C compiler for WebAssembly and the WebAssembly tools, from Debian's
 # packages, and interpreters compiled to it. Builds the wasmtime worker and runs
 # its own tests; with AXO_REQUIRE set it must be there.
 set -eu
 start=$(date +%s)
-packages="gcc libc6-dev busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32 xz-utils crun runc bubblewrap uidmap libseccomp-dev pkg-config"
+packages="gcc libc6-dev python3 busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32 xz-utils crun runc bubblewrap uidmap libseccomp-dev pkg-config"
 missing=""
 for p in $packages; do
 	dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $p"

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +20,23 @@ func thisProcess() (owner, error) {
 	}
 	start, err := startTime(os.Getpid())
 	return owner{strings.TrimSpace(string(boot)), os.Getpid(), start}, err
+}
+
+// OursAlone reports an error unless this process's user owns dir and nobody else
+// can write to it.
+func OursAlone(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	switch {
+	case ok && int(st.Uid) != os.Geteuid():
+		return fmt.Errorf("%s belongs to user %d, not to this process's %d", dir, st.Uid, os.Geteuid())
+	case info.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("%s has mode %v, so others can write to it: chmod go-w %s", dir, info.Mode().Perm(), dir)
+	}
+	return nil
 }
 
 // startTime reads field 22 of proc_pid_stat(5). The second field, the name of

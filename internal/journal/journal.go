@@ -68,9 +68,13 @@ type Journal struct {
 	self owner
 }
 
-// Open makes the directory, with mode 0700, if it is not there.
+// Open makes the directory, with mode 0700, if it is not there. What an entry
+// names is killed and removed, so a directory that is not OursAlone is refused.
 func Open(dir string) (*Journal, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	if err := OursAlone(dir); err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
 	self, err := thisProcess()

@@ -166,3 +166,29 @@ func TestHalfAnEntry(t *testing.T) {
 		t.Error("an id with a slash was taken")
 	}
 }
+
+// TestOthersMayNotWrite: an entry is an order to kill, so it must be ours.
+func TestOthersMayNotWrite(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), Dir)
+	if _, err := Open(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o770); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(dir); err == nil || !strings.Contains(err.Error(), "chmod go-w") {
+		t.Errorf("others can write to it: %v", err)
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a directory away")
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir, 12345, 12345); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(dir); err == nil || !strings.Contains(err.Error(), "belongs to user 12345") {
+		t.Errorf("another's: %v", err)
+	}
+}
