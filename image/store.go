@@ -106,6 +106,10 @@ func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
 	return l.unlock, nil
 }
 
+// TempDir makes an empty directory beside the layers. Close removes it, and so
+// does the next Open after this process was killed.
+func (s *Store) TempDir() (string, error) { return s.mkTemp("given-") }
+
 // mkTemp makes a directory for something unfinished.
 func (s *Store) mkTemp(prefix string) (string, error) { return os.MkdirTemp(s.temp, prefix) }
 

@@ -69,6 +69,12 @@ func TestScripts(t *testing.T) {
 	containers := sync.OnceValue(func() bool {
 		return haveContainers(t, []string{"AXO_WASM_WORKER_PATH=" + worker, "AXO_GUEST_PATH=" + guest})
 	})
+	if testprog.FindBusybox() != "" || os.Getenv("AXO_REQUIRE") != "" {
+		programs["ROOTFS"] = filepath.Join(t.TempDir(), "root.tar")
+		if err := os.WriteFile(programs["ROOTFS"], testprog.RootFS(t), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Condition: func(cond string) (bool, error) {
@@ -79,6 +85,8 @@ func TestScripts(t *testing.T) {
 				return containers(), nil
 			case "interpreters":
 				return len(interpreters) > 0, nil
+			case "rootfs":
+				return programs["ROOTFS"] != "", nil
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},

@@ -19,12 +19,16 @@ const ImagesDir = "images"
 // needs none that is open, and nothing has to be closed at the end.
 type images struct{ dir string }
 
-func (i images) Dir() (string, error) {
+func (i images) TempDir() (string, func() error, error) {
 	s, err := image.Open(image.Config{Dir: i.dir})
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
-	return i.dir, s.Close()
+	dir, err := s.TempDir()
+	if err != nil {
+		return "", nil, errors.Join(err, s.Close())
+	}
+	return dir, s.Close, nil
 }
 
 func (i images) Open(ctx context.Context, ref string) (_ *root.FS, err error) {

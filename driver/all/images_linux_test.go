@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -71,6 +73,22 @@ func skipRefused(t *testing.T, err error) {
 	}
 }
 
+// onEngines runs a test with every engine of the tier. One that is not the
+// builtin one need not be here.
+func onEngines(t *testing.T, f func(t *testing.T, engine string)) {
+	t.Helper()
+	for _, name := range append([]string{"builtin"}, all.Runtimes()...) {
+		t.Run(name, func(t *testing.T) {
+			if name != "builtin" {
+				if _, err := exec.LookPath(name); err != nil {
+					t.Skipf("SKIPPED, NOT PROVED: %v", err)
+				}
+			}
+			f(t, name)
+		})
+	}
+}
+
 // run runs a request and returns its output.
 func run(t *testing.T, e *engine.Engine, r engine.Request) (string, isolation.Exit) {
 	t.Helper()
@@ -105,11 +123,13 @@ func TestImageConfig(t *testing.T) {
 		{"a user and a group", inImage(isolation.ContainerImage, "id"), "app:extra", "uid=77(app) gid=90(extra)\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			c.r.Process.User = c.user
-			out, exit := run(t, e, c.r)
-			if out != c.want || exit.Code != 0 {
-				t.Errorf("%v: %q, want %q", exit, out, c.want)
-			}
+			onEngines(t, func(t *testing.T, engine string) {
+				c.r.Process.User, c.r.Engine = c.user, engine
+				out, exit := run(t, e, c.r)
+				if out != c.want || exit.Code != 0 {
+					t.Errorf("%v: %q, want %q", exit, out, c.want)
+				}
+			})
 		})
 	}
 	r := inImage(isolation.ContainerImage)
@@ -134,11 +154,13 @@ func TestImageIsNotChanged(t *testing.T) {
 	defer fs.Release()
 	before := listing(t, fs.Layers[0])
 	const change = "rm -rf /etc/group /root; mkdir /root; echo x > /root/x; chmod 777 /etc; mv /tmp /tmp2; rm /bin/sed; ln /bin/busybox /hard; echo evil > /etc/passwd; ls -A /root; ls -d /tmp* /etc/group 2>/dev/null"
-	for range 2 {
-		if out, exit := run(t, e, inImage(isolation.Shell, "sh", "-c", change)); out != "x\n/tmp2\n" {
+	onEngines(t, func(t *testing.T, engine string) {
+		r := inImage(isolation.Shell, "sh", "-c", change)
+		r.Engine = engine
+		if out, exit := run(t, e, r); out != "x\n/tmp2\n" {
 			t.Errorf("%v: %q", exit, out)
 		}
-	}
+	})
 	if after := listing(t, fs.Layers[0]); after != before {
 		t.Errorf("the layer was changed:\n%s\n%s", before, after)
 	}
@@ -174,16 +196,18 @@ func listing(t *testing.T, dir string) string {
 func TestImageOwners(t *testing.T) {
 	e, _ := imageEngine(t, image.RunConfig{},
 		testprog.RootEntry{Header: tar.Header{Name: "secret", Mode: 0o600, Uid: 1234, Gid: 4321}, Body: "s"})
-	out, _ := run(t, e, inImage(isolation.Shell, "sh", "-c", `stat -c '%u:%g %a' /secret /home/app /root /bin/busybox; cat /secret 2>&1; grep -c . /proc/self/uid_map`))
-	const want = "1234:4321 600\n77:78 750\n0:0 700\n0:0 755\ncat: can't open '/secret': Permission denied\n1\n"
-	if out != want {
-		t.Errorf("%q, want %q", out, want)
-	}
-	r := inImage(isolation.Shell, "cat", "/secret")
-	r.Process.User = "1234"
-	if out, _ := run(t, e, r); out != "s" {
-		t.Errorf("its owner reads %q", out)
-	}
+	onEngines(t, func(t *testing.T, engine string) {
+		r := inImage(isolation.Shell, "sh", "-c", `stat -c '%u:%g %a' /secret /home/app /root /bin/busybox; cat /secret 2>&1; grep -c . /proc/self/uid_map`)
+		r.Engine = engine
+		const want = "1234:4321 600\n77:78 750\n0:0 700\n0:0 755\ncat: can't open '/secret': Permission denied\n1\n"
+		if out, _ := run(t, e, r); out != want {
+			t.Errorf("%q, want %q", out, want)
+		}
+		r.Process.Args, r.Process.User = []string{"cat", "/secret"}, "1234"
+		if out, _ := run(t, e, r); out != "s" {
+			t.Errorf("its owner reads %q", out)
+		}
+	})
 }
 
 // TestImageLimits: the writable layer is bounded, and so is what is in /dev/shm,
@@ -192,17 +216,16 @@ func TestImageLimits(t *testing.T) {
 	e, _ := imageEngine(t, image.RunConfig{})
 	r := inImage(isolation.Shell, "sh", "-c", "dd if=/dev/zero of=/dev/shm/a bs=1M count=5 2>/dev/null; dd if=/dev/zero of=/b bs=1M count=100 2>&1 | grep -c 'No space'")
 	r.Spec.Resources.DiskBytes = 8 << 20
-	out, exit := run(t, e, r)
-	if out != "1\n" {
-		t.Errorf("%v: %q", exit, out)
-	}
-	hit := false
-	for _, l := range exit.LimitsHit {
-		hit = hit || l.Limit == isolation.LimitDisk
-	}
-	if !hit {
-		t.Errorf("the disk limit is not told: %+v", exit.LimitsHit)
-	}
+	onEngines(t, func(t *testing.T, engine string) {
+		r.Engine = engine
+		out, exit := run(t, e, r)
+		if out != "1\n" {
+			t.Errorf("%v: %q", exit, out)
+		}
+		if !slices.ContainsFunc(exit.LimitsHit, func(l isolation.LimitHit) bool { return l.Limit == isolation.LimitDisk }) {
+			t.Errorf("the disk limit is not told: %+v", exit.LimitsHit)
+		}
+	})
 }
 
 // TestHostileRoots: names in an image that lead elsewhere do not, and what

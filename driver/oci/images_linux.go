@@ -16,17 +16,19 @@ import (
 // probeOverlay makes a container whose root is an overlay of a directory beside
 // the images, which tells whether this kernel and that file system take it.
 func (e *builtin) probeOverlay(ctx context.Context, create createFunc) (err error) {
-	beside := ""
-	if e.cfg.Images != nil {
-		if beside, err = e.cfg.Images.Dir(); err != nil {
+	var dir string
+	if e.cfg.Images == nil {
+		if dir, err = os.MkdirTemp("", "axo-probe-"); err != nil {
 			return err
 		}
+		defer func() { err = errors.Join(err, os.Remove(dir)) }()
+	} else {
+		var remove func() error
+		if dir, remove, err = e.cfg.Images.TempDir(); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, remove()) }()
 	}
-	dir, err := os.MkdirTemp(beside, "probe-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.Remove(dir)) }()
 	id := fmt.Sprintf("probe-%d-%d", os.Getpid(), probes.Add(1))
 	pl, err := create(ctx, id, isolation.Spec{Requirement: isolation.Shell, Root: isolation.Root{Path: dir}})
 	if err != nil {
@@ -50,6 +52,10 @@ func (e *builtin) openRoot(ctx context.Context, c *container, spec isolation.Spe
 		return err
 	}
 	// The one user that there is is the image's.
+	var st unix.Stat_t
+	if err := unix.Stat(c.root.Layers[0], &st); err == nil && int(st.Uid) != os.Geteuid() {
+		return proc.Unsupported(fmt.Sprintf("a root file system that belongs to user %d", st.Uid), "root, or a directory of your own: as an ordinary user a sandbox has one user id, yours")
+	}
 	if c.root.UID < 0 {
 		return proc.Unsupported(fmt.Sprintf("the image's user %q, whose number its /etc/passwd and /etc/group do not tell,", c.root.Config.User), "root, or an image with a numeric user")
 	}

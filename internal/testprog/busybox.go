@@ -13,16 +13,23 @@ import (
 // busybox-static.
 func Busybox(t testing.TB) string {
 	t.Helper()
+	path := FindBusybox()
+	if path == "" && os.Getenv("AXO_REQUIRE") != "" {
+		t.Fatal("needs busybox-static")
+	} else if path == "" {
+		t.Skip("SKIPPED, NOT PROVED: needs busybox-static")
+	}
+	return path
+}
+
+// FindBusybox returns the same, or nothing if it is not installed.
+func FindBusybox() string {
 	for _, path := range []string{"/bin/busybox", "/usr/bin/busybox"} {
 		// One with an interpreter cannot be alone in a root file system.
 		if b, err := os.ReadFile(path); err == nil && !bytes.Contains(b[:min(len(b), 4096)], []byte("/ld-")) {
 			return path
 		}
 	}
-	if os.Getenv("AXO_REQUIRE") != "" {
-		t.Fatal("needs busybox-static")
-	}
-	t.Skip("SKIPPED, NOT PROVED: needs busybox-static")
 	return ""
 }
 

@@ -20,8 +20,10 @@ type Images interface {
 	// digest, or a unique prefix of one. Its layers stay until Release. The error
 	// is of class NotFound if there is none, and says how to get it.
 	Open(ctx context.Context, ref string) (*FS, error)
-	// Dir is a directory on the file system that the layers are on, for probes.
-	Dir() (string, error)
+	// TempDir makes an empty directory on the file system that the layers are
+	// on, for probes. remove takes it away; if it is not called, somebody else
+	// will after the end of this process.
+	TempDir() (dir string, remove func() error, err error)
 }
 
 // FS is a root file system, ready to be put together: read-only directories
