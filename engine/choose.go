@@ -199,6 +199,9 @@ func consider(ctx context.Context, p Policy, r Request, minTier isolation.Tier, 
 			return f, fmt.Sprintf("it has no option %s", o), "leave it out", nil
 		}
 	}
+	if len(r.CopyIn)+len(r.CopyOut) > 0 && !slices.Contains(f.Abilities, isolation.AbilityFiles) {
+		return f, "it cannot copy files into a sandbox and out of it", "leave them out, or give it a directory", nil
+	}
 	for _, l := range asked {
 		if e := f.Enforcement(l); !e.Enforced && !r.AllowUnenforced {
 			return f, fmt.Sprintf("it cannot enforce the limit %s: %s", l, e.Reason), "leave the limit out, or --allow-unenforced", nil

@@ -105,6 +105,11 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err
 	r.event(EventCreated)
 	created := now()
 	exit, err := r.exec(ctx, sb)
+	if err == nil && ctx.Err() == nil {
+		if cerr := r.copyOut(ctx, sb); cerr != nil {
+			err = &isolation.Error{Op: "copy out", ID: r.r.ID, Outcome: isolation.OutcomeUnknown, Err: cerr}
+		}
+	}
 	ended := now()
 	failpoint.Hit(failpoint.Exited)
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
@@ -128,6 +133,9 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err
 // exec runs the process, and ends it when ctx does. With an error that does not
 // say NotStarted comes an Exit that has no Reason.
 func (r *run) exec(ctx context.Context, sb isolation.Sandbox) (isolation.Exit, error) {
+	if err := r.copyIn(ctx, sb); err != nil {
+		return isolation.Exit{}, notStarted(r.r.ID, err)
+	}
 	p, err := sb.Exec(ctx, r.r.Process, isolation.Stdio{Stdin: r.r.Stdin, Stdout: &r.out, Stderr: &r.errOut})
 	if err != nil {
 		return isolation.Exit{}, notStarted(r.r.ID, err)

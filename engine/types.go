@@ -102,6 +102,10 @@ type Request struct {
 	Resize <-chan isolation.TerminalSize
 	// Capture keeps head and tail of each stream in the Result.
 	Capture Capture
+	// CopyIn is copied into the sandbox before the process starts; CopyOut out of
+	// it when it has ended, however, unless ctx has. In a sandbox's files they
+	// have the rights of its user.
+	CopyIn, CopyOut []Copy
 }
 
 // Capture says what is kept of a stream. The zero value keeps nothing.

@@ -32,6 +32,7 @@ type requestFlags struct {
 	pids, files                 int64
 	cpus                        float64
 	env, dirs                   []string
+	copyIn, copyOut             []string
 	cwd, user, tenant           string
 	interactive, tty            bool
 	allowUnenforced, emulated   bool
@@ -61,6 +62,8 @@ func (f *requestFlags) register(fs *pflag.FlagSet) {
 	fs.Float64Var(&f.cpus, "cpus", 0, "cores that it may use, such as 0.5")
 	fs.StringArrayVarP(&f.env, "env", "e", nil, "environment variable KEY=VALUE, or KEY to pass yours on; may be repeated")
 	fs.StringArrayVar(&f.dirs, "dir", nil, "give it a directory: HOST:GUEST, or HOST:GUEST:ro; may be repeated")
+	fs.StringArrayVar(&f.copyIn, "copy-in", nil, "copy a file or directory into the sandbox first: HOST:GUEST; may be repeated")
+	fs.StringArrayVar(&f.copyOut, "copy-out", nil, "copy a file or directory out of it afterwards: GUEST:HOST; may be repeated")
 	fs.StringVar(&f.cwd, "cwd", "", "working directory inside")
 	fs.StringVar(&f.user, "user", "", "user inside: name or uid[:gid]")
 	fs.StringVar(&f.tenant, "tenant", "", "whose code it is; nothing is shared between tenants")
