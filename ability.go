@@ -1,10 +1,6 @@
 package isolation
 
-import (
-	"context"
-	"io"
-	"io/fs"
-)
+import "context"
 
 // As finds an ability in v or in what v wraps. Wrappers (pools, proxies) let
 // their inner value be found by a method Unwrap() any. What As finds must
@@ -35,6 +31,7 @@ const (
 	AbilityReset    = "reset"
 	AbilityResize   = "resize"
 	AbilityFiles    = "files"
+	AbilityWatch    = "watch"
 	AbilityStats    = "stats"
 	AbilityPrepare  = "prepare"
 )
@@ -111,15 +108,6 @@ type Preparer interface {
 // Resizer is an ability of a Process with a terminal.
 type Resizer interface {
 	Resize(ctx context.Context, size TerminalSize) error
-}
-
-// Files is an ability of a Sandbox: its own file system, seen from inside. Names
-// are absolute paths in the sandbox. No name is ever followed on the host.
-type Files interface {
-	Stat(ctx context.Context, name string) (fs.FileInfo, error)
-	ReadFile(ctx context.Context, name string) (io.ReadCloser, error)
-	WriteFile(ctx context.Context, name string, mode fs.FileMode, r io.Reader) error
-	Remove(ctx context.Context, name string) error
 }
 
 // Stats is an ability of a Sandbox: what it uses now, and used in all.

@@ -2,6 +2,7 @@ package drivertest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -23,6 +24,8 @@ var abilityChecks = []check{
 	{"reset", checkReset},
 	{"stats", checkStats},
 	{"files", checkFileAbility},
+	{"directories", checkDirectories},
+	{"watch", checkWatch},
 	{"snapshot", checkSnapshot},
 	{"fork", checkFork},
 	{"recover", checkRecover},
@@ -34,6 +37,7 @@ func abilityNames() []string {
 		isolation.AbilityAttach, isolation.AbilityPause, isolation.AbilitySnapshot, isolation.AbilityRestore,
 		isolation.AbilityFork, isolation.AbilityRecover, isolation.AbilityReset, isolation.AbilityResize,
 		isolation.AbilityFiles, isolation.AbilityStats, isolation.AbilityPrepare,
+		isolation.AbilityWatch,
 	}
 }
 
@@ -54,7 +58,8 @@ func checkAbilities(t testing.TB, s *suite) {
 		isolation.AbilityFork:     has[isolation.Forker](r.sb),
 		isolation.AbilityRecover:  has[isolation.Recoverer](s.d),
 		isolation.AbilityReset:    has[isolation.Resetter](r.sb),
-		isolation.AbilityFiles:    has[isolation.Files](r.sb),
+		isolation.AbilityFiles:    has[isolation.Files](r.sb) && has[isolation.Directories](r.sb),
+		isolation.AbilityWatch:    has[isolation.Watcher](r.sb),
 		isolation.AbilityStats:    has[isolation.Stats](r.sb),
 		isolation.AbilityPrepare:  has[isolation.Preparer](r.sb),
 	}
@@ -249,6 +254,129 @@ func checkFileAbility(t testing.TB, s *suite) {
 	is(t, "Remove of nothing", a.Remove(s.ctx(t), name), isolation.ErrNotFound)
 	for _, bad := range []string{"", "relative", "a\x00b"} {
 		is(t, "WriteFile of a bad name", a.WriteFile(s.ctx(t), bad, fs.ModePerm, strings.NewReader("")), isolation.ErrInvalidArgument)
+	}
+}
+
+func checkDirectories(t testing.TB, s *suite) {
+	spec, _ := s.command(t, job{program: Exit0})
+	sb := s.create(t, spec)
+	f := ability[isolation.Files](t, s, isolation.AbilityFiles, sb)
+	d := ability[isolation.Directories](t, s, isolation.AbilityFiles, sb)
+	ctx := s.ctx(t)
+	const top = "/tmp/drivertest-dir"
+	for range 2 { // one that is there is well
+		if err := d.Mkdir(ctx, top+"/a/b", 0o750); err != nil {
+			t.Fatalf("Mkdir: %v", err)
+		}
+	}
+	if i, err := f.Stat(ctx, top+"/a/b"); err != nil || !i.IsDir() || i.Mode().Perm() != 0o750 {
+		t.Errorf("Stat: %v, %v", i, err)
+	}
+	for _, name := range []string{"/a/x", "/a/y"} {
+		if err := f.WriteFile(ctx, top+name, 0o600, strings.NewReader(name)); err != nil {
+			t.Fatalf("WriteFile: %v", err)
+		}
+	}
+	names := func(dir string) string {
+		list, err := d.ReadDir(ctx, dir)
+		if err != nil {
+			t.Fatalf("ReadDir: %v", err)
+		}
+		var names []string
+		for _, i := range list {
+			names = append(names, i.Name()+i.Mode().Type().String()[:1])
+		}
+		slices.Sort(names)
+		return strings.Join(names, " ")
+	}
+	if got := names(top + "/a"); got != "bd x- y-" {
+		t.Errorf("ReadDir: %q", got)
+	}
+	// Over a file that is there, and a directory with all in it.
+	if err := errors.Join(d.Rename(ctx, top+"/a/x", top+"/a/y"), d.Rename(ctx, top+"/a", top+"/z")); err != nil {
+		t.Fatalf("Rename: %v", err)
+	}
+	if got := names(top + "/z"); got != "bd y-" {
+		t.Errorf("ReadDir after Rename: %q", got)
+	}
+	is(t, "Remove of a directory that is not empty", f.Remove(ctx, top+"/z"), isolation.ErrFailedPrecondition)
+	is(t, "Rename of nothing", d.Rename(ctx, top+"/a", top+"/b"), isolation.ErrNotFound)
+	is(t, "WriteFile to a directory", f.WriteFile(ctx, top+"/z", 0o600, strings.NewReader("")), isolation.ErrInvalidArgument)
+	is(t, "WriteFile into nothing", f.WriteFile(ctx, top+"/n/n", 0o600, strings.NewReader("")), isolation.ErrNotFound)
+	_, err := f.ReadFile(ctx, top)
+	is(t, "ReadFile of a directory", err, isolation.ErrInvalidArgument)
+	_, err = d.ReadDir(ctx, top+"/a")
+	is(t, "ReadDir of nothing", err, isolation.ErrNotFound)
+	if err := d.RemoveAll(ctx, top); err != nil {
+		t.Errorf("RemoveAll: %v", err)
+	}
+	_, err = f.Stat(ctx, top)
+	is(t, "Stat after RemoveAll", err, isolation.ErrNotFound)
+	for _, bad := range []string{"", "relative", "a\x00b"} {
+		is(t, "Mkdir of a bad name", d.Mkdir(ctx, bad, 0o755), isolation.ErrInvalidArgument)
+		is(t, "Rename to a bad name", d.Rename(ctx, "/tmp", bad), isolation.ErrInvalidArgument)
+	}
+	s.delete(t, sb)
+	is(t, "Mkdir after Delete", d.Mkdir(ctx, top, 0o755), isolation.ErrNotFound)
+	is(t, "WriteFile after Delete", f.WriteFile(ctx, top, 0o600, strings.NewReader("")), isolation.ErrNotFound)
+}
+
+func checkWatch(t testing.TB, s *suite) {
+	spec, _ := s.command(t, job{program: Exit0})
+	sb := s.create(t, spec)
+	w := ability[isolation.Watcher](t, s, isolation.AbilityWatch, sb)
+	f := ability[isolation.Files](t, s, isolation.AbilityFiles, sb)
+	d := ability[isolation.Directories](t, s, isolation.AbilityFiles, sb)
+	const top = "/tmp/drivertest-watch"
+	if err := d.Mkdir(s.ctx(t), top+"/sub", 0o755); err != nil {
+		t.Fatalf("Mkdir: %v", err)
+	}
+	ctx, cancel := context.WithCancel(s.ctx(t))
+	defer cancel()
+	ch, err := w.Watch(ctx, top, true)
+	if err != nil {
+		t.Fatalf("Watch: %v", err)
+	}
+	err = errors.Join(f.WriteFile(ctx, top+"/sub/f", 0o644, strings.NewReader("x")), d.Rename(ctx, top+"/sub/f", top+"/g"), f.Remove(ctx, top+"/g"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	await := func(what string, is func(isolation.FileEvent) bool) {
+		t.Helper()
+		for {
+			select {
+			case e, ok := <-ch:
+				if !ok {
+					t.Fatalf("the channel is closed; %s was not told", what)
+				}
+				if is(e) {
+					return
+				}
+			case <-ctx.Done():
+				t.Fatalf("not told: %s", what)
+			}
+		}
+	}
+	await("a new file below", func(e isolation.FileEvent) bool { return e.Name == top+"/sub/f" && e.Created })
+	await("a file that moved here", func(e isolation.FileEvent) bool { return e.Name == top+"/g" && e.Created })
+	await("a file that went", func(e isolation.FileEvent) bool { return e.Name == top+"/g" && e.Removed })
+	_, err = w.Watch(ctx, top+"/none", false)
+	is(t, "Watch of nothing", err, isolation.ErrNotFound)
+	second, err := w.Watch(ctx, top, false)
+	if err != nil {
+		t.Fatalf("Watch: %v", err)
+	}
+	cancel()
+	for range ch { // closed with ctx
+	}
+	for range second {
+	}
+	third, err := w.Watch(s.ctx(t), top, false)
+	if err != nil {
+		t.Fatalf("Watch: %v", err)
+	}
+	s.delete(t, sb)
+	for range third { // closed with the sandbox
 	}
 }
 

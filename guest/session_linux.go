@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -16,6 +17,8 @@ import (
 type session struct {
 	g *guest
 	l *link
+
+	files atomic.Int32 // file operations under way
 
 	mu      sync.Mutex
 	streams map[uint32]talker
@@ -141,6 +144,12 @@ func (s *session) frame(f wire.Frame) error {
 			_ = s.answer(wire.Prepared, stream, nil, err)
 		}()
 		return nil
+	case wire.File:
+		var m wire.FileMessage
+		if err := m.Parse(f.Body); err != nil {
+			return err
+		}
+		return s.file(f.Stream, &m)
 	case wire.Sync, wire.Mount, wire.Power:
 		return s.machine(f)
 	case wire.Usage:

@@ -42,7 +42,11 @@ func openTerminal(m *wire.SpawnMessage, uid, gid uint32) (*terminal, error) {
 		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
 	}
 	if err == nil {
-		t.slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+		// Not by os.OpenFile: the program's end must block.
+		var slave int
+		if slave, err = unix.Open(fmt.Sprintf("/dev/pts/%d", n), unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0); err == nil {
+			t.slave = os.NewFile(uintptr(slave), "pts")
+		}
 	}
 	if err == nil {
 		err = t.slave.Chown(int(uid), int(gid))

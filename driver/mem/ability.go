@@ -27,6 +27,12 @@ func (s *sandbox) wear() isolation.Sandbox {
 	if told(isolation.AbilityStats) {
 		v = stats{v, s}
 	}
+	if told(isolation.AbilityFiles) {
+		v = filer{v, s}
+	}
+	if told(isolation.AbilityWatch) {
+		v = watcher{v, s}
+	}
 	return v
 }
 
@@ -213,6 +219,9 @@ func (s *sandbox) reset(ctx context.Context) error {
 	defer s.mu.Unlock()
 	s.resets--
 	if err == nil && !s.deleted && !s.lost {
+		s.files.mu.Lock()
+		s.files.resetLocked()
+		s.files.mu.Unlock()
 		s.ended, s.next, s.used, s.disk, s.paused = nil, 0, isolation.Usage{}, 0, false
 		s.ctx, s.cancel = context.WithCancel(context.Background())
 	}

@@ -33,6 +33,7 @@ var enforced = []isolation.Limit{
 // abilities are those that mem has.
 var abilities = []string{
 	isolation.AbilityAttach, isolation.AbilityPause, isolation.AbilityReset, isolation.AbilityStats,
+	isolation.AbilityFiles, isolation.AbilityWatch,
 }
 
 func (c Config) features() isolation.Features {

@@ -22,6 +22,7 @@ type sandbox struct {
 	spec    isolation.Spec
 	created time.Time
 	making  time.Duration // what Create took
+	files   *tree
 
 	// mu comes before the mu of a process where both are held.
 	mu      sync.Mutex
@@ -47,7 +48,7 @@ var _ isolation.Sandbox = (*sandbox)(nil)
 func newSandbox(d *Driver, id string, spec isolation.Spec, began time.Time) *sandbox {
 	s := &sandbox{
 		d: d, id: id, spec: spec, created: time.Now(), making: time.Since(began),
-		changed: make(chan struct{}), live: map[string]*process{},
+		changed: make(chan struct{}), live: map[string]*process{}, files: newTree(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s

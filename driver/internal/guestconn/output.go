@@ -9,9 +9,10 @@ import (
 	"github.com/axocoatl/isolation/guest/wire"
 )
 
-// Output is an output of a process. It implements proc.Source.
+// Output is an output of a process, or the content of a file. It implements
+// proc.Source.
 type Output struct {
-	p    *Process
+	send func(kind wire.Type, body []byte) error
 	kind wire.Type
 
 	mu       sync.Mutex
@@ -29,8 +30,8 @@ type Output struct {
 // holds, and what is in a pipe.
 const maxRest = wire.InitialWindow + 64<<10
 
-func newOutput(p *Process, kind wire.Type) *Output {
-	o := &Output{p: p, kind: kind}
+func newOutput(kind wire.Type, send func(kind wire.Type, body []byte) error) *Output {
+	o := &Output{send: send, kind: kind}
 	o.change = sync.NewCond(&o.mu)
 	return o
 }
@@ -76,7 +77,7 @@ func (o *Output) grantLocked() {
 	}
 	m := wire.WindowMessage{Of: o.kind, Bytes: uint64(o.taken)}
 	o.taken = 0
-	go func() { _ = o.p.c.send(wire.Window, o.p.stream, m.Append(nil)) }() // the reader sees it as well
+	go func() { _ = o.send(wire.Window, m.Append(nil)) }() // the reader sees it as well
 }
 
 // Read returns what has come, and io.EOF at the end.
@@ -96,6 +97,16 @@ func (o *Output) Read(b []byte) (int, error) {
 	o.taken += n
 	o.grantLocked()
 	return n, nil
+}
+
+// await waits until something has come, and reports whether it has.
+func (o *Output) await() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for len(o.buf) == 0 && !o.over && !o.closed {
+		o.change.Wait()
+	}
+	return len(o.buf) > 0
 }
 
 // hangUp says that nothing comes any more.

@@ -40,7 +40,8 @@ type Process struct {
 func (c *Conn) newProcess(id string) *Process {
 	p := &Process{c: c, id: id, begun: make(chan struct{}), done: make(chan struct{})}
 	p.change = sync.NewCond(&p.mu)
-	p.Stdout, p.Stderr = newOutput(p, wire.Stdout), newOutput(p, wire.Stderr)
+	send := func(kind wire.Type, body []byte) error { return c.send(kind, p.stream, body) }
+	p.Stdout, p.Stderr = newOutput(wire.Stdout, send), newOutput(wire.Stderr, send)
 	return p
 }
 

@@ -53,6 +53,24 @@ type Preparer interface {
 	Prepare(ctx context.Context, language string) error
 }
 
+// Filer is a Place whose files can be reached; see [isolation.Files],
+// [isolation.Directories] and [isolation.Watcher].
+type Filer interface {
+	Files() Files
+}
+
+// Files are the abilities of a place with files.
+type Files interface {
+	isolation.Files
+	isolation.Directories
+	isolation.Watcher
+}
+
+// Resizer is a Task with a terminal whose size can be set.
+type Resizer interface {
+	Resize(ctx context.Context, size isolation.TerminalSize) error
+}
+
 // Task is an engine's side of a process.
 type Task interface {
 	// Begin is called once, when the process knows its task.
@@ -114,10 +132,14 @@ func (d *Driver) Create(ctx context.Context, id string, spec isolation.Spec) (is
 	if err != nil {
 		return nil, d.fail("create", id, isolation.NotStarted, err)
 	}
+	var out isolation.Sandbox = sb
 	if p, ok := sb.place.(Preparer); ok {
-		return preparing{sb, sb, p}, nil
+		out = preparing{out, sb, p}
 	}
-	return sb, nil
+	if f, ok := sb.place.(Filer); ok {
+		out = filing{out, sb, f.Files()}
+	}
+	return out, nil
 }
 
 func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (*sandbox, error) {

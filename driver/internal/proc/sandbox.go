@@ -111,7 +111,24 @@ func (s *sandbox) Exec(ctx context.Context, spec isolation.ProcessSpec, stdio is
 	if err != nil {
 		return nil, s.fail("exec", isolation.NotStarted, err)
 	}
+	if r, ok := p.task.(Resizer); ok && spec.Terminal {
+		return resizing{p, r}, nil
+	}
 	return p, nil
+}
+
+// resizing is a process whose terminal has a size.
+type resizing struct {
+	*Process
+	task Resizer
+}
+
+// Resize implements [isolation.Resizer].
+func (r resizing) Resize(ctx context.Context, size isolation.TerminalSize) error {
+	if err := r.task.Resize(ctx, size); err != nil {
+		return r.sb.d.fail("resize", r.id, "", err)
+	}
+	return nil
 }
 
 func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio isolation.Stdio) (*Process, error) {
