@@ -2,6 +2,7 @@
 # make wasmtime  bin/axo-wasmtime, the faster engine for WebAssembly (needs cargo)
 # make demo    build everything and run the main job on real input
 # make test    install what tests need, and run them
+# make test-cgroup2  the container tier where control groups are version 2, in an emulated machine
 # make check   format, vet, lint with the layering rules, cross-builds, clean tree
 # make bench   the numbers of docs/CLAIMS.md
 
@@ -9,7 +10,7 @@ export CGO_ENABLED = 0
 WORKER = driver/wasm/embedded/axo-wasm
 GUEST = driver/oci/embedded/axo-guest
 
-.PHONY: build wasmtime demo test check bench setup cross clean
+.PHONY: build wasmtime demo test test-cgroup2 check bench setup cross clean
 
 build: bin/axo
 
@@ -36,6 +37,10 @@ test: setup
 	@start=$$(date +%s); \
 	AXO_REQUIRE=1 go test -vet=off -p 1 -timeout 14m ./... && \
 	echo "tests took $$(( $$(date +%s) - start )) s"
+
+# Debian's kernel for clouds, in QEMU.
+test-cgroup2: setup
+	go run ./test/cgroup2 -kernel "$$(./scripts/kernel-package.sh)"
 
 GOLANGCI = build/golangci-lint-2.15.0
 

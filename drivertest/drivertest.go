@@ -28,7 +28,8 @@ type Config struct {
 	// the suite and was not before is a leak. nil: none of these are made.
 	Leftovers func(t testing.TB) []string
 	// Patience is how long the suite waits for what must happen before it
-	// calls it a hang; 0: 30 s, for hosts that are busy.
+	// calls it a hang; 0: what AXO_TEST_PATIENCE says, for hosts that are
+	// emulated, else 30 s, for hosts that are busy.
 	Patience time.Duration
 	// Large is the size of the largest stream; 0: 64 MiB, 4 MiB with -short.
 	Large int64
@@ -39,6 +40,9 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.Patience <= 0 {
 		c.Patience = 30 * time.Second
+		if d, err := time.ParseDuration(os.Getenv("AXO_TEST_PATIENCE")); err == nil && d > 0 {
+			c.Patience = d
+		}
 	}
 	if c.Large <= 0 {
 		c.Large = 64 << 20

@@ -5,7 +5,7 @@
 # its own tests; with AXO_REQUIRE set it must be there.
 set -eu
 start=$(date +%s)
-packages="gcc libc6-dev python3 busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32 xz-utils crun runc bubblewrap uidmap libseccomp-dev pkg-config"
+packages="gcc libc6-dev python3 busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32 xz-utils qemu-system-x86 e2fsprogs util-linux mount procps crun runc bubblewrap uidmap libseccomp-dev pkg-config"
 missing=""
 for p in $packages; do
 	dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $p"

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/none"
 	"github.com/axocoatl/isolation/drivertest"
+	"github.com/axocoatl/isolation/internal/testprog"
 )
 
 // testprogram builds the suite's program, once.
@@ -31,12 +31,7 @@ var testprogram = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	name := filepath.Join(dir, "testprogram")
-	c := exec.Command("go", "build", "-o", name, "github.com/axocoatl/isolation/drivertest/testprogram")
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := c.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%w: %s", err, out)
-	}
-	return name, nil
+	return name, testprog.BuildPackage(name, "drivertest/testprogram")
 })
 
 // leftovers lists the control groups of this engine.

@@ -40,13 +40,11 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	guestProgram, programs = filepath.Join(dir, "axo-guest"), filepath.Join(dir, "programs")
-	c := exec.Command("go", "build", "-o", programs+"/", "github.com/axocoatl/isolation/drivertest/testprogram")
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if err := os.Mkdir(programs, 0o755); err != nil {
 		panic(err)
 	}
-	if out, err := c.CombinedOutput(); err != nil {
-		panic(string(out))
+	if err := testprog.BuildPackage(filepath.Join(programs, "testprogram"), "drivertest/testprogram"); err != nil {
+		panic(err)
 	}
 	if err := os.Chmod(dir, 0o755); err != nil {
 		panic(err)

@@ -69,6 +69,8 @@ var homes = map[string]string{
 	"github.com/klauspost/compress":          "image",
 	"github.com/pierrec/lz4":                 "image",
 	"github.com/therootcompany/xz":           "image",
+	"github.com/cavaliergopher/cpio":         "image",
+	"github.com/erofs/go-erofs":              "image",
 }
 
 func broken(name, im string) string {
@@ -104,7 +106,7 @@ func broken(name, im string) string {
 		}
 	case under(name, "guest/wire"):
 		return "guest/wire imports the standard library only"
-	case name == "driver/all" || under(name, "cmd") || under(name, "demo") || under(name, "bench"):
+	case name == "driver/all" || under(name, "cmd") || under(name, "demo") || under(name, "test") || under(name, "bench"):
 		return ""
 	case name == "drivertest":
 		if inner != "" || !own {

@@ -116,13 +116,27 @@ func BuildCommands(dir string, names []string, tags ...string) error {
 		if runtime.GOOS == "windows" {
 			out += ".exe"
 		}
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", strings.Join(tags, ","), "-o", out, "github.com/axocoatl/isolation/cmd/"+n)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if err := run(cmd); err != nil {
+		if err := BuildPackage(out, "cmd/"+n, tags...); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// BuildPackage builds a program of this module, named by its directory. Where
+// there is no toolchain, AXO_TEST_PROGRAMS names a directory with programs that
+// were built without tags.
+func BuildPackage(out, dir string, tags ...string) error {
+	if built := os.Getenv("AXO_TEST_PROGRAMS"); built != "" && len(tags) == 0 {
+		b, err := os.ReadFile(filepath.Join(built, path.Base(dir)))
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(out, b, 0o755)
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", strings.Join(tags, ","), "-o", out, "github.com/axocoatl/isolation/"+dir)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	return run(cmd)
 }
 
 func compiler(names ...string) (string, error) {
