@@ -60,6 +60,8 @@ var attacks = map[string]func(){
 	"mounts":     mounts,
 	"shared":     shared,
 	"terminal":   terminal,
+	"traps":      traps,
+	"race":       race,
 }
 
 func main() {
