@@ -155,7 +155,28 @@ func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request,
 		}
 		r.Spec.Mounts = append(r.Spec.Mounts, m)
 	}
-	return r, f.addPackages(&r)
+	err := errors.Join(f.addPackages(&r), f.copies(&r))
+	return r, err
+}
+
+// copies reads what is copied in and out.
+func (f *requestFlags) copies(r *engine.Request) error {
+	for _, v := range f.copyIn {
+		// At the last colon before an absolute path: the host's may have others.
+		i := strings.LastIndex(v, ":/")
+		if i < 1 {
+			return fmt.Errorf("--copy-in %s: want HOST:GUEST, with GUEST an absolute path", v)
+		}
+		r.CopyIn = append(r.CopyIn, engine.Copy{Host: v[:i], Guest: v[i+1:]})
+	}
+	for _, v := range f.copyOut {
+		guest, host, ok := strings.Cut(v, ":")
+		if !ok || !strings.HasPrefix(guest, "/") || host == "" {
+			return fmt.Errorf("--copy-out %s: want GUEST:HOST, with GUEST an absolute path", v)
+		}
+		r.CopyOut = append(r.CopyOut, engine.Copy{Host: host, Guest: guest})
+	}
+	return nil
 }
 
 // packagesDir is where --packages shows up inside.

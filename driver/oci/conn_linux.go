@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/guestconn"
 	"github.com/axocoatl/isolation/driver/internal/proc"
 	"github.com/axocoatl/isolation/guest/wire"
 )
@@ -34,10 +35,13 @@ type conn struct {
 	live map[uint32]*child
 	err  error         // why it ended, before gone is closed
 	gone chan struct{} // closed when it has ended
+
+	rest *guestconn.Conn // see files_linux.go
+	pass *io.PipeWriter  // to it
 }
 
 func newConn(f *os.File) *conn {
-	c := &conn{f: f, live: map[uint32]*child{}, gone: make(chan struct{})}
+	c := &conn{f: f, last: ownStreams, live: map[uint32]*child{}, gone: make(chan struct{})}
 	c.reader = wire.NewReader(c)
 	return c
 }
@@ -189,6 +193,8 @@ func (c *conn) serve() {
 		ch.lost(err)
 	}
 	c.f.Close()
+	c.pass.CloseWithError(err)
+	<-c.rest.Gone()
 }
 
 func (c *conn) frames() error {
@@ -200,6 +206,11 @@ func (c *conn) frames() error {
 		c.mu.Lock()
 		ch := c.live[f.Stream]
 		c.mu.Unlock()
+		if ok, err := c.passed(f); err != nil {
+			return err
+		} else if ok {
+			continue
+		}
 		if ch == nil {
 			return fmt.Errorf("%w: %s for stream %d, which has no program", wire.ErrProtocol, f.Type, f.Stream)
 		}
@@ -261,7 +272,7 @@ func (c *conn) prepare(ctx context.Context, language string) error {
 
 // ask sends a request on a stream of its own and waits until it is answered.
 func (c *conn) ask(ctx context.Context, t wire.Type, body []byte, files []*os.File) (*child, error) {
-	ch := &child{begun: make(chan struct{}), done: make(chan struct{}), prepares: t == wire.Prepare}
+	ch := &child{conn: c, begun: make(chan struct{}), done: make(chan struct{}), prepares: t == wire.Prepare}
 	c.mu.Lock()
 	if c.live == nil {
 		defer c.mu.Unlock()
@@ -291,6 +302,7 @@ func (c *conn) ask(ctx context.Context, t wire.Type, body []byte, files []*os.Fi
 
 // child is a program in the container. It implements proc.Child.
 type child struct {
+	conn     *conn
 	stream   uint32
 	prepares bool          // it asks for an interpreter, not for a program
 	begun    chan struct{} // closed when it runs, or could not be started: err

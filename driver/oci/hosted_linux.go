@@ -286,8 +286,7 @@ func (r *runtimeContainer) start(ctx context.Context, s *stage, p *plan.Plan) er
 		return err
 	}
 	failpoint.Hit(failpoint.OCIMade)
-	go c.conn.serve()
-	return nil
+	return c.conn.begin(hello)
 }
 
 // findGuest gets hold of the first process. The runtime waits for it, and has

@@ -132,8 +132,7 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 	}
 	c.notes = hello.Notes
 	failpoint.Hit(failpoint.OCIMade)
-	go c.conn.serve()
-	return nil
+	return c.conn.begin(hello)
 }
 
 // connect makes the first descriptors of a guest: a null device, what it says

@@ -32,7 +32,7 @@ func (e *builtin) Features() isolation.Features {
 			{Name: "capabilities", Present: true, Detail: "none, no_new_privs; profile session: docker's, of the sandbox's own users only"},
 			{Name: "seccomp", Present: true, Detail: "moby's default profile"},
 		},
-		Abilities: []string{isolation.AbilityPrepare},
+		Abilities: []string{isolation.AbilityPrepare, isolation.AbilityFiles, isolation.AbilityWatch},
 		Options: []isolation.Option{
 			isolation.OptionCwd, isolation.OptionHostname, isolation.OptionMounts, isolation.OptionTerminal, isolation.OptionRootPath,
 		},

@@ -1,6 +1,7 @@
 package oci_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -465,5 +466,55 @@ grep /data /proc/self/mountinfo | grep -c nosuid`)
 	_, err := d.Create(t.Context(), nextID(), isolation.Spec{Requirement: isolation.Shell, Profile: "session"})
 	if !errors.Is(err, isolation.ErrUnsupported) || !strings.Contains(err.Error(), "session") {
 		t.Errorf("without a root: %v", err)
+	}
+}
+
+// TestTerminal: a program has a terminal of the asked size, which follows.
+func TestTerminal(t *testing.T) {
+	d := newDriver(t, oci.Config{})
+	sb, err := d.Create(t.Context(), nextID(), isolation.Spec{Requirement: isolation.Shell})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sb.Delete(context.Background())
+	in, feed := io.Pipe()
+	out, told := io.Pipe()
+	p, err := sb.Exec(t.Context(), isolation.ProcessSpec{
+		Args: []string{"/bin/sh", "-c", "tty; stty size; echo go; read x; stty size; exec sleep 60"}, Env: []string{"PATH=/usr/bin:/bin"},
+		Terminal: true, Size: isolation.TerminalSize{Rows: 24, Cols: 80},
+	}, isolation.Stdio{Stdin: in, Stdout: told})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := bufio.NewScanner(out)
+	next := func() string {
+		if !s.Scan() {
+			t.Fatalf("the output has ended: %v", s.Err())
+		}
+		return strings.TrimRight(s.Text(), "\r")
+	}
+	if got := next() + "," + next() + "," + next(); got != "/dev/pts/0,24 80,go" {
+		t.Errorf("at first: %q", got)
+	}
+	r, ok := isolation.As[isolation.Resizer](p)
+	if !ok {
+		t.Fatal("no Resizer")
+	}
+	if err := r.Resize(t.Context(), isolation.TerminalSize{Rows: 40, Cols: 132}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := feed.Write([]byte("x\n")); err != nil {
+		t.Fatal(err)
+	}
+	if got := next() + "," + next(); got != "x,40 132" { // the terminal echoes
+		t.Errorf("then: %q", got)
+	}
+	go io.Copy(io.Discard, out)
+	// Ctrl-C ends it, as the terminal says.
+	if _, err := feed.Write([]byte{3}); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := p.Wait(t.Context()); err != nil || e.Signal != 2 {
+		t.Errorf("%v %v", e, err)
 	}
 }

@@ -209,6 +209,16 @@ func (t *trackedTask) Signal(sig isolation.Signal) error {
 	return fmt.Errorf("send %v: %w", sig, err)
 }
 
+// Resize implements [Resizer], for children that have a terminal.
+func (t *trackedTask) Resize(_ context.Context, size isolation.TerminalSize) error {
+	if c, ok := t.child.(interface {
+		Resize(size isolation.TerminalSize) error
+	}); ok {
+		return c.Resize(size)
+	}
+	return Unsupported("a terminal", "another tier")
+}
+
 func (t *trackedTask) isAlone() bool {
 	t.pl.mu.Lock()
 	defer t.pl.mu.Unlock()

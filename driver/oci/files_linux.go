@@ -1,0 +1,71 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/guestconn"
+	"github.com/axocoatl/isolation/driver/internal/proc"
+	"github.com/axocoatl/isolation/guest/wire"
+)
+
+// ownStreams is where the streams begin that this package numbers. Those below
+// are package guestconn's, which speaks the rest of the protocol over the same
+// connection.
+const ownStreams = 1 << 31
+
+// rest is the connection as guestconn has it.
+type rest struct {
+	c  *conn
+	in *io.PipeReader
+}
+
+func (r rest) Read(b []byte) (int, error) { return r.in.Read(b) }
+
+// Write sends whole frames, as guestconn writes them.
+func (r rest) Write(frame []byte) (int, error) {
+	if err := r.c.send(frame, nil); err != nil {
+		return 0, err
+	}
+	return len(frame), nil
+}
+
+// Close ends the connection: what the guest said of files was no answer.
+func (r rest) Close() error { return errors.Join(r.in.Close(), r.c.f.Close()) }
+
+// begin serves a connection whose HELLO has been read.
+func (c *conn) begin(hello *wire.HelloMessage) error {
+	in, out := io.Pipe()
+	c.pass = out
+	go func() { _, _ = out.Write(wire.Append(nil, wire.Hello, 0, hello.Append(nil))) }()
+	var err error
+	if c.rest, err = guestconn.Open(context.Background(), rest{c, in}, nil); err != nil {
+		return err
+	}
+	go c.serve()
+	return nil
+}
+
+// passed reports whether a frame was guestconn's, which has it by now.
+func (c *conn) passed(f wire.Frame) (bool, error) {
+	if f.Stream >= ownStreams || f.Stream == 0 {
+		return false, nil
+	}
+	_, err := c.pass.Write(wire.Append(nil, f.Type, f.Stream, f.Body))
+	return true, err
+}
+
+// Files implements [proc.Filer].
+func (c *container) Files() proc.Files { return &guestconn.Files{Conn: c.conn.rest} }
+
+// Resize sets the size of the program's terminal.
+func (ch *child) Resize(size isolation.TerminalSize) error {
+	m := wire.ResizeMessage{Rows: uint64(size.Rows), Cols: uint64(size.Cols)}
+	if err := ch.conn.send(wire.Append(nil, wire.Resize, ch.stream, m.Append(nil)), nil); err != nil {
+		return fmt.Errorf("%w (%w)", err, isolation.ErrFailedPrecondition)
+	}
+	return nil
+}
