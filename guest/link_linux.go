@@ -170,37 +170,50 @@ func isListening(fd int) (bool, error) {
 type stream struct {
 	in, out *os.File
 	keep    bool // the files are used again by the next connection
-	// token is looked for in what comes; see port.
-	token func() []byte
-	tail  []byte // the last bytes that came, shorter than a token
-	rest  []byte // came before this connection began
+	// mark is looked for in what comes; see servePort.
+	mark func() []byte
+	tail []byte // the last bytes that came, fewer than a mark has
+	rest []byte // came before this connection began
 }
 
 func (s *stream) Read(b []byte) (int, error) {
-	if len(s.rest) > 0 {
-		n := copy(b, s.rest)
-		s.rest = s.rest[n:]
-		return n, nil
-	}
-	n, err := s.in.Read(b)
-	if s.token == nil || n <= 0 {
+	n, err := s.readRaw(b)
+	if s.mark == nil || n <= 0 {
 		return n, err
 	}
-	token := s.token()
-	if len(token) == 0 {
+	mark := s.mark()
+	if len(mark) == 0 {
 		return n, err
 	}
 	seen := append(s.tail, b[:n]...)
-	if i := bytes.Index(seen, token); i >= 0 {
-		return 0, &reopened{rest: bytes.Clone(seen[i+len(token):])}
+	if i := bytes.Index(seen, mark); i >= 0 {
+		rest := bytes.Clone(seen[i+len(mark):])
+		for len(rest) < wire.NonceBytes {
+			if n, err = s.readRaw(b); err != nil {
+				return 0, err
+			}
+			rest = append(rest, b[:n]...)
+		}
+		return 0, &reopened{
+			answer: append(bytes.Clone(mark), rest[:wire.NonceBytes]...), rest: append(rest[wire.NonceBytes:], s.rest...),
+		}
 	}
-	s.tail = bytes.Clone(seen[max(0, len(seen)-len(token)+1):])
+	s.tail = bytes.Clone(seen[max(0, len(seen)-len(mark)+1):])
 	return n, err
 }
 
-// reopened is what a read ends with when the token came. What follows it belongs
-// to the next connection.
-type reopened struct{ rest []byte }
+func (s *stream) readRaw(b []byte) (int, error) {
+	if len(s.rest) == 0 {
+		return s.in.Read(b)
+	}
+	n := copy(b, s.rest)
+	s.rest = s.rest[n:]
+	return n, nil
+}
+
+// reopened is what a read ends with when the mark came: what the host waits for
+// now, and what came behind it, which belongs to the next connection.
+type reopened struct{ answer, rest []byte }
 
 func (r *reopened) Error() string { return "the host has opened the port again" }
 

@@ -27,7 +27,7 @@ type machine struct {
 	root   *os.File // O_PATH of the programs'
 	random *os.File
 	groups groups
-	token  atomic.Pointer[[]byte]
+	mark   atomic.Pointer[[]byte] // of the token of the last SYNC
 
 	mu     sync.Mutex // one SYNC, MOUNT or POWER at a time
 	mounts []string
@@ -205,26 +205,24 @@ func openPort(name string) (*os.File, error) {
 
 // servePort serves a serial port. It has no connections: it is read until the
 // host's end is closed, and waited for until it is open again. A host that comes
-// back at once may not be noticed by that, and sends the token, which is answered
-// by the same, so that it too knows what is new.
+// back at once may not be noticed by that, and sends the mark of its token and a
+// number, which are answered by the same, so that it too knows what is new.
 func (g *guest) servePort(f *os.File, failed error) error {
-	var rest []byte
-	var again bool
+	again := &reopened{}
 	for {
 		_ = f.SetDeadline(time.Time{})
 		if err := connected(f); err != nil {
 			return err
 		}
-		s := &stream{in: f, out: f, keep: true, rest: rest}
-		if t := g.vm.token.Load(); t != nil && again {
-			if err := s.write(*t, -1); err != nil {
-				again = false
-				continue
-			}
+		s := &stream{in: f, out: f, keep: true, rest: again.rest}
+		answer := again.answer
+		again = &reopened{}
+		if s.write(answer, -1) != nil {
+			continue // closed again
 		}
-		s.token = func() []byte {
-			if t := g.vm.token.Load(); t != nil {
-				return *t
+		s.mark = func() []byte {
+			if m := g.vm.mark.Load(); m != nil {
+				return *m
 			}
 			return nil
 		}
@@ -235,13 +233,8 @@ func (g *guest) servePort(f *os.File, failed error) error {
 			time.Sleep(time.Second)
 			continue
 		}
-		err := g.serve(l)
-		var r *reopened
-		again = errors.As(err, &r)
-		rest = nil
-		if again {
-			rest = r.rest
-		}
+		// Any other end of a connection is followed by the next one.
+		_ = errors.As(g.serve(l), &again)
 	}
 }
 

@@ -93,7 +93,8 @@ func (g *guest) sync(m *wire.SyncMessage) error {
 		}
 	}
 	if len(m.Token) > 0 {
-		g.vm.token.Store(&m.Token)
+		mark := wire.Mark(m.Token)
+		g.vm.mark.Store(&mark)
 	}
 	if err := g.limit(m); err != nil {
 		return err

@@ -10,9 +10,9 @@ type SyncMessage struct {
 	Hostname  string // this and those below: empty is as it was
 	MachineID string // 32 hex digits (machine-id(5))
 	BootID    string // a UUID (random(4))
-	// Token is what a host sends before anything else when it opens again a
-	// serial port, which has no connections of its own. TokenBytes long, and
-	// known to nobody else; empty: as it was.
+	// Token is what a host shows first when it opens again a serial port, which
+	// has no connections of its own; see Mark. TokenBytes long, and known to
+	// nobody else; empty: as it was.
 	Token []byte
 	// Limits of all programs together, as of now. 0: none.
 	Memory   uint64 // bytes
@@ -26,9 +26,20 @@ type SyncMessage struct {
 const (
 	// MinEntropy and MaxEntropy bound SyncMessage.Entropy in bytes.
 	MinEntropy, MaxEntropy = 32, 512
-	// TokenBytes is the length of SyncMessage.Token.
-	TokenBytes = 32
+	// TokenBytes is the length of SyncMessage.Token, and NonceBytes that of the
+	// random bytes that a host sends behind it, and waits for behind it.
+	TokenBytes, NonceBytes = 32, 16
 )
+
+// Mark is what stands for a token at the start of a connection: its complement,
+// so that a SYNC which carries the token is not taken for one.
+func Mark(token []byte) []byte {
+	mark := make([]byte, len(token))
+	for i, b := range token {
+		mark[i] = ^b
+	}
+	return mark
+}
 
 // Append appends the body.
 func (m *SyncMessage) Append(b []byte) []byte {

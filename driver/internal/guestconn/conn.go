@@ -3,6 +3,7 @@ package guestconn
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -56,10 +57,15 @@ func Open(ctx context.Context, rw io.ReadWriteCloser, token []byte) (*Conn, erro
 func (c *Conn) open(token []byte) error {
 	var r io.Reader = c.rw
 	if len(token) > 0 {
-		if _, err := c.rw.Write(token); err != nil {
+		// The answer to another connection before this one is not the answer.
+		mark := make([]byte, len(token)+wire.NonceBytes)
+		if _, err := rand.Read(mark[copy(mark, wire.Mark(token)):]); err != nil {
 			return err
 		}
-		rest, err := skipTo(r, token)
+		if _, err := c.rw.Write(mark); err != nil {
+			return err
+		}
+		rest, err := skipTo(r, mark)
 		if err != nil {
 			return err
 		}
@@ -89,23 +95,23 @@ func (c *Conn) open(token []byte) error {
 // held.
 const maxSkip = 8 << 20
 
-// skipTo reads up to the token, and returns what was read behind it.
-func skipTo(r io.Reader, token []byte) ([]byte, error) {
+// skipTo reads up to the mark, and returns what was read behind it.
+func skipTo(r io.Reader, mark []byte) ([]byte, error) {
 	var seen []byte
 	buf := make([]byte, 32<<10)
 	for total := 0; total < maxSkip; {
 		n, err := r.Read(buf)
 		total += n
 		seen = append(seen, buf[:n]...)
-		if i := bytes.Index(seen, token); i >= 0 {
-			return seen[i+len(token):], nil
+		if i := bytes.Index(seen, mark); i >= 0 {
+			return seen[i+len(mark):], nil
 		}
-		seen = append(seen[:0], seen[max(0, len(seen)-len(token)+1):]...)
+		seen = append(seen[:0], seen[max(0, len(seen)-len(mark)+1):]...)
 		if err != nil {
 			return nil, err
 		}
 	}
-	return nil, fmt.Errorf("%w: %d bytes, and no token", wire.ErrProtocol, maxSkip)
+	return nil, fmt.Errorf("%w: %d bytes, and no answer to the token", wire.ErrProtocol, maxSkip)
 }
 
 // Hello is what the guest said first.
