@@ -37,9 +37,8 @@ func DefaultMinTier(r isolation.Requirement) isolation.Tier {
 // lowered it. What the policy says a request can only raise. The default, where
 // the policy says nothing, it can lower by naming a tier: that is consent.
 func (p Policy) minTier(r Request) (least isolation.Tier, lowered bool) {
-	least, said := p.MinTier[r.Spec.Requirement]
-	if !said {
-		least = DefaultMinTier(r.Spec.Requirement)
+	least = p.leastAllowed(r.Spec.Requirement)
+	if _, said := p.MinTier[r.Spec.Requirement]; !said {
 		named := r.MinTier
 		if named == nil {
 			named = r.Tier
@@ -52,6 +51,25 @@ func (p Policy) minTier(r Request) (least isolation.Tier, lowered bool) {
 		least = *r.MinTier
 	}
 	return least, false
+}
+
+// lowering says how a person gets a tier that is below the least one.
+func (p Policy) lowering(r Request) string {
+	_, said := p.MinTier[r.Spec.Requirement]
+	switch {
+	case r.MinTier != nil && *r.MinTier > p.leastAllowed(r.Spec.Requirement):
+		return "the request itself asks for that much: a lower --min-tier, if that is meant"
+	case said:
+		return "the policy's min_tier, if that is meant"
+	}
+	return "name it with --min-tier, if that is meant"
+}
+
+func (p Policy) leastAllowed(req isolation.Requirement) isolation.Tier {
+	if t, said := p.MinTier[req]; said {
+		return t
+	}
+	return DefaultMinTier(req)
 }
 
 // tierOrder lists the tiers to try for a requirement, best first: the ideal,
@@ -107,8 +125,7 @@ func choose(ctx context.Context, p Policy, all []candidate, r Request, asked []i
 			continue
 		}
 		if t < d.MinTier {
-			d.skip(t, "", fmt.Sprintf("weaker than the least tier for %v, which is %v", r.Spec.Requirement, d.MinTier),
-				"name it with --min-tier if that is meant and the policy leaves it open")
+			d.skip(t, "", fmt.Sprintf("weaker than the least tier for %v, which is %v", r.Spec.Requirement, d.MinTier), p.lowering(r))
 			continue
 		}
 		engines := 0
