@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -38,7 +39,13 @@ type Config struct {
 	// it is handed out: for virtual machines, whose kernels do not rest. Where
 	// the driver's sandboxes cannot be paused, making one fails.
 	Freeze bool
-	Logger *slog.Logger // nil: silent
+	// Resolve replaces what may mean another thing later by what it means now,
+	// such as the name of an image by its digest, so that a sandbox made ahead is
+	// handed out only for what it was made of. It is asked once for a template and
+	// for each Create. nil: sandboxes with an image that is no digest are not made
+	// ahead.
+	Resolve func(context.Context, isolation.Spec) (isolation.Spec, error)
+	Logger  *slog.Logger // nil: silent
 }
 
 // Template is a kind of sandbox that is kept ready.
@@ -96,16 +103,17 @@ func (c Config) Validate() error {
 			return errors.Join(bad("template %d", i), err)
 		}
 		k, ok := keyOf(t.Spec)
+		ok = ok || c.Resolve != nil && named(t.Spec)
 		switch {
 		case t.Size < 1:
 			return bad("template %d: size %d, want at least 1", i, t.Size)
 		case !ok:
-			return bad("template %d: it has mounts, which belong to a caller", i)
+			return bad("template %d: it has directories of the host, which belong to a caller, or an image by a name", i)
 		case seen[k]:
 			return bad("template %d is there twice", i)
 		}
 		for j, p := range t.Warm {
-			if err := p.Validate(); err != nil {
+			if err := t.Spec.ValidateProcess(p); err != nil {
 				return errors.Join(bad("template %d: warm-up %d", i, j), err)
 			}
 		}

@@ -1,6 +1,7 @@
 package pool_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,12 +13,31 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/oci"
 	"github.com/axocoatl/isolation/drivertest"
 	"github.com/axocoatl/isolation/pool"
 )
 
+// oneImage is a store of one image, whose only layer is a directory.
+type oneImage string
+
+func (oneImage) digest() string { return "sha256:" + strings.Repeat("1", 64) }
+
+func (i oneImage) Open(_ context.Context, ref string) (*oci.RootFS, error) {
+	if ref != i.digest() {
+		return nil, isolation.ErrNotFound
+	}
+	return &oci.RootFS{Digest: ref, Layers: []string{string(i)}}, nil
+}
+
+func (oneImage) TempDir() (string, func() error, error) {
+	dir, err := os.MkdirTemp("", "axo-pool-")
+	return dir, func() error { return os.Remove(dir) }, err
+}
+
 // TestConformanceContainers runs the suite on containers that stand ready: the
-// program is part of their root, since what has mounts is never made ahead.
+// program is part of an image, since what has directories of the host is never
+// made ahead.
 func TestConformanceContainers(t *testing.T) {
 	root := t.TempDir()
 	err := os.Chmod(root, 0o755)
@@ -39,7 +59,7 @@ func TestConformanceContainers(t *testing.T) {
 	var made []*pool.Pool
 	drivertest.Run(t, drivertest.Config{
 		New: func(t testing.TB) isolation.Driver {
-			p, err := pool.New(pool.Config{Driver: containerDriver(t, guest), Learn: 2})
+			p, err := pool.New(pool.Config{Driver: containerDriver(t, guest, oneImage(root)), Learn: 2})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -47,8 +67,8 @@ func TestConformanceContainers(t *testing.T) {
 			return p
 		},
 		Command: func(p drivertest.Program, args ...string) (isolation.Spec, isolation.ProcessSpec, bool) {
-			return isolation.Spec{Requirement: isolation.Arbitrary, Root: isolation.Root{Path: root}},
-				// What a root of its own sets where it is missing.
+			return isolation.Spec{Requirement: isolation.Arbitrary, Root: isolation.Root{Image: oneImage("").digest()}},
+				// What an image's root sets where it is missing.
 				isolation.ProcessSpec{Args: append([]string{"/testprogram", string(p)}, args...), Env: []string{"HOME=/", "PATH=/bin"}}, true
 		},
 		Lose: func(t testing.TB, _ isolation.Driver, _ isolation.Sandbox, p isolation.Process) {

@@ -3,6 +3,7 @@ package pool
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"strings"
 
 	"github.com/axocoatl/isolation"
 )
@@ -16,10 +17,19 @@ func plain(spec isolation.Spec) isolation.Spec {
 	return spec
 }
 
+// named reports whether the image of a spec is told by a name, which can come to
+// mean another.
+func named(spec isolation.Spec) bool {
+	const digest = len("sha256:") + 2*sha256.Size
+	i := spec.Root.Image
+	return i != "" && (len(i) != digest || !strings.HasPrefix(i, "sha256:"))
+}
+
 // keyOf returns the shelf of a spec. A sandbox with directories of the host in
 // it cannot be made ahead: what is at their names may be another thing by then.
+// Neither can one of an image that is only named.
 func keyOf(spec isolation.Spec) (key, bool) {
-	if len(spec.Mounts) > 0 {
+	if len(spec.Mounts) > 0 || spec.Root.Path != "" || named(spec) {
 		return key{}, false
 	}
 	b, err := json.Marshal(plain(spec))

@@ -28,9 +28,9 @@ func guestProgram(t testing.TB) string {
 
 // containerDriver makes the driver of containers, or skips where they do not
 // work.
-func containerDriver(t testing.TB, guest string) isolation.Driver {
+func containerDriver(t testing.TB, guest string, images oci.Images) isolation.Driver {
 	t.Helper()
-	d, err := oci.New(oci.Config{Guest: guest})
+	d, err := oci.New(oci.Config{Guest: guest, Images: images})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +46,7 @@ func containerDriver(t testing.TB, guest string) isolation.Driver {
 // containers is a pool of real containers.
 func containers(t testing.TB, c pool.Config) *pool.Pool {
 	t.Helper()
-	c.Driver = containerDriver(t, guestProgram(t))
+	c.Driver = containerDriver(t, guestProgram(t), nil)
 	p, err := pool.New(c)
 	if err != nil {
 		t.Fatal(err)

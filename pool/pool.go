@@ -49,7 +49,16 @@ func New(c Config) (*Pool, error) {
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	for _, t := range c.Templates {
-		k, _ := keyOf(t.Spec)
+		var err error
+		if t.Spec, err = p.resolve(p.ctx, t.Spec); err != nil {
+			p.cancel()
+			return nil, err
+		}
+		k, ok := keyOf(t.Spec)
+		if !ok || p.shelves[k] != nil {
+			p.cancel()
+			return nil, fmt.Errorf("pool: a template's image is named still, or is another's: %w", isolation.ErrInvalidArgument)
+		}
 		t.Spec = plain(t.Spec)
 		p.shelves[k] = &shelf{template: t, fixed: true}
 	}
@@ -85,6 +94,9 @@ func (p *Pool) create(ctx context.Context, id string, spec isolation.Spec) (_ *s
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
+	if spec, err = p.resolve(ctx, spec); err != nil {
+		return nil, err
+	}
 	if err := p.reserve(id); err != nil {
 		return nil, err
 	}
@@ -110,6 +122,14 @@ func (p *Pool) create(ctx context.Context, id string, spec isolation.Spec) (_ *s
 		return nil, errors.Join(err, sb.inner.Delete(undo))
 	}
 	return sb, nil
+}
+
+// resolve says what a spec means now.
+func (p *Pool) resolve(ctx context.Context, spec isolation.Spec) (isolation.Spec, error) {
+	if p.cfg.Resolve == nil || !named(spec) {
+		return spec, nil
+	}
+	return p.cfg.Resolve(ctx, spec)
 }
 
 var errClosed = fmt.Errorf("the pool is closed: %w", isolation.ErrFailedPrecondition)

@@ -3,6 +3,7 @@ package pool_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -336,6 +337,69 @@ func TestMountsAreMade(t *testing.T) {
 	if st := p.Stats(); len(st.Shelves) != 0 {
 		t.Errorf("%+v, want no shelf", st)
 	}
+}
+
+// TestImagesOfNow: a sandbox that stands ready for an image's name is not handed
+// out when the name has come to mean another image.
+func TestImagesOfNow(t *testing.T) {
+	image := func(s string) isolation.Root { return isolation.Root{Image: s} }
+	spec := isolation.Spec{Requirement: isolation.Shell, Root: image("tool:1")}
+	features := func(f *isolation.Features) { f.Options = append(f.Options, isolation.OptionImage) }
+	byName, err := pool.New(pool.Config{Driver: mem.New(mem.Config{Features: features}), Learn: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer byName.Close()
+	create(t, byName, "a", spec)
+	if st := byName.Stats(); len(st.Shelves) != 0 {
+		t.Errorf("%+v, want no shelf for a name", st)
+	}
+	var means atomic.Value
+	digest := func(c string) string { return "sha256:" + strings.Repeat(c, 64) }
+	means.Store(digest("a"))
+	r := &recorder{Driver: mem.New(mem.Config{Features: features})}
+	p, err := pool.New(pool.Config{
+		Driver: r, Templates: []pool.Template{{Spec: spec, Size: 1}},
+		Resolve: func(_ context.Context, s isolation.Spec) (isolation.Spec, error) {
+			s.Root.Image = means.Load().(string)
+			return s, nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for p.Stats().Idle == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	create(t, p, "ready", spec)
+	if st := p.Stats(); st.Hits != 1 {
+		t.Errorf("%+v, want a hit", st)
+	}
+	means.Store(digest("b"))
+	create(t, p, "new", spec)
+	if st := p.Stats(); st.Hits != 1 {
+		t.Errorf("%+v, want no second hit", st)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.images[0] != digest("a") || !slices.Contains(r.images, digest("b")) {
+		t.Errorf("made of %q", r.images)
+	}
+}
+
+// recorder notes of which images sandboxes are made.
+type recorder struct {
+	isolation.Driver
+	mu     sync.Mutex
+	images []string // guarded by mu
+}
+
+func (r *recorder) Create(ctx context.Context, id string, spec isolation.Spec) (isolation.Sandbox, error) {
+	r.mu.Lock()
+	r.images = append(r.images, spec.Root.Image)
+	r.mu.Unlock()
+	return r.Driver.Create(ctx, id, spec)
 }
 
 func TestConfig(t *testing.T) {

@@ -133,7 +133,11 @@ func warmed(d isolation.Driver, c Config) (isolation.Driver, error) {
 	if c.Warm == 0 {
 		return d, nil
 	}
-	return pool.New(pool.Config{Driver: d, Learn: c.Warm, Logger: c.Logger})
+	pc := pool.Config{Driver: d, Learn: c.Warm, Logger: c.Logger}
+	if c.StateDir != "" {
+		pc.Resolve = imagesIn(c.StateDir).resolve
+	}
+	return pool.New(pc)
 }
 
 // The journal as each driver sees it.

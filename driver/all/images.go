@@ -37,10 +37,8 @@ func (i images) Open(ctx context.Context, ref string) (_ *root.FS, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	img, err := s.Get(ref)
-	if errors.Is(err, isolation.ErrNotFound) {
-		return nil, fmt.Errorf("image %s is not on this host; axo image pull %s fetches it: %w", ref, ref, isolation.ErrNotFound)
-	} else if err != nil {
+	img, err := find(s, ref)
+	if err != nil {
 		return nil, err
 	}
 	if p := img.Platform; !strings.HasPrefix(p+"/", image.HostPlatform()+"/") && p != "" {
@@ -59,6 +57,28 @@ func (i images) Open(ctx context.Context, ref string) (_ *root.FS, err error) {
 		Digest: img.Digest, Layers: r.Layers, OwnersMapped: r.OwnersMapped, UID: uid, GID: gid,
 		Config: root.Config{Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, User: c.User, WorkingDir: c.WorkingDir, Volumes: c.Volumes},
 	}, r.Release), nil
+}
+
+func find(s *image.Store, ref string) (image.Image, error) {
+	img, err := s.Get(ref)
+	if errors.Is(err, isolation.ErrNotFound) {
+		err = fmt.Errorf("image %s is not on this host; axo image pull %s fetches it: %w", ref, ref, isolation.ErrNotFound)
+	}
+	return img, err
+}
+
+// resolve names the image of a spec by its digest.
+func (i images) resolve(_ context.Context, spec isolation.Spec) (_ isolation.Spec, err error) {
+	s, err := image.Open(image.Config{Dir: i.dir})
+	if err != nil {
+		return spec, err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	img, err := find(s, spec.Root.Image)
+	if err == nil {
+		spec.Root.Image = img.Digest
+	}
+	return spec, err
 }
 
 func imagesIn(stateDir string) images { return images{filepath.Join(stateDir, ImagesDir)} }

@@ -24,6 +24,11 @@ import (
 // imageEngine is an engine with a store of images, and one image in it.
 func imageEngine(t *testing.T, c image.RunConfig, more ...testprog.RootEntry) (*engine.Engine, *image.Store) {
 	t.Helper()
+	return warmImageEngine(t, 0, c, more...)
+}
+
+func warmImageEngine(t *testing.T, warm int, c image.RunConfig, more ...testprog.RootEntry) (*engine.Engine, *image.Store) {
+	t.Helper()
 	state := t.TempDir()
 	s, err := image.Open(image.Config{Dir: filepath.Join(state, all.ImagesDir)})
 	if err != nil {
@@ -37,7 +42,7 @@ func imageEngine(t *testing.T, c image.RunConfig, more ...testprog.RootEntry) (*
 	if _, err := s.Import(context.Background(), name, image.ImportOptions{Name: "box:1", Config: &c}); err != nil {
 		t.Fatal(err)
 	}
-	reg, err := all.Registry(all.Config{StateDir: state, Guest: testprog.Guest(t)})
+	reg, err := all.Registry(all.Config{StateDir: state, Guest: testprog.Guest(t), Warm: warm})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,6 +274,31 @@ func TestHostileRoots(t *testing.T) {
 				t.Errorf("outcome %s", o)
 			}
 		})
+	}
+}
+
+// TestWarmImage: what stands ready for a name is not used once the name means
+// another image.
+func TestWarmImage(t *testing.T) {
+	e, s := warmImageEngine(t, 1, image.RunConfig{})
+	r := inImage(isolation.Shell, "cat", "/version")
+	for range 3 {
+		if out, _ := run(t, e, r); !strings.Contains(out, "No such file") {
+			t.Errorf("%q", out)
+		}
+	}
+	name := filepath.Join(t.TempDir(), "root.tar")
+	version := testprog.RootEntry{Header: tar.Header{Name: "version", Mode: 0o644}, Body: "2"}
+	if err := os.WriteFile(name, testprog.RootFS(t, version), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Import(context.Background(), name, image.ImportOptions{Name: "box:1"}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if out, _ := run(t, e, r); out != "2" {
+			t.Errorf("%q", out)
+		}
 	}
 }
 
