@@ -51,8 +51,8 @@ type Spec struct {
 	// the process that has it dies. 0: none.
 	ParentDeathSignal syscall.Signal
 
-	// Namespaces are CLONE_NEW flags (clone(2)). With any of them the child
-	// has a copy of the memory and the caller's thread goes on.
+	// Namespaces are CLONE_NEW flags (clone(2)). With any of them the caller's
+	// thread goes on while the child gets ready: somebody has to write its maps.
 	Namespaces uintptr
 	// Map writes the maps of a new user namespace, whose only process waits
 	// for it (user_namespaces(7)).
@@ -198,7 +198,9 @@ type child struct {
 	closeRangeFrom uintptr
 
 	flags        uintptr // of clone
+	waits        bool    // the parent goes on, and waits for the execve
 	copied       bool    // the child has a copy of the memory
+	stack        uintptr // its top, if the child has one of its own; else 0
 	mapIDs       func(pid int) error
 	mapped       [2]int // pipe: the child reads until the maps are there
 	started      [2]int // pipe: closed by the execve
@@ -262,9 +264,15 @@ func prepare(s Spec) (*child, error) {
 	}
 	c.flags = cloneFlags
 	c.copied = !sharesMemory
+	c.waits = c.copied
 	if s.Namespaces != 0 {
 		c.flags = s.Namespaces | unix.CLONE_PIDFD | uintptr(unix.SIGCHLD)
-		c.copied, c.mapIDs = true, s.Map
+		c.waits, c.mapIDs = true, s.Map
+		// To change the user marks the memory as not to be dumped, so that
+		// nobody but root could go on reading his own /proc/self.
+		if c.copied = !canApart || os.Geteuid() != 0; !c.copied {
+			c.flags |= unix.CLONE_VM
+		}
 		if s.Namespaces&unix.CLONE_NEWPID != 0 {
 			c.parent = 0 // as the child sees it
 		}
@@ -335,7 +343,7 @@ func (c *child) start() (int, *os.File, error) {
 			}
 		}
 	}()
-	if c.copied {
+	if c.waits {
 		if err := unix.Pipe2(c.started[:], unix.O_CLOEXEC); err != nil {
 			return 0, nil, os.NewSyscallError("pipe2", err)
 		}
@@ -360,7 +368,7 @@ func (c *child) start() (int, *os.File, error) {
 		}
 		_, _ = unix.Write(c.mapped[1], c.one[:]) // a child that is gone is seen below
 	}
-	if c.copied {
+	if c.waits {
 		unix.Close(c.started[1])
 		c.started[1] = -1
 		for {
@@ -392,11 +400,22 @@ func reap(pid int) {
 	}
 }
 
-// share finds the memory for the outcome.
+// apartStack is far more than a child of raw system calls needs.
+const apartStack = 64 << 10
+
+// share finds the memory for the outcome, and for a stack.
 func (c *child) share() (free func(), err error) {
 	if !c.copied {
 		c.result = new(outcome)
-		return func() {}, nil
+		if !c.waits {
+			return func() {}, nil
+		}
+		b, err := unix.Mmap(-1, 0, apartStack, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_STACK)
+		if err != nil {
+			return nil, os.NewSyscallError("mmap", err)
+		}
+		c.stack = uintptr(unsafe.Pointer(&b[apartStack-64])) // aligned, with room for an argument
+		return func() { _ = unix.Munmap(b) }, nil
 	}
 	b, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANON)
 	if err != nil {
@@ -431,15 +450,14 @@ const (
 //go:norace
 //go:nocheckptr
 func (c *child) clone() (pid uintptr, errno syscall.Errno) {
-	var (
-		e    syscall.Errno
-		i    int
-		step uintptr
-	)
 	beforeFork() // blocks signals on this thread
-	// Directly: a return address on the stack would be overwritten by what
-	// the child calls.
-	pid = rawVM(c.flags, uintptr(unsafe.Pointer(&c.pidfd)))
+	if c.stack != 0 {
+		pid = rawApart(c.flags, uintptr(unsafe.Pointer(&c.pidfd)), c.stack, uintptr(unsafe.Pointer(c)))
+	} else {
+		// Directly: a return address on the stack would be overwritten by what
+		// the child calls.
+		pid = rawVM(c.flags, uintptr(unsafe.Pointer(&c.pidfd)))
+	}
 	if pid != 0 {
 		afterFork()
 		if pid > ^uintptr(4095) {
@@ -447,9 +465,30 @@ func (c *child) clone() (pid uintptr, errno syscall.Errno) {
 		}
 		return pid, 0
 	}
-
 	afterForkInChild() // signal handlers of the runtime to their default
+	c.run()
+	return 0, 0
+}
 
+// runApart is where a child begins that has a stack of its own. What the runtime
+// would do after a fork is not done: it is about state that the parent uses.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func runApart(c *child) { c.run() }
+
+// run is all that a child does. It does not return.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (c *child) run() {
+	var (
+		e    syscall.Errno
+		i    int
+		step uintptr
+	)
 	// Also what the host program ignores: an ignored signal is inherited.
 	for i = 1; i <= maxSignal; i++ {
 		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(i), uintptr(unsafe.Pointer(&c.sigDefault[0])), 0, 8, 0, 0)

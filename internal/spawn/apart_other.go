@@ -1,0 +1,7 @@
+//go:build linux && !amd64
+
+package spawn
+
+const canApart = false
+
+func rawApart(_, _, _, _ uintptr) uintptr { panic("spawn: not on this architecture") }
