@@ -54,6 +54,9 @@ type Entry struct {
 	Path string
 	Link string // where a link leads; empty: it is none
 	File bool
+	// Text is the content of a small file, which is written again: that takes a
+	// fraction of the time of a mount. Empty: it is mounted.
+	Text string
 	// NoExec: nothing in it is a program.
 	NoExec bool
 }

@@ -21,6 +21,7 @@ func facts() Facts {
 	return Facts{
 		System: []Entry{
 			{Path: "/usr"}, {Path: "/bin", Link: "usr/bin"}, {Path: "/etc/ssl/certs", NoExec: true}, {Path: "/etc/localtime", File: true, NoExec: true},
+			{Path: "/etc/os-release", File: true, NoExec: true, Text: "ID=small\n"},
 		},
 		User: User{Name: "user", UID: 1000, GID: 1000, Home: "/home/user"},
 		UIDs: maps, GIDs: maps, DiskBytes: 1 << 30,

@@ -25,6 +25,8 @@ var systemFiles = []string{
 	"/etc/fonts", "/etc/perl", "/etc/gai.conf", "/etc/locale.alias",
 }
 
+const smallFile = 4 << 10
+
 // HostSystem looks at the host for what [Facts.System] wants.
 func HostSystem() []Entry {
 	var out []Entry
@@ -49,7 +51,13 @@ func HostSystem() []Entry {
 		if err != nil || !info.IsDir() && !info.Mode().IsRegular() {
 			continue
 		}
-		out = append(out, Entry{Path: name, File: !info.IsDir(), NoExec: true})
+		e := Entry{Path: name, File: !info.IsDir(), NoExec: true}
+		if e.File && info.Size() <= smallFile {
+			if b, err := os.ReadFile(name); err == nil && len(b) <= smallFile {
+				e.Text = string(b)
+			}
+		}
+		out = append(out, e)
 	}
 	return out
 }
@@ -60,6 +68,10 @@ func (b *Bundle) system(f Facts) {
 	for _, e := range f.System {
 		if e.Link != "" {
 			b.Root.Links = append(b.Root.Links, plan.Link{Path: e.Path, Target: e.Link})
+			continue
+		}
+		if e.Text != "" {
+			b.files(plan.File{Path: e.Path, Mode: 0o644, Data: e.Text})
 			continue
 		}
 		m := specs.Mount{Destination: e.Path, Type: "bind", Source: e.Path, Options: []string{"rbind", "rro", "rnosuid", "rnodev"}}
