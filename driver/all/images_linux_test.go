@@ -5,11 +5,11 @@ import (
 	"context"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -42,7 +42,7 @@ func warmImageEngine(t *testing.T, warm int, c image.RunConfig, more ...testprog
 	if _, err := s.Import(context.Background(), name, image.ImportOptions{Name: "box:1", Config: &c}); err != nil {
 		t.Fatal(err)
 	}
-	reg, err := all.Registry(all.Config{StateDir: state, Guest: testprog.Guest(t), Warm: warm})
+	reg, err := all.Registry(all.Config{StateDir: state, Guest: testprog.Guest(t), Warm: warm, Runtimes: installed()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,16 +78,25 @@ func skipRefused(t *testing.T, err error) {
 	}
 }
 
+// installed has the runtimes that are here, or can be built.
+var installed = sync.OnceValue(func() map[string]string {
+	found := map[string]string{}
+	for _, name := range all.Runtimes() {
+		if path, err := testprog.FindRuntime(name); err == nil {
+			found[name] = path
+		}
+	}
+	return found
+})
+
 // onEngines runs a test with every engine of the tier. One that is not the
 // builtin one need not be here.
 func onEngines(t *testing.T, f func(t *testing.T, engine string)) {
 	t.Helper()
 	for _, name := range append([]string{"builtin"}, all.Runtimes()...) {
 		t.Run(name, func(t *testing.T) {
-			if name != "builtin" {
-				if _, err := exec.LookPath(name); err != nil {
-					t.Skipf("SKIPPED, NOT PROVED: %v", err)
-				}
+			if name != "builtin" && installed()[name] == "" {
+				t.Skipf("SKIPPED, NOT PROVED: no %s", name)
 			}
 			f(t, name)
 		})

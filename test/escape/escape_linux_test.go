@@ -58,8 +58,12 @@ const (
 	readOnlyDir = "/readonly"
 )
 
-// programs has attack, axo and axo-guest.
-var programs string
+// programs has attack, axo and axo-guest; runtimes are those that are installed,
+// or can be built.
+var (
+	programs string
+	runtimes = map[string]string{}
+)
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -80,6 +84,13 @@ func TestMain(m *testing.M) {
 		}
 		if err := testprog.BuildCommands(dir, []string{"axo", "axo-guest"}); err != nil {
 			panic(err)
+		}
+		for _, name := range all.Runtimes() {
+			if path, err := testprog.FindRuntime(name); err == nil {
+				runtimes[name] = path
+				// As the axo of TestTerminal takes it.
+				os.Setenv("AXO_"+strings.ToUpper(name)+"_PATH", path)
+			}
 		}
 		return m.Run()
 	}())
@@ -230,7 +241,7 @@ func (l *lab) control(t *testing.T, name string) map[string]finding {
 // working tells which engines of the tier work here, and why others do not.
 var working = sync.OnceValue(func() map[string]error {
 	found := map[string]error{}
-	reg, err := all.Registry(all.Config{Guest: filepath.Join(programs, "axo-guest")})
+	reg, err := all.Registry(all.Config{Guest: filepath.Join(programs, "axo-guest"), Runtimes: runtimes})
 	if err != nil {
 		panic(err)
 	}
@@ -248,7 +259,7 @@ var working = sync.OnceValue(func() map[string]error {
 // engines are those of the tier that work here.
 func engines(t *testing.T) []isolation.Driver {
 	t.Helper()
-	reg, err := all.Registry(all.Config{Guest: filepath.Join(programs, "axo-guest")})
+	reg, err := all.Registry(all.Config{Guest: filepath.Join(programs, "axo-guest"), Runtimes: runtimes})
 	if err != nil {
 		t.Fatal(err)
 	}
