@@ -50,6 +50,10 @@ type Config struct {
 	// on it. Empty: nowhere on disk.
 	LanguagesDir string
 
+	// NoPark leaves the start of the next interpreter, after a run, to
+	// isolation.Preparer.
+	NoPark bool
+
 	// CompileMemory bounds a compile worker in bytes. 0: 2 GiB.
 	CompileMemory int64
 	// CompileTime bounds the CPU time of one compilation, and twice that its

@@ -118,6 +118,19 @@ var pythonPrograms = []struct {
 	{code: "import os; os._exit(9)", status: 9},
 	{code: "import atexit; atexit.register(print, 'bye'); print('hi')", out: "hi\nbye\n"},
 	{code: "class D:\n  def __del__(self): print('gone')\nd = D()", out: "gone\n"},
+	{code: "import os\nclass D:\n  def __del__(self): print('gone', os.getcwd())\nd = D()\nd.self = d\nl = [d]\ndef f(): return d", out: "gone /\n"},
+	{code: "import sys; sys.exit(-1)", status: -1},
+	{code: "import sys; sys.exit(2 ** 40)", status: -1},
+	{code: "raise SystemExit", out: ""},
+	{code: "raise KeyboardInterrupt", status: -1},
+	{code: "import sys; sys.stdout = None; print('lost')"},
+	{code: "import sys; sys.stdout.close()"},
+	{code: "import sys\ndef hook(*a): raise OSError('worse')\nsys.excepthook = hook\n1/0", status: 1},
+	{code: "import sys, atexit\nsys.excepthook = lambda *a: sys.exit(5)\natexit.register(print, 'bye')\n1/0", out: "bye\n", status: 5},
+	{code: "import sys; print(sys.modules['__main__'].__dict__ is globals(), __import__('__main__').__name__, __builtins__)"},
+	{code: "import gc, colorsys; gc.collect(); print(len(gc.garbage))"},
+	{code: "import logging; logging.warning('w')", errOut: "WARNING:root:w\n"},
+	{code: "import dataclasses\n@dataclasses.dataclass\nclass P:\n  x: int = 1\nimport pickle\nprint(pickle.loads(pickle.dumps(P(5))))", out: "P(x=5)\n"},
 	{code: "import sys\nsys.excepthook = lambda *a: print('mine', a[1])\n1/0", out: "mine division by zero\n", status: 1},
 	{code: "class E(BaseException): pass\nraise E('z')", status: 1},
 	{code: "import sys; sys.stderr.write('e'); print('o', end='')", out: "o", errOut: "e"},
@@ -140,19 +153,15 @@ var pythonPrograms = []struct {
 // with what they do in one that was not, and both with what they should.
 func TestPython(t *testing.T) {
 	eachEngine(t, func(t *testing.T, e Engine) {
-		d := newDriver(t, e, withLanguages(t))
-		for i, c := range pythonPrograms {
+		d := newDriver(t, e, withLanguages(t), func(c *Config) { c.NoPark = true })
+		sb := pythonSandbox(t, d)
+		for _, c := range pythonPrograms {
 			ps := python(c.code, c.args...)
 			ps.Env = c.env
 			if c.limit != (isolation.Limits{}) {
 				ps.Limits = c.limit
 			}
-			// What a tenant has parked is not another's.
-			tenant := func(name string) func(*isolation.Spec) {
-				return func(s *isolation.Spec) { s.Tenant = fmt.Sprint(name, i) }
-			}
-			plain := execute(t, pythonSandbox(t, d, tenant("plain")), ps, "some input")
-			sb := pythonSandbox(t, d, tenant("ahead"))
+			plain := execute(t, sb, ps, "some input")
 			prepare(t, sb)
 			pid := parkedPID(t, d)
 			ahead := execute(t, sb, ps, "some input")
@@ -162,6 +171,9 @@ func TestPython(t *testing.T) {
 			reason := c.reason
 			if reason == "" {
 				reason = isolation.ReasonExited
+			}
+			if plain.exit.Code != ahead.exit.Code {
+				t.Errorf("%q: %v, prepared %v", c.code, plain.exit, ahead.exit)
 			}
 			for name, o := range map[string]outcome{"plain": plain, "prepared": ahead} {
 				if o.exit.Reason != reason || c.status >= 0 && o.exit.Code != c.status {
@@ -181,22 +193,21 @@ func TestPython(t *testing.T) {
 	})
 }
 
-// parkedPID returns the process id of the worker in which an interpreter waits,
-// the newest one.
-func parkedPID(t testing.TB, d *Driver) int {
+// parkedPID returns the process id of the one worker in which an interpreter
+// waits, or 0.
+func parkedPID(t testing.TB, d *Driver) (pid int) {
 	t.Helper()
 	d.pool.mu.Lock()
 	defer d.pool.mu.Unlock()
-	var newest *workerProcess
 	for w := range d.pool.all {
-		if w.parked != nil && w.parked.waiting() && (newest == nil || w.child.pid > newest.child.pid) {
-			newest = w
+		if w.parked != nil && w.parked.waiting() {
+			if pid != 0 {
+				t.Error("interpreters wait in two workers")
+			}
+			pid = w.child.pid
 		}
 	}
-	if newest == nil {
-		return 0
-	}
-	return newest.child.pid
+	return pid
 }
 
 // parkedAgain waits until a worker has an interpreter ready after a run.

@@ -210,7 +210,7 @@ func (s *sandbox) start(ctx context.Context, id string, ps isolation.ProcessSpec
 		}
 		p.w = w
 		p.turn = &turn{slots: d.slots, grant: func() { _ = w.send(wire.Run, p.stream, nil) }}
-		if wants != nil {
+		if wants != nil && !d.config.NoPark {
 			p.again = func() { d.pool.again(w, *wants, s.dialect.bootArgs()) }
 		}
 		in, first := stdio.Stdin, direct
