@@ -58,6 +58,10 @@ func (g *guest) groupCounters() cgroup.Counters {
 	return g.vm.groups.all.Read()
 }
 
+// oomGrace is how much longer the kernel may take to take away what it kills
+// with the first that it killed for want of memory.
+const oomGrace = 2 * time.Second
+
 // account adds to the end of a process what its group has counted, and who is
 // left of it. It waits for those that are about to go, no longer than until
 // grace.
@@ -68,7 +72,7 @@ func (g *guest) account(p *process, m *wire.ExitMessage, grace time.Time) {
 	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
 		pids, err := p.group.PIDs()
 		m.Survivors = uint64(len(pids))
-		if err != nil || len(pids) == 0 || time.Now().After(grace) {
+		if err != nil || len(pids) == 0 || time.Now().After(grace) && (p.group.Read().OOM == 0 || time.Now().After(grace.Add(oomGrace))) {
 			break
 		}
 		time.Sleep(wait)

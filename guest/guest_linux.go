@@ -108,7 +108,8 @@ type guest struct {
 	steps   []wire.Step
 	spawner spawn.Spawner
 	tasks   []*os.File
-	threads threads
+	lookers threads  // look for programs and users
+	filers  threads  // do file operations, which may take long
 	vm      *machine // nil: this is a container
 
 	needsSync atomic.Bool

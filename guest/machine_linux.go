@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -257,17 +258,32 @@ func connected(f *os.File) error {
 	return errors.Join(err, perr)
 }
 
-// make makes the group of all programs.
+const cgroupDir = "/sys/fs/cgroup"
+
+// make makes the group of all programs: of version 2, or where that has no
+// memory controller, of version 1.
 func (gs *groups) make() error {
-	const dir = "/sys/fs/cgroup"
-	if err := unix.Mount("cgroup2", dir, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
-		return &os.PathError{Op: "mount cgroup2", Path: dir, Err: err}
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	err := os.NewSyscallError("mount cgroup2", unix.Mount("cgroup2", cgroupDir, "cgroup2", flags, ""))
+	has, _ := os.ReadFile(cgroupDir + "/cgroup.controllers")
+	if !slices.Contains(strings.Fields(string(has)), cgroup.Memory) {
+		if err == nil {
+			err = os.NewSyscallError("umount", unix.Unmount(cgroupDir, 0))
+		}
+		if terr := unix.Mount("cgroups", cgroupDir, "tmpfs", flags, "mode=755"); terr != nil {
+			return os.NewSyscallError("mount tmpfs", terr)
+		}
+		for _, c := range []string{cgroup.Memory, cgroup.Pids, cgroup.CPU, cgroup.CPUAcct} {
+			dir := filepath.Join(cgroupDir, c)
+			err = errors.Join(err, os.Mkdir(dir, 0o755), os.NewSyscallError("mount cgroup "+c, unix.Mount("cgroup", dir, "cgroup", flags, c)))
+		}
 	}
-	t := cgroup.FindUnified()
+	t := cgroup.Find()
 	if !t.Any() {
-		return errors.New(t.Why(cgroup.Core))
+		return err
 	}
-	all, err := t.Create("programs", cgroup.Limits{})
+	// All controllers, whatever is limited at first.
+	all, err := t.Create("programs", cgroup.Limits{CPUs: maxCPUs})
 	if err != nil {
 		return err
 	}
@@ -276,8 +292,11 @@ func (gs *groups) make() error {
 		return err
 	}
 	gs.all, gs.tree = all, below
-	return nil
+	return all.Limit(cgroup.Limits{})
 }
+
+// maxCPUs is more than a machine has.
+const maxCPUs = 1024
 
 // machineRoot makes the programs' root, and has the thread that starts them, and
 // those that look at it, enter it.
@@ -323,12 +342,13 @@ func (g *guest) machineRoot() error {
 		return err
 	}
 	defer init.Close()
-	g.threads.enter = func() error {
+	enter := func() error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return os.NewSyscallError("unshare", err)
 		}
 		return os.NewSyscallError("setns", unix.Setns(fdOf(ns), unix.CLONE_NEWNS))
 	}
+	g.lookers.enter, g.filers.enter = enter, enter
 	if err := loopbackUp(); err != nil {
 		return fmt.Errorf("bring up lo: %w", err)
 	}

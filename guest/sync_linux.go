@@ -101,7 +101,9 @@ func (g *guest) sync(m *wire.SyncMessage) error {
 	}
 	g.needsSync.Store(false)
 	if all := g.vm.groups.all; all != nil {
-		return all.Freeze(false)
+		if err := all.Freeze(false); !errors.Is(err, errors.ErrUnsupported) {
+			return err
+		}
 	}
 	return nil
 }
@@ -122,12 +124,28 @@ func (g *guest) limit(m *wire.SyncMessage) error {
 func (g *guest) awaitSnapshot() error {
 	g.needsSync.Store(true)
 	if all := g.vm.groups.all; all != nil {
-		if err := all.Freeze(true); err != nil {
+		err := all.Freeze(true)
+		if errors.Is(err, errors.ErrUnsupported) {
+			// Of version 1: then only a machine without programs is restored
+			// without one of them running before SYNC.
+			if n := g.running(); n > 0 {
+				return &classError{classSupport, fmt.Errorf("a snapshot with %d programs: needs control groups of version 2", n)}
+			}
+			err = nil
+		}
+		if err != nil {
 			return err
 		}
 	}
 	runtime.GC() // what is garbage now is in no clone
 	return nil
+}
+
+// running counts the programs that have not ended.
+func (g *guest) running() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.processes) - len(g.ended)
 }
 
 // stir mixes entropy into the kernel's, credits it, and has the generator use it

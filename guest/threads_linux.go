@@ -70,5 +70,5 @@ func (g *guest) inside(f func() error) error {
 	if g.vm == nil {
 		return f()
 	}
-	return g.threads.do(f)
+	return g.lookers.do(f)
 }

@@ -13,7 +13,7 @@ import (
 // asUser runs f where names are the programs', with a user's rights to files and
 // no capabilities (credentials(7)).
 func (g *guest) asUser(u account, f func() error) error {
-	return g.threads.do(func() error {
+	return g.filers.do(func() error {
 		restore, err := g.masquerade(u)
 		if err == nil {
 			err = f()

@@ -43,6 +43,9 @@ type Tree struct {
 	v2   bool
 	base map[string]string // controller to directory
 	why  map[string]string // controller to the reason that it is missing
+	// whole: groups have all controllers of base, so that limits of the group
+	// above them hold.
+	whole bool
 }
 
 // Find finds this process's own groups, below which others are made. With only,
@@ -181,6 +184,7 @@ type Group struct {
 	dirs    []string          // each once
 	tasks   []*os.File        // by which a child joins each
 	maxPids string            // what pids.max is to be
+	outer   bool              // its members are in groups below
 	oom     *os.File          // its events; nil: nobody waits for any
 }
 
@@ -206,6 +210,11 @@ func (t *Tree) Create(name string, r Limits) (_ *Group, err error) {
 	if err := gr.limit(r); err != nil {
 		return nil, err
 	}
+	if t.whole {
+		if err := gr.dieAsOne(); err != nil {
+			return nil, err
+		}
+	}
 	// In version 1 one thread moves itself by tasks without the lock that moving
 	// a process takes: once that lock has rested it costs milliseconds.
 	join := "tasks"
@@ -225,7 +234,8 @@ func (t *Tree) Create(name string, r Limits) (_ *Group, err error) {
 // Below returns the tree of the groups in a group, which then has no members of
 // its own.
 func (g *Group) Below() (*Tree, error) {
-	t := &Tree{v2: g.v2, base: maps.Clone(g.dir), why: map[string]string{}}
+	g.outer = true
+	t := &Tree{v2: g.v2, base: maps.Clone(g.dir), why: map[string]string{}, whole: true}
 	for c := range g.dir {
 		if !g.v2 || c == Core {
 			continue
@@ -283,7 +293,7 @@ func (g *Group) Freeze(on bool) error {
 // the members are listed.
 func (t *Tree) needed(r Limits) []string {
 	all := []string{Core, Pids, Memory, CPUAcct}
-	if r.CPUs > 0 || t.v2 {
+	if r.CPUs > 0 || t.v2 || t.whole {
 		all = append(all, CPU)
 	}
 	return slices.DeleteFunc(all, func(c string) bool { return t.base[c] == "" })
@@ -322,7 +332,7 @@ func (g *Group) limit(r Limits) error {
 		}
 		if g.v2 {
 			// Not before Linux 4.19.
-			if err := g.set(Memory, "memory.oom.group", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := g.dieAsOne(); err != nil {
 				return err
 			}
 		}
@@ -347,6 +357,18 @@ func (g *Group) limit(r Limits) error {
 			return err
 		}
 		return g.set(CPU, "cpu.cfs_quota_us", quota)
+	}
+	return nil
+}
+
+// dieAsOne has the rest of a version 2 group die with the first that the kernel
+// kills for want of memory. A group with groups in it does not: they do, each.
+func (g *Group) dieAsOne() error {
+	if _, ok := g.dir[Memory]; !g.v2 || !ok || g.outer {
+		return nil
+	}
+	if err := g.set(Memory, "memory.oom.group", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }

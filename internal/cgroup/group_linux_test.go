@@ -1,8 +1,13 @@
 package cgroup
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -45,6 +50,77 @@ func TestCounters(t *testing.T) {
 	}
 	if c := (*Group)(nil).Read(); c != (Counters{}) {
 		t.Errorf("no group counts %+v", c)
+	}
+}
+
+// TestBelow makes a group in a group, and holds a process of the inner one to the
+// limits of the outer.
+func TestBelow(t *testing.T) {
+	tree := Find()
+	if !tree.Has(Pids) {
+		if os.Getenv("AXO_REQUIRE") != "" && os.Getuid() == 0 {
+			t.Fatal(tree.Why(Pids))
+		}
+		t.Skip("SKIPPED: " + tree.Why(Pids))
+	}
+	ctx := context.Background()
+	outer, err := tree.Create(fmt.Sprintf("axo-test-below-%d", os.Getpid()), Limits{CPUs: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := outer.Delete(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
+	below, err := outer.Below()
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner, err := below.Create("p1", Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := inner.Delete(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
+	if tree.Has(CPU) && inner.dir[CPU] == "" {
+		t.Error("the inner group is in no group with a limit on CPU time")
+	}
+	cmd := exec.Command("sh", "-c", `read go; sleep 100 & sleep 100 & wait`)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	if err := errors.Join(inner.Add(cmd.Process.Pid), outer.Limit(Limits{Pids: 2})); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write([]byte("go\n")); err != nil {
+		t.Fatal(err)
+	}
+	<-ended // the second child is refused, and dash gives up
+	if inner.Read().Pids+outer.Read().Pids == 0 {
+		t.Error("no refused fork was counted")
+	}
+	if err := inner.Kill(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := outer.Limit(Limits{}); err != nil {
+		t.Error(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(outer.dir[Pids], "pids.max")); err != nil || strings.TrimSpace(string(b)) != "max" {
+		t.Errorf("pids.max is %q, %v", b, err)
+	}
+	err = errors.Join(inner.Freeze(true), inner.Freeze(false))
+	if outer.v2 && err != nil || !outer.v2 && !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("Freeze: %v", err)
 	}
 }
 

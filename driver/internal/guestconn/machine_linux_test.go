@@ -264,6 +264,20 @@ func TestMachine(t *testing.T) {
 	if r.Signal != 9 || r.OOMKills == 0 || r.PeakMemory == 0 || r.PeakMemory > 64<<20 {
 		t.Errorf("memory: %+v", r.ExitMessage)
 	}
+	// All of that program has gone with its first part, and nothing of another.
+	other, err := c.Exec(ctx, request("sleep", "1000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r = shell(t, c, `(a=xxxxxxxxxxxxxxxx; while :; do a=$a$a; done); echo survived; sleep 1000`)
+	if r.Signal != 9 || r.OOMKills == 0 || r.Survivors != 0 || len(r.out) != 0 {
+		t.Errorf("memory of a part: %q %+v", r.out, r.ExitMessage)
+	}
+	if _, err := other.Usage(ctx); err != nil {
+		t.Errorf("another program has ended with it: %v", err)
+	}
+	_ = other.Kill()
+	collect(t, other)
 	r = shell(t, c, `i=0; while [ $i -lt 40 ]; do sleep 300 & i=$((i+1)); done; echo no`)
 	if r.PidsHits == 0 || r.Survivors == 0 || r.Survivors > 24 {
 		t.Errorf("pids: %+v", r.ExitMessage)
