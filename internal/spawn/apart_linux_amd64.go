@@ -6,3 +6,13 @@ const canApart = true
 
 //go:noescape
 func rawApart(flags, parentTID, stack, c uintptr) (r uintptr)
+
+// runApart is where a child begins that has a stack of its own. What the runtime
+// would do after a fork is not done: it is about state that the parent uses.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func runApart(c *child) { c.run() }
+
+var _ = runApart // by rawApart

@@ -470,14 +470,6 @@ func (c *child) clone() (pid uintptr, errno syscall.Errno) {
 	return 0, 0
 }
 
-// runApart is where a child begins that has a stack of its own. What the runtime
-// would do after a fork is not done: it is about state that the parent uses.
-//
-//go:nosplit
-//go:norace
-//go:nocheckptr
-func runApart(c *child) { c.run() }
-
 // run is all that a child does. It does not return.
 //
 //go:nosplit
