@@ -252,6 +252,22 @@ func (c *conn) frames() error {
 	}
 }
 
+// idlePatience is how long the end of killed programs may take to be told.
+const idlePatience = time.Second
+
+// idle waits until no program runs, and reports whether none does.
+func (c *conn) idle(ctx context.Context) bool {
+	for begin, wait := time.Now(), time.Millisecond/4; ; wait = min(2*wait, 10*time.Millisecond) {
+		c.mu.Lock()
+		n := len(c.live)
+		c.mu.Unlock()
+		if n == 0 || ctx.Err() != nil || time.Since(begin) > idlePatience {
+			return n == 0
+		}
+		time.Sleep(wait)
+	}
+}
+
 func (c *conn) forget(ch *child) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

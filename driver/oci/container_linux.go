@@ -130,14 +130,8 @@ func (c *container) Remove(ctx context.Context) error {
 			return err
 		}
 	}
-	if c.pidfd != nil {
-		c.killGuest()
-		if err := awaitChild(ctx, c.pid, c.pidfd); err != nil {
-			return fmt.Errorf("the container's first process: %w", err)
-		}
-		c.pidfd.Close()
-		c.pidfd = nil
-		failpoint.Hit(failpoint.OCIEnded)
+	if err := c.endGuest(ctx); err != nil {
+		return err
 	}
 	if c.conn != nil {
 		c.conn.f.Close()
@@ -163,6 +157,31 @@ func (c *container) Remove(ctx context.Context) error {
 		return c.entry.Done()
 	}
 	return nil
+}
+
+// endGuest ends the first process, and with it all others.
+func (c *container) endGuest(ctx context.Context) error {
+	if c.pidfd == nil {
+		return nil
+	}
+	c.killGuest()
+	if err := awaitChild(ctx, c.pid, c.pidfd); err != nil {
+		return fmt.Errorf("the container's first process: %w", err)
+	}
+	c.pidfd.Close()
+	c.pidfd = nil
+	failpoint.Hit(failpoint.OCIEnded)
+	return nil
+}
+
+// Kill implements [proc.Place]. When nobody waits for a program any more, the kernel
+// kills the rest with the guest, in one go. A program that somebody waits for has
+// been killed by now; the guest has to be there to tell of its end.
+func (c *container) Kill(ctx context.Context) error {
+	if c.runtime == nil && c.conn.idle(ctx) {
+		return c.endGuest(ctx)
+	}
+	return c.Tracked.Kill(ctx)
 }
 
 // awaitChild reaps a child of this process.
