@@ -104,8 +104,8 @@ func (e *builtin) Check(spec isolation.Spec) error {
 		return proc.Unsupported("profile session", noRange)
 	case spec.Profile == "session" && spec.Root.IsZero():
 		return proc.Unsupported("profile session on the host's own programs, which are nobody's inside,", "a root file system of its own: an image or a directory")
-	case spec.Language != "":
-		return proc.Unsupported("language "+spec.Language, "a tier with an interpreter for it")
+	case spec.Language != "" && spec.Requirement != isolation.Arbitrary:
+		return proc.Unsupported("language "+spec.Language+" with "+spec.Requirement.String(), "the requirement Arbitrary")
 	}
 	for _, m := range spec.Mounts {
 		if err := e.checkMount(m); err != nil {
