@@ -38,24 +38,28 @@ func Main() int {
 }
 
 // errorText shows an error, which may quote what a sandbox, an image or a
-// registry said, line by line. The ids that a run was given here say nothing to
-// a person, so the engine's name and the cause are left of its wrappings.
+// registry said, line by line.
 func errorText(err error) string {
+	lines := strings.Split(plain(err), "\n")
+	for i, l := range lines {
+		lines[i] = printable(l)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// plain is an error's text without the wrappings of the engine. The ids in them
+// were made here and say nothing to anybody; the name of an engine does.
+func plain(err error) string {
 	engine := ""
 	for {
 		e, ok := err.(*isolation.Error)
 		if !ok || e.Err == nil {
-			break
+			return engine + err.Error()
 		}
 		if err = e.Err; e.Driver != "" {
 			engine = e.Driver + ": "
 		}
 	}
-	lines := strings.Split(engine+err.Error(), "\n")
-	for i, l := range lines {
-		lines[i] = printable(l)
-	}
-	return strings.Join(lines, "\n")
 }
 
 func newRoot() *cobra.Command {

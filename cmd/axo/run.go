@@ -132,7 +132,7 @@ func failedWith(c *cobra.Command, err error, asJSON bool, known *engine.Result) 
 	if !asJSON {
 		return status
 	}
-	d := failureDetail{Class: "internal", Message: err.Error(), Outcome: isolation.OutcomeOf(err), Result: known}
+	d := failureDetail{Class: "internal", Message: plain(err), Outcome: isolation.OutcomeOf(err), Result: known}
 	if class := isolation.Class(err); class != nil {
 		d.Class = class.Error()
 	}
