@@ -55,14 +55,14 @@ func TestWorkingDirectoryByDescriptor(t *testing.T) {
 	})
 	for _, d := range engines(t) {
 		t.Run(d.Name(), func(t *testing.T) {
-			sb := create(t, d, l.spec())
+			sb, _ := l.create(t, d)
 			for n := range 24 {
 				for _, form := range []string{"/proc/self/fd/%d", "/proc/self/fd/%d/../../..", "/proc/1/fd/%d", "/dev/fd/%d"} {
 					p := l.process(t, "leaks", nil)
 					p.Cwd = fmt.Sprintf(form, n)
 					out, _, err := execute(t, sb, p)
 					if err == nil {
-						judge(t, parse(out), nil)
+						judge(t, d.Name(), parse(out), nil)
 					}
 				}
 				if testing.Short() && n > 8 {
@@ -96,14 +96,14 @@ func inMountNamespace(t *testing.T, f func() ([]byte, error)) (out []byte) {
 // waits for that to write to his program.
 func TestRuntimesProgram(t *testing.T) {
 	l := newLab(t)
-	script := filepath.Join(l.shared, "script")
+	script := filepath.Join(l.dir, "script")
 	if err := os.WriteFile(script, []byte("#!/proc/self/exe\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for _, d := range engines(t) {
 		for _, user := range []string{"", "0"} {
 			t.Run(d.Name()+" as "+user, func(t *testing.T) {
-				sb := create(t, d, l.spec())
+				sb, _ := l.create(t, d)
 				p := l.process(t, "exe", func(x *Target) { x.Loop = true })
 				p.User = user
 				var out bytes.Buffer
@@ -112,7 +112,7 @@ func TestRuntimesProgram(t *testing.T) {
 					t.Fatal(err)
 				}
 				for end := time.Now().Add(800 * time.Millisecond); time.Now().Before(end); {
-					for _, args := range [][]string{{sharedDir + "/script"}, {"/proc/self/exe"}, {"/proc/1/exe"}} {
+					for _, args := range [][]string{{programDir + "/script"}, {"/proc/self/exe"}, {"/proc/1/exe"}} {
 						q := isolation.ProcessSpec{Args: args, Cwd: "/", User: user, Limits: isolation.Limits{Wall: time.Second}}
 						if proc, err := sb.Exec(t.Context(), q, isolation.Stdio{}); err == nil {
 							_, _ = proc.Wait(t.Context())
@@ -122,7 +122,7 @@ func TestRuntimesProgram(t *testing.T) {
 				if _, err := watch.Wait(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				judge(t, parse(out.Bytes()), nil)
+				judge(t, d.Name(), parse(out.Bytes()), nil)
 			})
 		}
 	}
@@ -165,9 +165,7 @@ func TestHostileRoot(t *testing.T) {
 		before := string(must(os.ReadFile(l.outside.Secret)))
 		for _, d := range drivers {
 			t.Run(d.Name()+"/"+name, func(t *testing.T) {
-				spec := l.spec()
-				spec.Root.Path = root
-				sb, err := d.Create(t.Context(), fmt.Sprintf("hostile-%d", time.Now().UnixNano()), spec)
+				sb, _, err := l.tryCreate(t, d, root)
 				if errors.Is(err, isolation.ErrUnsupported) && !strings.Contains(err.Error(), "idmapped") {
 					t.Skipf("no root by path: %v", err)
 				}
@@ -175,11 +173,6 @@ func TestHostileRoot(t *testing.T) {
 					t.Logf("refused: %v", err) // as good as held
 					return
 				}
-				defer func() {
-					if err := sb.Delete(t.Context()); err != nil {
-						t.Error(err)
-					}
-				}()
 				for attack, c := range control {
 					p := l.process(t, attack, nil)
 					p.User = "0"
@@ -191,7 +184,7 @@ func TestHostileRoot(t *testing.T) {
 					if exit.Code != 0 {
 						t.Errorf("%s: %v %s", attack, exit, out)
 					}
-					judge(t, parse(out), c)
+					judge(t, d.Name(), parse(out), c)
 				}
 			})
 		}
@@ -292,7 +285,10 @@ func TestTrapsInSharedDirectory(t *testing.T) {
 	}
 	for _, d := range engines(t) {
 		t.Run(d.Name(), func(t *testing.T) {
-			sb := create(t, d, l.spec())
+			sb, shared := l.create(t, d)
+			if !shared {
+				t.SkipNow()
+			}
 			out, _, err := execute(t, sb, l.process(t, "shared", nil))
 			if err != nil {
 				t.Fatal(err)

@@ -45,7 +45,7 @@ func TestReadBack(t *testing.T) {
 	})
 	for _, d := range engines(t) {
 		t.Run(d.Name(), func(t *testing.T) {
-			sb := create(t, d, l.spec())
+			sb, _ := l.create(t, d)
 			files, ok := isolation.As[isolation.Files](sb)
 			if !ok {
 				t.Skip("SKIPPED, NOT PROVED: the engine has no ability files")
@@ -90,7 +90,7 @@ func TestReadBack(t *testing.T) {
 			l.unharmed(t)
 		})
 		t.Run(d.Name()+" race", func(t *testing.T) {
-			sb := create(t, d, l.spec())
+			sb, _ := l.create(t, d)
 			files, ok := isolation.As[isolation.Files](sb)
 			if !ok {
 				t.Skip("SKIPPED, NOT PROVED: the engine has no ability files")
