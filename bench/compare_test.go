@@ -40,6 +40,8 @@ func compare(b *testing.B, idle time.Duration, all ...contender) {
 	for i, c := range all {
 		slices.Sort(took[i])
 		us := float64(took[i][len(took[i])/2].Microseconds())
+		// What it would take on a machine with nothing else to do, about.
+		b.ReportMetric(float64(took[i][len(took[i])/10].Microseconds()), c.name+"-p10-us")
 		if i == 0 {
 			floor = us
 		}

@@ -132,6 +132,7 @@ func process(spec isolation.Spec, u User) *specs.Process {
 		Rlimits: []specs.POSIXRlimit{
 			{Type: "RLIMIT_CORE"},
 			{Type: "RLIMIT_NOFILE", Soft: softFiles, Hard: hardFiles},
+			{Type: "RLIMIT_NPROC", Soft: processes, Hard: processes},
 		},
 	}
 	if u.Home != "" {
@@ -146,6 +147,10 @@ func process(spec isolation.Spec, u User) *specs.Process {
 }
 
 const softFiles, hardFiles = 1024, 4096
+
+// processes bounds a user of the container, whose ids are nobody else's, where
+// no control group does.
+const processes = 4096
 
 // Capabilities are those that programs of a Spec can have.
 func Capabilities(spec isolation.Spec) []string {
