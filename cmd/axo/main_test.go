@@ -31,8 +31,9 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"axo": func() { os.Exit(Main()) }})
 }
 
-// haveContainers reports whether axo can run containers here. Where they are
-// required their absence is for the scripts to fail on.
+// haveContainers reports whether axo can run containers here, with all that it
+// has of limits and users. Where they are required their absence is for the
+// scripts to fail on.
 func haveContainers(t *testing.T, env []string) bool {
 	t.Helper()
 	axo, err := exec.LookPath("axo")
@@ -46,7 +47,9 @@ func haveContainers(t *testing.T, env []string) bool {
 	if err := json.Unmarshal(out, &reports); err != nil {
 		t.Fatalf("axo doctor: %v: %s", err, out)
 	}
-	return os.Getenv("AXO_REQUIRE") != "" || slices.ContainsFunc(reports, func(r engine.EngineReport) bool { return r.OK && r.Tier == isolation.TierOCI })
+	return os.Getenv("AXO_REQUIRE") != "" || slices.ContainsFunc(reports, func(r engine.EngineReport) bool {
+		return r.OK && r.Tier == isolation.TierOCI && r.Features.Has(isolation.OptionUser) && r.Features.Enforcement(isolation.LimitMemory).Enforced
+	})
 }
 
 func TestScripts(t *testing.T) {
