@@ -43,6 +43,8 @@ type Enforcement struct {
 	// Uncounted: the limit holds, but nobody counts who runs into it, so that
 	// LimitsHit may not tell.
 	Uncounted bool `json:"uncounted,omitempty"`
+	// Fatal: a process that is ended by the limit takes its sandbox along.
+	Fatal bool `json:"fatal,omitempty"`
 }
 
 // Wall is one thing between the program and the host.

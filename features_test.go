@@ -35,7 +35,7 @@ func TestFeaturesJSON(t *testing.T) {
 	f := Features{
 		Tier: TierWASM, Engine: "wazero", Version: "1", Runs: []Requirement{WasmCompiled}, Interpreted: true,
 		Languages: []string{"python"}, Functions: []string{"f"}, Emulated: true,
-		Enforces: []Enforcement{{LimitWall, true, "timer", "", true}}, Walls: []Wall{{"wasm", true, ""}},
+		Enforces: []Enforcement{{LimitWall, true, "timer", "", true, true}}, Walls: []Wall{{"wasm", true, ""}},
 		Options: []Option{OptionMounts}, Abilities: []string{AbilityFiles}, Warnings: []string{"w"}, Depends: []string{"/x"},
 	}
 	b, err := json.Marshal(f)

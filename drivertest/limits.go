@@ -225,6 +225,12 @@ func checkMemory(t testing.TB, s *suite) {
 	if p := e.Usage.PeakMemoryBytes; p > limit+(16<<20) {
 		t.Errorf("peak memory is %d, the limit %d", p, limit)
 	}
+	if s.features.Enforcement(isolation.LimitMemory).Fatal {
+		if st, err := r.sb.State(s.ctx(t)); err != nil || st.Status != isolation.StatusStopped {
+			t.Errorf("the sandbox is %q, %v, want stopped", st.Status, err)
+		}
+		return
+	}
 	// A failed program is not the end of its sandbox.
 	again := s.startIn(t, r.sb, job{program: Exit0})
 	succeeded(t, again.wait(t), again)
@@ -248,6 +254,10 @@ func checkPids(t testing.TB, s *suite) {
 	e, _ = s.run(t, job{program: Forks, args: []string{"100"}, spec: pids})
 	if e.Success() || e.Reason != isolation.ReasonExited {
 		t.Errorf("%v, want a program that failed and exited", e)
+	}
+	if s.features.Enforcement(isolation.LimitPids).Uncounted {
+		t.Logf("whether %v tells of the pids limit is not checked: it is not counted", e)
+		return
 	}
 	hit(t, e, isolation.LimitPids, 32)
 }

@@ -67,6 +67,7 @@ const oomGrace = 2 * time.Second
 // grace.
 func (g *guest) account(p *process, m *wire.ExitMessage, grace time.Time) {
 	if p.group == nil {
+		m.Survivors = uint64(g.survivors(p.pid, grace))
 		return
 	}
 	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {

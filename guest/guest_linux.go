@@ -110,6 +110,7 @@ type guest struct {
 	tasks   []*os.File
 	lookers threads  // look for programs and users
 	filers  threads  // do file operations, which may take long
+	proc    *os.File // of this process's pid namespace; nil: there is none
 	vm      *machine // nil: this is a container
 
 	needsSync atomic.Bool

@@ -308,6 +308,9 @@ func (p *process) kill(sig unix.Signal, group bool) {
 	default:
 		// The program has not been reaped, so that the number is its own.
 		_ = unix.Kill(-p.pid, sig)
+		for _, pid := range p.g.kin(p.pid) {
+			_ = unix.Kill(pid, sig)
+		}
 	}
 }
 

@@ -149,7 +149,7 @@ func (g *guest) enterRoot() (*os.File, error) {
 		return nil, err
 	}
 	for _, m := range g.plan.Mounts {
-		if !device(m) || m.Source == "" {
+		if !device(m) || m.Source == "" || m.Attr == 0 {
 			continue
 		}
 		// Runtimes bind them as they are.
@@ -157,6 +157,11 @@ func (g *guest) enterRoot() (*os.File, error) {
 			return nil, fmt.Errorf("device %s: %w", m.Target, err)
 		}
 	}
+	fd, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: "/proc", Err: err}
+	}
+	g.proc = os.NewFile(uintptr(fd), "/proc")
 	init, err := r.proc(plan.Mount{Target: "/proc"})
 	if err != nil {
 		return nil, err

@@ -139,11 +139,7 @@ func (e *builtin) CheckProcess(p isolation.ProcessSpec) error {
 const undoTimeout = 10 * time.Second
 
 func (e *builtin) Create(ctx context.Context, id string, spec isolation.Spec) (proc.Place, error) {
-	pl, err := e.create(ctx, id, spec)
-	if err != nil {
-		return nil, err
-	}
-	return pl, nil
+	return made(e.create(ctx, id, spec))
 }
 
 func (e *builtin) create(ctx context.Context, id string, spec isolation.Spec) (*container, error) {
@@ -168,17 +164,10 @@ func (e *builtin) createWith(ctx context.Context, id string, spec isolation.Spec
 	if c.brand, err = proc.NewBrand(); err != nil {
 		return nil, err
 	}
-	if c.ids, err = e.ranges.take(); err != nil {
-		return nil, err
-	}
-	if err := e.openRoot(ctx, c, spec); err != nil {
-		return nil, err
-	}
-	b, d, err := e.describe(c, spec)
+	b, d, err := e.prepare(ctx, c, spec)
 	if err != nil {
 		return nil, err
 	}
-	c.limits = d.Rlimits
 	if err := e.account(c, id, d.Limits); err != nil {
 		return nil, err
 	}
@@ -194,6 +183,21 @@ func (e *builtin) createWith(ctx context.Context, id string, spec isolation.Spec
 		return nil, err
 	}
 	return c, nil
+}
+
+// prepare gives a container its user ids and its root, and describes it.
+func (e *builtin) prepare(ctx context.Context, c *container, spec isolation.Spec) (b *bundle.Bundle, d *document.Container, err error) {
+	if c.ids, err = e.ranges.take(); err != nil {
+		return nil, nil, err
+	}
+	if err := e.openRoot(ctx, c, spec); err != nil {
+		return nil, nil, err
+	}
+	if b, d, err = e.describe(c, spec); err != nil {
+		return nil, nil, err
+	}
+	c.limits = d.Rlimits
+	return b, d, nil
 }
 
 // account makes the journal's entry and the control groups.

@@ -77,15 +77,22 @@ func (c *container) killGuest() {
 	}
 }
 
+// process completes what is to be started from the image's configuration.
+func (c *container) process(p isolation.ProcessSpec) (isolation.ProcessSpec, error) {
+	if c.root == nil {
+		return p, nil
+	}
+	user := p.User // the image's is in the plan
+	p, err := c.root.Config.Process(c.req, p)
+	p.User = user
+	return p, err
+}
+
 // startProgram is the Start of a [proc.Tracked].
 func (c *container) startProgram(ctx context.Context, p *proc.Process, files [3]*os.File, b proc.Brand) (proc.Child, error) {
-	s := p.Spec
-	if c.root != nil {
-		var err error
-		if s, err = c.root.Config.Process(c.req, s); err != nil {
-			return nil, err
-		}
-		s.User = p.Spec.User // the image's is in the plan
+	s, err := c.process(p.Spec)
+	if err != nil {
+		return nil, err
 	}
 	m := wire.SpawnMessage{
 		Args: s.Args, Env: s.Env, Cwd: s.Cwd, User: s.User, Rlimits: c.rlimits(s.Limits, b),
@@ -112,7 +119,9 @@ func (c *container) rlimits(l isolation.Limits, b proc.Brand) []wire.Rlimit {
 		out = slices.DeleteFunc(out, func(r wire.Rlimit) bool { return r.Resource == unix.RLIMIT_NOFILE })
 		out = append(out, wire.Rlimit{Resource: unix.RLIMIT_NOFILE, Cur: n, Max: n})
 	}
-	out = append(out, wire.Rlimit{Resource: unix.RLIMIT_RTTIME, Cur: uint64(b), Max: uint64(b)})
+	if b != 0 {
+		out = append(out, wire.Rlimit{Resource: unix.RLIMIT_RTTIME, Cur: uint64(b), Max: uint64(b)})
+	}
 	if l.CPU > 0 {
 		// As for tier none: what is left if the host cannot watch.
 		s := uint64(l.CPU.Seconds()) + 2

@@ -69,6 +69,12 @@ func (h *hosted) Name() string { return h.kind.name }
 func (h *hosted) Features() isolation.Features {
 	f := h.builtin.Features()
 	f.Engine, f.Version = h.kind.name, ""
+	if h.kind.piped {
+		f.Abilities = slices.DeleteFunc(f.Abilities, func(a string) bool { return a == isolation.AbilityFiles || a == isolation.AbilityWatch })
+	}
+	if h.kind.wall != "" {
+		f.Walls = append(f.Walls, isolation.Wall{Name: h.kind.name, Present: true, Detail: h.kind.wall})
+	}
 	if h.path != "" {
 		f.Depends = append(f.Depends, h.path)
 	}
@@ -84,22 +90,48 @@ func (h *hosted) Probe(ctx context.Context, f *isolation.Features) error {
 	if f.Version, err = h.version(ctx); err != nil {
 		return err
 	}
-	return h.probeWith(ctx, f, h.create)
+	if err := h.probeWith(ctx, f, h.make); err != nil || !h.kind.piped {
+		return err
+	}
+	for i := range f.Enforces {
+		x := &f.Enforces[i]
+		switch x.Limit {
+		case isolation.LimitMemory:
+			if x.Enforced {
+				x.By += fmt.Sprintf(", %d MiB above it for the runtime's own kernel", pipedRoom>>20)
+				x.Fatal = true
+			}
+		case isolation.LimitPids:
+			*x = isolation.Enforcement{Limit: x.Limit, Enforced: true, Uncounted: true, By: "RLIMIT_NPROC in the sandbox, of each user"}
+		case isolation.LimitCPUTime:
+			x.By = "process clocks of the sandbox, polled, and RLIMIT_CPU behind it"
+		}
+	}
+	return nil
+}
+
+// make makes a sandbox in the way of the runtime.
+func (h *hosted) make(ctx context.Context, id string, spec isolation.Spec) (sandbox, error) {
+	if h.kind.piped {
+		return made(h.createPiped(ctx, id, spec))
+	}
+	return made(h.create(ctx, id, spec))
 }
 
 func (h *hosted) Check(spec isolation.Spec) error {
 	if h.err != nil {
 		return h.err
 	}
+	for _, m := range spec.Mounts {
+		if h.kind.piped && !m.ReadOnly {
+			return proc.Unsupported("a writable mount", "a read-only one, or another engine: who makes files for "+h.kind.name+" is not their owner")
+		}
+	}
 	return h.builtin.Check(spec)
 }
 
 func (h *hosted) Create(ctx context.Context, id string, spec isolation.Spec) (proc.Place, error) {
-	pl, err := h.create(ctx, id, spec)
-	if err != nil {
-		return nil, err
-	}
-	return pl, nil
+	return h.make(ctx, id, spec)
 }
 
 // maxSaid bounds what is read of what a runtime says.
@@ -138,9 +170,6 @@ func (h *hosted) version(ctx context.Context) (string, error) {
 	line, _, _ := strings.Cut(said, "\n")
 	return strings.TrimSpace(strings.Replace(line, " version ", " ", 1)), err
 }
-
-// root is where the runtime notes its containers.
-func (h *hosted) root() string { return filepath.Join(h.cfg.StateDir, h.kind.name) }
 
 func (h *hosted) create(ctx context.Context, id string, spec isolation.Spec) (*container, error) {
 	return h.createWith(ctx, id, spec, h.launch)
@@ -187,10 +216,15 @@ type runtimeContainer struct {
 	spawner spawn.Spawner // its thread is in the stage's mount namespace
 	pid     int           // of the runtime, which is the guest's parent and ends after it
 	pidfd   *os.File
+	killed  bool // the runtime was, and has not cleaned up
 }
 
-// state is where the runtime notes the container.
-func (r *runtimeContainer) state() string { return filepath.Join(r.h.root(), r.c.name) }
+// root is where the runtime notes the container, and nothing else, in whatever
+// form. It is short: runtimes put sockets there (unix(7), 108 bytes).
+func (r *runtimeContainer) root() string { return filepath.Join(r.h.cfg.StateDir, r.c.brand.Name()) }
+
+// id is the container's for the runtime.
+func (r *runtimeContainer) id() string { return "axo-" + r.c.brand.Name() }
 
 // groups is the name of the control groups that the runtime makes. They are not
 // those of the programs: a runtime ends what is in there. Empty: it makes none.
@@ -207,7 +241,7 @@ func (r *runtimeContainer) record() error {
 	if e == nil {
 		return nil
 	}
-	if err := e.AddPath("temp", r.state()); err != nil {
+	if err := e.AddPath("temp", r.root()); err != nil {
 		return err
 	}
 	if r.groups() == "" {
@@ -220,69 +254,92 @@ func (r *runtimeContainer) record() error {
 	return err
 }
 
-// launch has the runtime start the guest.
-func (h *hosted) launch(ctx context.Context, c *container, b *bundle.Bundle, d *document.Container) error {
+// stage describes a container's bundle, and writes down what may be left of it.
+func (h *hosted) stage(c *container, b *bundle.Bundle, d *document.Container) (*runtimeContainer, *stage, error) {
 	r := &runtimeContainer{h: h, c: c}
 	c.runtime = r
-	if err := os.MkdirAll(h.root(), 0o700); err != nil {
-		return err
-	}
 	if err := r.record(); err != nil {
-		return err
+		return nil, nil, err
+	}
+	if err := os.MkdirAll(r.root(), 0o700); err != nil {
+		return nil, nil, err
 	}
 	guest, err := h.guestFile()
 	if err != nil {
+		return nil, nil, err
+	}
+	s := &stage{spawner: &r.spawner, dir: d.Plan.Staging, base: c.ids.base, b: b, config: b.Hosted(guest), noUnified: h.kind.noUnified, setID: d.Plan.Root.SetID}
+	s.config.Linux.CgroupsPath = r.groups()
+	d.Plan.Made = true
+	if len(d.Plan.Root.Overlay) == 0 {
+		d.Plan.Root.Dirs, d.Plan.Root.Files = nil, nil // they are in the stage
+	}
+	return r, s, nil
+}
+
+// launch has the runtime start the guest.
+func (h *hosted) launch(ctx context.Context, c *container, b *bundle.Bundle, d *document.Container) error {
+	r, s, err := h.stage(c, b, d)
+	if err != nil {
 		return err
 	}
-	s := stage{spawner: &r.spawner, dir: d.Plan.Staging, base: c.ids.base, b: b, config: b.Hosted(guest), noUnified: h.kind.noUnified, setID: d.Plan.Root.SetID}
-	s.config.Linux.CgroupsPath = r.groups()
 	if err := s.make(); err != nil {
 		return fmt.Errorf("make the bundle: %w", err)
 	}
-	return r.start(ctx, &s, &d.Plan)
+	return r.start(ctx, s, &d.Plan)
 }
 
-// start starts the runtime and waits for the guest's HELLO.
-func (r *runtimeContainer) start(ctx context.Context, s *stage, p *plan.Plan) error {
-	c, name := r.c, r.h.kind.name
-	var l launch
-	defer l.close()
-	if err := r.h.connect(c, &l); err != nil {
-		return err
+// pidFile is where the runtime writes, in the stage, who the guest is.
+const pidFile = "pid"
+
+// run starts the runtime. The guest gets the files.
+func (r *runtimeContainer) run(l *launch, s *stage, join []*os.File) error {
+	name := r.h.kind.name
+	args := append([]string{name}, r.h.kind.global...)
+	if s.setID {
+		args = append(args, r.h.kind.session...)
 	}
-	p.Made, p.Loopback = true, true
-	if len(p.Root.Overlay) == 0 {
-		p.Root.Dirs, p.Root.Files = nil, nil // they are in the stage
+	args = append(args, "--root", r.root(), "run", "--bundle", s.dir, "--pid-file", s.path(pidFile))
+	if n := len(l.files) - plan.SocketFD; n > 0 {
+		args = append(args, "--preserve-fds", strconv.Itoa(n))
 	}
-	l.share(c, p)
-	if err := l.plan(p); err != nil {
-		return err
-	}
-	pidFile := s.path("pid")
-	args := slices.Concat([]string{name}, r.h.kind.global, []string{
-		"--root", r.h.root(), "run", "--bundle", s.dir, "--pid-file", pidFile,
-		"--preserve-fds", strconv.Itoa(len(l.files) - plan.SocketFD), c.name,
-	})
 	var err error
 	r.pid, r.pidfd, err = r.spawner.Start(spawn.Spec{
-		Path: r.h.path, Args: args, Env: runtimeEnv, Dir: "/", Files: l.files, ParentDeathSignal: syscall.SIGKILL,
+		Path: r.h.path, Args: append(args, r.id()), Env: runtimeEnv, Dir: "/", Files: l.files, Tasks: join, ParentDeathSignal: syscall.SIGKILL,
 	})
 	if err != nil {
 		return fmt.Errorf("start %s: %w", name, err)
 	}
 	failpoint.Hit(failpoint.OCIStarted)
-	if c.entry != nil {
-		if err := c.entry.AddProcess(r.pid); err != nil {
-			return err
-		}
-	}
 	l.close() // the guest's ends among them: a guest that ends is seen
+	if r.c.entry != nil {
+		return r.c.entry.AddProcess(r.pid)
+	}
+	return nil
+}
+
+// start starts the runtime and waits for the guest's HELLO.
+func (r *runtimeContainer) start(ctx context.Context, s *stage, p *plan.Plan) error {
+	c := r.c
+	var l launch
+	defer l.close()
+	if err := r.h.connect(c, &l); err != nil {
+		return err
+	}
+	p.Loopback = true
+	l.share(c, p)
+	if err := l.plan(p); err != nil {
+		return err
+	}
+	if err := r.run(&l, s, nil); err != nil {
+		return err
+	}
 	hello, err := c.conn.hello(ctx)
 	if err != nil {
 		return fmt.Errorf("make the container: %w%s", err, c.lastWords())
 	}
 	c.notes = hello.Notes
-	if err := r.findGuest(ctx, pidFile); err != nil {
+	if err := r.findGuest(ctx, s.path(pidFile)); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.OCIMade)
@@ -358,11 +415,12 @@ func (r *runtimeContainer) remove(ctx context.Context) error {
 		r.c.pidfd.Close()
 		r.c.pidfd = nil
 	}
-	if _, err := os.Lstat(r.state()); err != nil {
-		return nil //nolint:nilerr // the runtime knows nothing of it, or never did
+	if r.killed {
+		// What it says is not told: it may know nothing of the container, and
+		// what counts is what is left.
+		_, _ = r.h.command(ctx, slices.Concat(r.h.kind.global, []string{"--root", r.root(), "delete", "--force", r.id()})...)
 	}
-	_, err := r.h.command(ctx, slices.Concat(r.h.kind.global, []string{"--root", r.h.root(), "delete", "--force", r.c.name})...)
-	return err
+	return os.RemoveAll(r.root())
 }
 
 // await waits for the runtime, which ends by itself when the guest has. One
@@ -376,6 +434,7 @@ func (r *runtimeContainer) await(ctx context.Context) error {
 			return nil
 		}
 	}
+	r.killed = true
 	rc, err := r.pidfd.SyscallConn()
 	if err == nil {
 		_ = rc.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
 	"github.com/axocoatl/isolation/guest/wire"
 	"github.com/axocoatl/isolation/internal/cgroup"
 )
@@ -54,11 +55,27 @@ func (e *builtin) Features() isolation.Features {
 
 // Probe makes a container and runs something in it.
 func (e *builtin) Probe(ctx context.Context, f *isolation.Features) error {
-	return e.probeWith(ctx, f, e.create)
+	return e.probeWith(ctx, f, func(ctx context.Context, id string, spec isolation.Spec) (sandbox, error) {
+		return made(e.create(ctx, id, spec))
+	})
 }
 
-// createFunc makes a container.
-type createFunc func(ctx context.Context, id string, spec isolation.Spec) (*container, error)
+// sandbox is a place in which a probe tries something.
+type sandbox interface {
+	proc.Place
+	try(ctx context.Context, script string) (code, sig int, err error)
+	noted() []string
+}
+
+type createFunc func(ctx context.Context, id string, spec isolation.Spec) (sandbox, error)
+
+// made makes no sandbox of a nil.
+func made[T sandbox](s T, err error) (sandbox, error) {
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
 
 func (e *builtin) probeWith(ctx context.Context, f *isolation.Features, create createFunc) error {
 	if e.guestErr != nil {
@@ -119,27 +136,35 @@ func probe(ctx context.Context, create createFunc) (notes []string, err error) {
 		defer cancel()
 		err = errors.Join(err, pl.Remove(undo))
 	}()
+	code, sig, err := pl.try(ctx, "exit 7")
+	if err == nil && (code != 7 || sig != 0) {
+		err = fmt.Errorf("a shell that exits with 7 has status %d, signal %d", code, sig)
+	}
+	return pl.noted(), err
+}
+
+// try runs a shell script without input and output.
+func (c *container) try(ctx context.Context, script string) (code, sig int, err error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		return nil, err
+		return 0, 0, err
 	}
 	defer null.Close()
-	ch, err := pl.conn.spawn(ctx, &wire.SpawnMessage{Args: []string{"/bin/sh", "-c", "exit 7"}, Rlimits: pl.rlimits(isolation.Limits{}, pl.brand)},
+	ch, err := c.conn.spawn(ctx, &wire.SpawnMessage{Args: []string{"/bin/sh", "-c", script}, Rlimits: c.rlimits(isolation.Limits{}, c.brand)},
 		[]*os.File{null, null, null})
 	if err != nil {
-		return nil, err
+		return 0, 0, err
 	}
 	select {
 	case <-ch.done:
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return 0, 0, ctx.Err()
 	}
 	st, err := ch.Wait()
-	if err == nil && (st.Code != 7 || st.Signal != 0) {
-		err = fmt.Errorf("a shell that exits with 7 has status %d, signal %d", st.Code, st.Signal)
-	}
-	return pl.notes, err
+	return st.Code, int(st.Signal), err
 }
+
+func (c *container) noted() []string { return c.notes }
 
 // explain adds what a person can do about a host that allows no containers.
 func explain(err error) error {

@@ -13,7 +13,12 @@ type runtimeKind struct {
 	// ownGroups: it makes control groups for the container, which cannot be
 	// turned off. They bound nothing: what the programs run in is ours.
 	ownGroups bool
-	get       string // how a person gets it
+	// piped: it passes no descriptors on. The guest speaks on its standard input
+	// and output, and all of the sandbox is in its control group.
+	piped   bool
+	session []string // arguments for the profile session
+	wall    string   // what it puts between program and host that others do not
+	get     string   // how a person gets it
 }
 
 // runtimeKinds are the engines of this tier beside the builtin one, by
@@ -30,6 +35,12 @@ var runtimeKinds = []runtimeKind{
 	{
 		name: "runc", ownGroups: true,
 		get: "runc in PATH (apt install runc, dnf install runc)",
+	},
+	{
+		name: "runsc", piped: true, wall: "gVisor: system calls end in a kernel of its own, in user space",
+		global:  []string{"--ignore-cgroups", "--network=none", "--overlay2=none"},
+		session: []string{"--allow-suid", "--net-raw"},
+		get:     "runsc in PATH (gVisor, https://gvisor.dev/docs/user_guide/install)",
 	},
 }
 

@@ -29,7 +29,8 @@ type stage struct {
 	config  *specs.Spec // changed by make
 	// noUnified takes the control groups of version 2 out of sight.
 	noUnified bool
-	setID     bool // set-user-ID files of an image work
+	plan      []byte // a file of the bundle; nil: none
+	setID     bool   // set-user-ID files of an image work
 }
 
 // stageSize bounds what the runtime and this program write; programs write
@@ -79,6 +80,12 @@ func (s *stage) build() error {
 		return err
 	}
 	config := s.config
+	if s.plan != nil {
+		name := s.path(planFile)
+		if err := errors.Join(os.WriteFile(name, s.plan, 0o400), os.Chown(name, s.base, s.base)); err != nil {
+			return err
+		}
+	}
 	config.Root = &specs.Root{Path: s.path(rootDir), Readonly: config.Root.Readonly}
 	for i := range config.Mounts {
 		if err := s.source(&config.Mounts[i], i); err != nil {
@@ -144,7 +151,8 @@ func (s *stage) root() error {
 		}
 	}
 	for _, l := range s.b.Root.Links {
-		if err := os.Symlink(l.Target, s.path(rootDir, l.Path)); err != nil {
+		name := s.path(rootDir, l.Path)
+		if err := errors.Join(os.Symlink(l.Target, name), os.Lchown(name, s.base, s.base)); err != nil {
 			return err
 		}
 	}
@@ -227,6 +235,9 @@ func (s *stage) makeDir(top string, d plan.Dir) error {
 	return os.Chown(name, s.base+d.UID, s.base+d.GID)
 }
 
+// planFile is the plan of a guest to which no descriptor can be passed.
+const planFile = "plan"
+
 // mountsDir is where the sources of mounts are in a stage.
 const mountsDir = "mounts"
 
@@ -237,7 +248,7 @@ func (s *stage) source(m *specs.Mount, n int) error {
 	if m.Type != "bind" {
 		return nil
 	}
-	if bundle.IsScratch(*m) {
+	if bundle.IsScratch(*m) || m.Source == planFile {
 		m.Source = s.path(m.Source)
 		return nil
 	}

@@ -373,6 +373,20 @@ func (g *Group) dieAsOne() error {
 	return nil
 }
 
+// Memory is what the group takes now; 0: not known.
+func (g *Group) Memory() int64 {
+	if g == nil || g.dir[Memory] == "" {
+		return 0
+	}
+	if g.v2 {
+		return value(g.dir[Memory], "memory.current", "")
+	}
+	return value(g.dir[Memory], "memory.usage_in_bytes", "")
+}
+
+// LimitMemory bounds the memory of a group that has members.
+func (g *Group) LimitMemory(bytes int64) error { return g.limit(Limits{MemoryBytes: bytes}) }
+
 func (g *Group) set(controller, file, value string) error {
 	return write(filepath.Join(g.dir[controller], file), value)
 }

@@ -56,7 +56,7 @@ type Preparer interface {
 // Filer is a Place whose files can be reached; see [isolation.Files],
 // [isolation.Directories] and [isolation.Watcher].
 type Filer interface {
-	Files() Files
+	Files() Files // nil: not those of this place
 }
 
 // Files are the abilities of a place with files.
@@ -137,7 +137,9 @@ func (d *Driver) Create(ctx context.Context, id string, spec isolation.Spec) (is
 		out = preparing{out, sb, p}
 	}
 	if f, ok := sb.place.(Filer); ok {
-		out = filing{out, sb, f.Files()}
+		if files := f.Files(); files != nil {
+			out = filing{out, sb, files}
+		}
 	}
 	return out, nil
 }
