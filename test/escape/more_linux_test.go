@@ -111,7 +111,7 @@ func TestRuntimesProgram(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				for end := time.Now().Add(800 * time.Millisecond); time.Now().Before(end); {
+				for end := time.Now().Add(500 * time.Millisecond); time.Now().Before(end); {
 					for _, args := range [][]string{{programDir + "/script"}, {"/proc/self/exe"}, {"/proc/1/exe"}} {
 						q := isolation.ProcessSpec{Args: args, Cwd: "/", User: user, Limits: isolation.Limits{Wall: time.Second}}
 						if proc, err := sb.Exec(t.Context(), q, isolation.Stdio{}); err == nil {

@@ -106,7 +106,7 @@ func TestReadBack(t *testing.T) {
 				t.Fatal(err)
 			}
 			name, inside := dir+"/now/"+filepath.Base(l.outside.Secret), 0
-			for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+			for end := time.Now().Add(time.Second); time.Now().Before(end); {
 				b, err := readAll(t, files, name, 1000)
 				switch {
 				case bytes.Contains(b, []byte(l.outside.Content)):

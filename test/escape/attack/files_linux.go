@@ -137,7 +137,7 @@ func exe() {
 	}
 	began := time.Now()
 	reached, looked := "", 0
-	for once := true; once || target.Loop && reached == "" && time.Since(began) < time.Second; once = false {
+	for once := true; once || target.Loop && reached == "" && time.Since(began) < 600*time.Millisecond; once = false {
 		looked = 0
 		for _, dir := range append(glob("/proc/[0-9]*"), "/proc/self", "/proc/1", fmt.Sprint("/proc/", target.PID)) {
 			if target.Control && filepath.Base(dir) != strconv.Itoa(target.PID) {

@@ -34,7 +34,7 @@ type Target struct {
 	Shared string
 	// ReadOnly is one that must not be written to.
 	ReadOnly string
-	// Loop: the attack exe looks for a second, while others are started.
+	// Loop: the attack exe looks for a while, and others are started.
 	Loop bool
 }
 

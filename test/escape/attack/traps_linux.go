@@ -49,7 +49,7 @@ func race() {
 	must(os.Mkdir(name, 0o755))
 	must(unix.Renameat2(unix.AT_FDCWD, name, unix.AT_FDCWD, real, unix.RENAME_EXCHANGE))
 	fmt.Println("set")
-	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
 		_ = unix.Renameat2(unix.AT_FDCWD, name, unix.AT_FDCWD, link, unix.RENAME_EXCHANGE)
 	}
 }
