@@ -347,6 +347,15 @@ func (c *child) start() (int, *os.File, error) {
 		if err := unix.Pipe2(c.started[:], unix.O_CLOEXEC); err != nil {
 			return 0, nil, os.NewSyscallError("pipe2", err)
 		}
+		// Where a descriptor of the program goes it would be closed too early.
+		if old := c.started[1]; old < len(c.files) {
+			fd, err := unix.FcntlInt(uintptr(old), unix.F_DUPFD_CLOEXEC, len(c.files))
+			if err != nil {
+				return 0, nil, os.NewSyscallError("fcntl", err)
+			}
+			c.started[1] = fd
+			unix.Close(old)
+		}
 	}
 	if c.mapIDs != nil {
 		if err := unix.Pipe2(c.mapped[:], unix.O_CLOEXEC); err != nil {

@@ -5,9 +5,11 @@ package spawn
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -150,4 +152,45 @@ func TestCloseEndsWhatIsTiedToIt(t *testing.T) {
 		t.Errorf("Start after Close: %v", err)
 	}
 	s.Close()
+}
+
+// TestLowDescriptors: whatever numbers are free in this process, the start is over
+// when the program runs, and not before.
+func TestLowDescriptors(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("maps of a user namespace are root's")
+	}
+	var s Spawner
+	defer s.Close()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	// The program gets so many descriptors that the pipe's own number is one of
+	// them.
+	files := make([]*os.File, 64)
+	for i := range files {
+		files[i] = null
+	}
+	for range 50 {
+		pid, pidfd, err := s.Start(Spec{
+			Path: "/bin/true", Args: []string{"true"}, Dir: "/", Files: files, Namespaces: unix.CLONE_NEWUSER,
+			Map: func(pid int) error {
+				return os.WriteFile(fmt.Sprintf("/proc/%d/uid_map", pid), []byte("0 100000 1\n"), 0)
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// It runs: it is no copy of this program any more.
+		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && strings.HasSuffix(exe, ".test") {
+			t.Errorf("started, and still %s", exe)
+		}
+		var ws unix.WaitStatus
+		if _, err := unix.Wait4(pid, &ws, 0, nil); err != nil || ws.ExitStatus() != 0 || ws.Signaled() {
+			t.Errorf("%v: status %d, signal %v", err, ws.ExitStatus(), ws.Signal())
+		}
+		pidfd.Close()
+	}
 }
