@@ -248,3 +248,26 @@ func TestConcurrent(t *testing.T) {
 		}
 	}
 }
+
+// FuzzPackage adds what may be a package: it is installed whole or not at all.
+func FuzzPackage(f *testing.F) {
+	good, err := os.ReadFile(npm(f, entry{"package/package.json", `{"name":"a"}`}, entry{"package/a.wasm", header}))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add(good[:len(good)/2])
+	f.Add([]byte(header))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		dir := t.TempDir()
+		s := interpreter.Open(dir)
+		i, err := s.Add(t.Context(), interpreter.Options{Language: "js", File: file(t, "f", string(b))})
+		if err != nil {
+			nothingLeft(t, dir)
+			return
+		}
+		if l := list(t, s); len(l) != 1 || l[0] != i || l[0].Broken != "" {
+			t.Errorf("%+v, added %+v", l, i)
+		}
+	})
+}

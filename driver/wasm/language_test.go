@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -136,6 +137,8 @@ var pythonPrograms = []struct {
 	{code: "import sys; sys.stderr.write('e'); print('o', end='')", out: "o", errOut: "e"},
 	{code: "print('x' * 200000)"},
 	{code: "import sqlite3; print(sqlite3.connect(':memory:').execute('select 6*7').fetchone())", out: "(42,)\n"},
+	{code: "import time\nt = time.monotonic()\ntime.sleep(.03)\nprint(time.monotonic() - t >= .03)", out: "True\n"},
+	{code: "import select; print(select.select([0], [1], [], 5), select.select([], [], [], .01), select.poll().poll(10))", out: "([0], [1], []) ([], [], []) []\n"},
 	// What WASI does not have fails with Python's own words.
 	{code: "import threading; threading.Thread(target=print).start()", status: 1},
 	{code: "import subprocess; subprocess.run(['ls'])", status: 1},
@@ -496,4 +499,43 @@ func TestLanguages(t *testing.T) {
 			t.Errorf("%v: %v", bad, err)
 		}
 	}
+}
+
+// TestPythonTurns has many callers take turns on one core with interpreters that
+// are started in between. Nobody waits for ever, and no slot is lost.
+func TestPythonTurns(t *testing.T) {
+	eachEngine(t, func(t *testing.T, e Engine) {
+		d := newDriver(t, e, withLanguages(t), func(c *Config) { c.Runnable = 1 })
+		var wg sync.WaitGroup
+		for i := range 5 {
+			sb := pythonSandbox(t, d)
+			wg.Go(func() {
+				for n := range 3 {
+					code := fmt.Sprintf("import time; time.sleep(.01); print(%d)", n)
+					var out bytes.Buffer
+					p, err := sb.Exec(t.Context(), python(code), isolation.Stdio{Stdout: &out})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if i == 0 && n == 1 {
+						// One is ended in the middle of it all.
+						if err := p.Kill(t.Context(), isolation.SIGKILL); err != nil {
+							t.Error(err)
+						}
+					}
+					if x, err := p.Wait(t.Context()); err != nil || x.Reason == isolation.ReasonExited && out.String() != fmt.Sprintln(n) || x.Reason != isolation.ReasonExited && i != 0 {
+						t.Errorf("%v %v %q", x, err, out.String())
+					}
+				}
+			})
+		}
+		wg.Wait()
+		for n := 0; len(d.slots) > 0; n++ {
+			if n == 2000 {
+				t.Fatalf("%d slots are still taken", len(d.slots))
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	})
 }

@@ -16,8 +16,10 @@ const wasiModule = wasi_snapshot_preview1.ModuleName
 
 // WASI preview 1 errno values (snapshots/preview1/docs.md, "errno").
 const (
-	errnoSuccess = 0
-	errnoFault   = 21
+	errnoSuccess  = 0
+	errnoFault    = 21
+	errnoInval    = 28
+	errnoOverflow = 61
 )
 
 // instantiateWASI registers the WASI functions. Arguments and environment come
@@ -38,6 +40,10 @@ func instantiateWASI(ctx context.Context, r wazero.Runtime, current func() *proc
 	}
 	list("args", func(p *process) []string { return p.args })
 	list("environ", func(p *process) []string { return p.env })
+	four := []api.ValueType{api.ValueTypeI32, api.ValueTypeI32, api.ValueTypeI32, api.ValueTypeI32}
+	b.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(_ context.Context, mod api.Module, stack []uint64) {
+		stack[0] = pollOneoff(current(), mod.Memory(), uint32(stack[0]), uint32(stack[1]), uint32(stack[2]), uint32(stack[3]))
+	}), four, errno).Export("poll_oneoff")
 	_, err := b.Instantiate(ctx)
 	return err
 }
