@@ -91,7 +91,7 @@ func (g *guest) listen(fd int) error {
 			return err
 		}
 		if last != nil {
-			last.end()
+			last.shut()
 			<-done
 		}
 		last, done = l, make(chan struct{})

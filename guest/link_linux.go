@@ -19,6 +19,8 @@ type link struct {
 	*wire.Reader
 	t transport
 
+	shutting sync.Once
+
 	wmu    sync.Mutex
 	closed bool
 }
@@ -51,15 +53,18 @@ func (l *link) write(frame []byte, fd int) error {
 	return l.t.write(frame, fd)
 }
 
-// end closes the connection, whatever is going on there.
+// shut ends what is under way on the connection, and lets nothing begin. It may
+// be called at any time.
+func (l *link) shut() { l.shutting.Do(l.t.shut) }
+
+// end closes the connection. It is for the reader, when it reads no more: the
+// number of a descriptor is another's once it is closed.
 func (l *link) end() {
-	l.t.shut()
+	l.shut()
 	l.wmu.Lock()
 	defer l.wmu.Unlock()
-	if !l.closed {
-		l.closed = true
-		l.t.close()
-	}
+	l.closed = true
+	l.t.close()
 }
 
 // take returns the next n descriptors that came.

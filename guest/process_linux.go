@@ -36,7 +36,8 @@ type process struct {
 	mu     sync.Mutex
 	s      *session // nil: nobody is attached
 	stream uint32
-	exit   *wire.ExitMessage // nil: it runs
+	reaped bool              // its number may be another's
+	exit   *wire.ExitMessage // nil: it runs, or its end is being accounted for
 }
 
 // exec starts a process on a stream.
@@ -284,9 +285,8 @@ func (p *process) grant(n int) {
 // control group, or the process group that it leads.
 func (p *process) kill(sig unix.Signal, group bool) {
 	p.mu.Lock()
-	over := p.exit != nil
-	p.mu.Unlock()
-	if over {
+	defer p.mu.Unlock()
+	if p.reaped {
 		return
 	}
 	p.signal(sig)
@@ -306,7 +306,6 @@ func (p *process) kill(sig unix.Signal, group bool) {
 			}
 		}
 	default:
-		// The program has not been reaped, so that the number is its own.
 		_ = unix.Kill(-p.pid, sig)
 		for _, pid := range p.g.kin(p.pid) {
 			_ = unix.Kill(pid, sig)
@@ -331,6 +330,9 @@ func (p *process) used() *wire.UsageMessage {
 // wait sees the process to its end.
 func (p *process) wait() {
 	m := p.reap()
+	p.mu.Lock()
+	p.reaped = true
+	p.mu.Unlock()
 	p.in.end()
 	p.in.close()
 	grace := time.Now().Add(endGrace)

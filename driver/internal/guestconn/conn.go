@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"sync"
 
 	"github.com/axocoatl/isolation"
@@ -19,17 +20,29 @@ type Conn struct {
 	reader *wire.Reader
 	hello  wire.HelloMessage
 
-	wmu sync.Mutex
-
 	mu   sync.Mutex
 	last uint32
 	live map[uint32]talker // nil: the connection has ended
 	err  error             // why, before gone is closed
 	gone chan struct{}     // closed when it has ended
+
+	// Frames go through a queue: a guest that does not read holds up nobody but
+	// who sends it data.
+	qmu     sync.Mutex
+	qchange *sync.Cond
+	queue   []byte // whole frames
+	qclosed bool
 }
 
+// maxQueue is what may wait for a guest. One that has so many answers and grants
+// of credit to take and does not is given up; data waits for room well below it.
+const (
+	maxQueue  = 8 << 20
+	dataQueue = 1 << 20
+)
+
 // talker is what a stream leads to. It is called by the reader and must not
-// wait for anything but the connection's own writer.
+// wait for anything.
 type talker interface {
 	frame(f wire.Frame) error
 	lost(err error)
@@ -41,6 +54,7 @@ type talker interface {
 // before its answer is dropped: so is it with a serial port that was open before.
 func Open(ctx context.Context, rw io.ReadWriteCloser, token []byte) (*Conn, error) {
 	c := &Conn{rw: rw, live: map[uint32]talker{}, gone: make(chan struct{})}
+	c.qchange = sync.NewCond(&c.qmu)
 	stop := context.AfterFunc(ctx, func() { rw.Close() })
 	err := c.open(token)
 	if !stop() {
@@ -51,6 +65,7 @@ func Open(ctx context.Context, rw io.ReadWriteCloser, token []byte) (*Conn, erro
 		return nil, fmt.Errorf("connect to the guest: %w", err)
 	}
 	go c.serve()
+	go c.write()
 	return c, nil
 }
 
@@ -156,6 +171,7 @@ func (c *Conn) serve() {
 		err = errors.New("the guest has closed the connection")
 	}
 	c.rw.Close()
+	c.closeQueue()
 	c.mu.Lock()
 	c.err = err
 	live := c.live
@@ -202,8 +218,8 @@ func (c *Conn) begin(t talker, setStream func(uint32), kind wire.Type, body []by
 		return fmt.Errorf("a request of %d bytes, at most %d are taken: %w", len(body), wire.MaxBody, isolation.ErrInvalidArgument)
 	}
 	// Streams are numbered in the order of their requests.
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
+	c.qmu.Lock()
+	defer c.qmu.Unlock()
 	c.mu.Lock()
 	if c.live == nil {
 		defer c.mu.Unlock()
@@ -214,7 +230,7 @@ func (c *Conn) begin(t talker, setStream func(uint32), kind wire.Type, body []by
 	c.live[stream] = t
 	setStream(stream)
 	c.mu.Unlock()
-	if err := c.writeLocked(wire.Append(nil, kind, stream, body)); err != nil {
+	if err := c.enqueueLocked(kind, stream, body); err != nil {
 		c.forget(stream)
 		return fmt.Errorf("%w (%w)", err, isolation.ErrFailedPrecondition)
 	}
@@ -227,20 +243,80 @@ func (c *Conn) forget(stream uint32) {
 	delete(c.live, stream)
 }
 
-// send writes a frame. An error is seen by the reader too.
+// send has a frame written. It does not wait.
 func (c *Conn) send(kind wire.Type, stream uint32, body []byte) error {
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
-	return c.writeLocked(wire.Append(nil, kind, stream, body))
+	c.qmu.Lock()
+	defer c.qmu.Unlock()
+	return c.enqueueLocked(kind, stream, body)
 }
 
-func (c *Conn) writeLocked(frame []byte) error {
-	_, err := c.rw.Write(frame)
-	if err != nil {
-		// A part of a frame may have gone: nothing can follow it.
-		c.rw.Close()
+// sendData has data of a stream written. It waits for room until done is closed.
+func (c *Conn) sendData(kind wire.Type, stream uint32, body []byte, done <-chan struct{}) error {
+	c.qmu.Lock()
+	defer c.qmu.Unlock()
+	for len(c.queue) >= dataQueue && !c.qclosed {
+		select {
+		case <-done:
+			return io.ErrClosedPipe
+		default:
+			c.qchange.Wait()
+		}
 	}
-	return err
+	return c.enqueueLocked(kind, stream, body)
+}
+
+// wake has who waits for room look at what it waits with.
+func (c *Conn) wake() {
+	c.qmu.Lock()
+	defer c.qmu.Unlock()
+	c.qchange.Broadcast()
+}
+
+func (c *Conn) enqueueLocked(kind wire.Type, stream uint32, body []byte) error {
+	if c.qclosed {
+		return net.ErrClosed
+	}
+	if len(c.queue) > 0 && len(c.queue)+len(body) > maxQueue {
+		// The reader sees that it is closed.
+		c.rw.Close()
+		return fmt.Errorf("the guest reads nothing, and %d bytes wait for it", len(c.queue))
+	}
+	c.queue = wire.Append(c.queue, kind, stream, body)
+	c.qchange.Broadcast()
+	return nil
+}
+
+func (c *Conn) closeQueue() {
+	c.qmu.Lock()
+	defer c.qmu.Unlock()
+	c.qclosed = true
+	c.qchange.Broadcast()
+}
+
+// write writes what is queued until the connection ends.
+func (c *Conn) write() {
+	var spare []byte
+	for {
+		c.qmu.Lock()
+		for len(c.queue) == 0 && !c.qclosed {
+			c.qchange.Wait()
+		}
+		frames, closed := c.queue, c.qclosed
+		c.queue = spare[:0]
+		c.qchange.Broadcast()
+		c.qmu.Unlock()
+		if closed {
+			return
+		}
+		if _, err := c.rw.Write(frames); err != nil {
+			// A part of a frame may have gone: nothing can follow it.
+			c.rw.Close()
+			return
+		}
+		if spare = frames; cap(spare) > dataQueue {
+			spare = nil
+		}
+	}
 }
 
 // request is a question with one answer.

@@ -121,6 +121,7 @@ func (o *fileOp) end(err error, e wire.FileEntry) {
 	o.over, o.err, o.entry = true, err, e
 	close(o.answer)
 	o.change.Broadcast()
+	go o.c.wake()
 }
 
 // stop ends the operation. Unless it has its answer, this is the answer.
@@ -295,7 +296,7 @@ func (o *fileOp) write(b []byte) bool {
 		o.credit -= n
 		over := o.over
 		o.mu.Unlock()
-		if over || o.c.send(wire.Stdin, o.stream, b[:n]) != nil {
+		if over || o.c.sendData(wire.Stdin, o.stream, b[:n], o.answer) != nil {
 			return false
 		}
 		b = b[n:]

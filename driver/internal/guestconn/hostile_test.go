@@ -63,6 +63,13 @@ func vectors(t testing.TB) [][]byte {
 	return out
 }
 
+// awaitStream waits until a stream is opened, or the connection has ended.
+func (c *Conn) awaitStream(n uint32) {
+	for !c.opened(n) && !isClosed(c.gone) {
+		time.Sleep(time.Millisecond / 10)
+	}
+}
+
 // FuzzGuest has a guest say anything, while the host runs a program, reads a
 // file, lists a directory, watches and asks. Nothing may panic or hang, and what
 // is kept is bounded.
@@ -147,10 +154,7 @@ func FuzzGuest(f *testing.F) {
 				}
 			}
 		})
-		// Streams are numbered as they are opened.
-		for end := time.Now().Add(time.Second); !c.opened(uint32(n)) && time.Now().Before(end); {
-			runtime.Gosched()
-		}
+		c.awaitStream(uint32(n)) // they are numbered as they are opened
 		close(asked)
 		for range n {
 			select {
@@ -216,6 +220,59 @@ func TestHello(t *testing.T) {
 	}
 }
 
+// TestDeaf: a guest that reads nothing holds up no call beyond its context, and
+// what waits for it is bounded.
+func TestDeaf(t *testing.T) {
+	guest, host := net.Pipe()
+	defer guest.Close()
+	go func() { _, _ = guest.Write(hello()) }()
+	c, err := Open(context.Background(), host, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		c.awaitStream(1)
+		_, _ = guest.Write(wire.Append(nil, wire.Spawned, 1, (&wire.SpawnedMessage{PID: 5, StdinCredit: wire.InitialWindow}).Append(nil)))
+	}()
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	p, err := c.Exec(ctx, &wire.ExecMessage{ID: "e", Args: []string{"x"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+	defer cancel()
+	if err := c.Ping(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Ping: %v", err)
+	}
+	if _, err := c.Exec(short, &wire.ExecMessage{ID: "f", Args: []string{"x"}}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Exec: %v", err)
+	}
+	if _, err := (&Files{Conn: c}).Stat(short, "/x"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Stat: %v", err)
+	}
+	if err := (&Files{Conn: c}).WriteFile(short, "/x", 0, io.LimitReader(zero{}, 64<<20)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("WriteFile: %v", err)
+	}
+	// When too much waits for it, it is given up.
+	for range 20 {
+		_, _ = c.Exec(short, &wire.ExecMessage{ID: "g", Args: []string{strings.Repeat("x", 900<<10)}})
+	}
+	select {
+	case <-c.Gone():
+	case <-ctx.Done():
+		t.Error("a guest that reads nothing is kept")
+	}
+	if _, err := p.Wait(); err == nil {
+		t.Error("its program has ended well")
+	}
+}
+
+type zero struct{}
+
+func (zero) Read(b []byte) (int, error) { return len(b), nil }
+
 // TestViolations: each ends the connection, and every wait with it.
 func TestViolations(t *testing.T) {
 	spawned := wire.Append(nil, wire.Spawned, 1, (&wire.SpawnedMessage{PID: 5, StdinCredit: 1000}).Append(nil))
@@ -242,15 +299,15 @@ func TestViolations(t *testing.T) {
 	} {
 		guest, host := net.Pipe()
 		go func() { _, _ = io.Copy(io.Discard, guest) }()
-		go func() {
-			_, _ = guest.Write(hello())
-			time.Sleep(5 * time.Millisecond)
-			_, _ = guest.Write(say)
-		}()
+		go func() { _, _ = guest.Write(hello()) }()
 		c, err := Open(context.Background(), host, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
+		go func() {
+			c.awaitStream(1)
+			_, _ = guest.Write(say)
+		}()
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		p, err := c.Exec(ctx, &wire.ExecMessage{ID: "e", Args: []string{"x"}})
 		<-c.Gone()

@@ -59,8 +59,6 @@ func (o *Output) put(b []byte) error {
 		}
 	}
 	if o.closed {
-		// From the reader, which must not wait for the writer of others: but
-		// it is the same connection, and short.
 		o.taken += len(b)
 		o.grantLocked()
 		return nil
@@ -77,7 +75,7 @@ func (o *Output) grantLocked() {
 	}
 	m := wire.WindowMessage{Of: o.kind, Bytes: uint64(o.taken)}
 	o.taken = 0
-	go func() { _ = o.send(wire.Window, m.Append(nil)) }() // the reader sees it as well
+	_ = o.send(wire.Window, m.Append(nil)) // the reader sees it as well
 }
 
 // Read returns what has come, and io.EOF at the end.

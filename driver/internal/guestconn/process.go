@@ -198,6 +198,7 @@ func (p *Process) end(err error, m *wire.ExitMessage) {
 	p.asked = nil
 	p.change.Broadcast()
 	p.mu.Unlock()
+	p.c.wake()
 	if err != nil {
 		p.Stdout.hangUp()
 		p.Stderr.hangUp()
@@ -302,7 +303,7 @@ func (p *Process) Write(b []byte) (int, error) {
 		n := int(min(uint64(len(b)), p.credit, wire.MaxData/2))
 		p.credit -= uint64(n)
 		p.mu.Unlock()
-		if err := p.c.send(wire.Stdin, p.stream, b[:n]); err != nil {
+		if err := p.c.sendData(wire.Stdin, p.stream, b[:n], p.done); err != nil {
 			return total, err
 		}
 		total += n
