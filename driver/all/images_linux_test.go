@@ -167,11 +167,11 @@ func TestImageIsNotChanged(t *testing.T) {
 	}
 	defer fs.Release()
 	before := listing(t, fs.Layers[0])
-	const change = "rm -rf /etc/group /root; mkdir /root; echo x > /root/x; chmod 777 /etc; mv /home /home2; rm /bin/sed; ln /bin/busybox /hard; echo evil > /etc/passwd; ls -A /root; ls -d /home* /etc/group 2>/dev/null"
+	const change = "rm -rf /etc/group /root; mkdir /root; echo x > /root/x; chmod 777 /etc; mv /bin/awk /moved; rm /bin/sed; ln /bin/busybox /hard; echo evil > /etc/passwd; ls -A /root; ls -d /moved /bin/awk /etc/group 2>/dev/null"
 	onEngines(t, func(t *testing.T, engine string) {
 		r := inImage(isolation.Shell, "sh", "-c", change)
 		r.Engine = engine
-		if out, exit := run(t, e, r); out != "x\n/home2\n" {
+		if out, exit := run(t, e, r); out != "x\n/moved\n" {
 			t.Errorf("%v: %q", exit, out)
 		}
 	})
