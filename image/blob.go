@@ -97,7 +97,7 @@ func (s *Store) putBytes(b []byte) (digest string, err error) {
 // before it can be seen.
 func (s *Store) putStream(ctx context.Context, l *lease, r io.Reader) (v1.Descriptor, error) {
 	var d v1.Descriptor
-	f, err := os.CreateTemp(s.temp, "blob-")
+	f, err := s.createTemp("blob-")
 	if err != nil {
 		return d, err
 	}

@@ -148,7 +148,7 @@ func (i *importer) inflate(ctx context.Context, r io.Reader) (*os.File, error) {
 		return nil, err
 	}
 	defer z.Close()
-	f, err := os.CreateTemp(i.s.temp, "archive-")
+	f, err := i.s.createTemp("archive-")
 	if err != nil {
 		return nil, err
 	}

@@ -59,6 +59,9 @@ func (s *Store) readIndex() (*index, error) {
 
 // change rewrites the index under the store's lock.
 func (s *Store) change(ctx context.Context, edit func(*index) error) error {
+	if _, err := s.work(); err != nil { // it takes the same lock
+		return err
+	}
 	unlock, err := s.lock(ctx)
 	if err != nil {
 		return err

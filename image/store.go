@@ -36,20 +36,19 @@ type Store struct {
 	limits    Limits
 	downloads int
 	backoff   time.Duration // before the first of several attempts in a row
-	temp      string        // this store's own temporary directory
-	tempLock  *fileLock     // says that this process lives
+	temp      string        // this store's own temporary directory; see work
 
-	closing sync.Once
+	mu       sync.Mutex
+	tempLock *fileLock // guarded by mu; says that this process lives; nil: temp is not there
 }
 
-// Open opens the store in a directory, makes it if it is not there, and removes
-// what processes that were killed left unfinished, other than downloads that can
-// be resumed.
+// Open opens the store in a directory, and makes it if it is not there.
 func Open(c Config) (*Store, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
 	s := &Store{dir: filepath.Clean(c.Dir), limits: c.Limits.withDefaults(), downloads: cmp.Or(c.Downloads, 4), backoff: 200 * time.Millisecond}
+	s.temp = s.path(dirTemp, rand.Text())
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
@@ -61,34 +60,52 @@ func Open(c Config) (*Store, error) {
 			return nil, fmt.Errorf("image store: %w", err)
 		}
 	}
+	return s, nil
+}
+
+// work returns this store's own temporary directory, which is made when it is
+// first wanted: who only reads needs none, and takes no lock. What processes
+// that were killed left unfinished is removed then, other than downloads that
+// can be resumed. The caller does not have the store's lock.
+func (s *Store) work() (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tempLock != nil {
+		return s.temp, nil
+	}
 	unlock, err := s.lock(context.Background())
 	if err != nil {
-		return nil, fmt.Errorf("image store: %w", err)
+		return "", err
 	}
-	s.temp = s.path(dirTemp, rand.Text())
-	s.tempLock, err = tryLock(s.temp + ".lock")
+	l, err := tryLock(s.temp + ".lock")
 	if err == nil {
-		err = os.Mkdir(s.temp, 0o700)
+		if err = os.Mkdir(s.temp, 0o700); err != nil {
+			l.remove()
+		}
 	}
 	dead := s.deadTemps()
 	unlock()
-	if err != nil {
-		return nil, fmt.Errorf("image store: %w", err)
-	}
 	for _, d := range dead {
 		d.remove()
 	}
-	return s, nil
+	if err != nil {
+		return "", fmt.Errorf("image store: %w", err)
+	}
+	s.tempLock = l
+	return s.temp, nil
 }
 
 // Close removes the temporary files of this Store. It must not be in use.
 // Leases that were not released stay until the process ends.
 func (s *Store) Close() error {
-	var err error
-	s.closing.Do(func() {
-		err = removeTree(s.temp)
-		s.tempLock.remove()
-	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tempLock == nil {
+		return nil
+	}
+	err := removeTree(s.temp)
+	s.tempLock.remove()
+	s.tempLock = nil
 	return err
 }
 
@@ -107,15 +124,30 @@ func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
 }
 
 // TempDir makes an empty directory beside the layers. Close removes it, and so
-// does the next Open after this process was killed.
+// does who next writes to the store after this process was killed.
 func (s *Store) TempDir() (string, error) { return s.mkTemp("given-") }
 
 // mkTemp makes a directory for something unfinished.
-func (s *Store) mkTemp(prefix string) (string, error) { return os.MkdirTemp(s.temp, prefix) }
+func (s *Store) mkTemp(prefix string) (string, error) {
+	dir, err := s.work()
+	if err != nil {
+		return "", err
+	}
+	return os.MkdirTemp(dir, prefix)
+}
+
+// createTemp makes a file for something unfinished.
+func (s *Store) createTemp(prefix string) (*os.File, error) {
+	dir, err := s.work()
+	if err != nil {
+		return nil, err
+	}
+	return os.CreateTemp(dir, prefix)
+}
 
 // writeFile writes a file whole or not at all.
 func (s *Store) writeFile(path string, data []byte) error {
-	f, err := os.CreateTemp(s.temp, "file-")
+	f, err := s.createTemp("file-")
 	if err != nil {
 		return err
 	}
