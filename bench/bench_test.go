@@ -64,7 +64,7 @@ func newEngine(b *testing.B) *engine.Engine {
 	if err != nil {
 		b.Fatal(err)
 	}
-	e, err := engine.New(engine.Config{Registry: reg, StateDir: state})
+	e, err := engine.New(engine.Config{Registry: reg, StateDir: state, ProbeTimeout: time.Minute})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -39,7 +39,7 @@ func newEngine(t *testing.T) *engine.Engine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := engine.New(engine.Config{Registry: reg, StateDir: state})
+	e, err := engine.New(engine.Config{Registry: reg, StateDir: state, ProbeTimeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

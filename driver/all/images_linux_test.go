@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -46,7 +47,7 @@ func warmImageEngine(t *testing.T, warm int, c image.RunConfig, more ...testprog
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := engine.New(engine.Config{Registry: reg, StateDir: state})
+	e, err := engine.New(engine.Config{Registry: reg, StateDir: state, ProbeTimeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -31,7 +31,7 @@ func TestSourceDifferential(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := engine.New(engine.Config{Registry: reg, StateDir: state})
+	e, err := engine.New(engine.Config{Registry: reg, StateDir: state, ProbeTimeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,7 +79,7 @@ func TestCloseLeavesNoDescriptor(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, err := engine.New(engine.Config{Registry: reg, StateDir: state})
+		e, err := engine.New(engine.Config{Registry: reg, StateDir: state, ProbeTimeout: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -144,7 +144,7 @@ func TestCopyOut(t *testing.T) {
 		t.Run(d.Name(), func(t *testing.T) {
 			reg := isolation.Registry{}
 			reg.Add(isolation.TierOCI, d)
-			e, err := engine.New(engine.Config{Registry: reg})
+			e, err := engine.New(engine.Config{Registry: reg, ProbeTimeout: time.Minute})
 			if err != nil {
 				t.Fatal(err)
 			}
