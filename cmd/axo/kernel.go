@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/axocoatl/isolation/driver/all"
 	"github.com/axocoatl/isolation/image/kernel"
 )
 
@@ -23,9 +24,6 @@ func newKernel() *cobra.Command {
 	return c
 }
 
-// kernelsDir is the kernel store's directory in a state directory.
-const kernelsDir = "kernels"
-
 // withKernels runs a command on the kernel store, and reports its error as
 // others are.
 func withKernels(c *cobra.Command, asJSON bool, f func(*kernel.Store) error) error {
@@ -33,7 +31,7 @@ func withKernels(c *cobra.Command, asJSON bool, f func(*kernel.Store) error) err
 	if err != nil {
 		return err
 	}
-	s, err := kernel.Open(filepath.Join(dir, kernelsDir), kernel.Limits{})
+	s, err := kernel.Open(filepath.Join(dir, all.KernelsDir), kernel.Limits{})
 	if err == nil {
 		err = f(s)
 	}

@@ -76,7 +76,7 @@ it to its limits, and tells the truth about how it ended.`,
 		return fmt.Errorf("%w (see %s --help)", err, c.CommandPath())
 	})
 	root.PersistentFlags().String("state-dir", "", "directory for compiled modules, probes and the journal (default $AXO_STATE_DIR, else "+defaultStateDir()+")")
-	root.AddCommand(newRun(), newExplain(), newDoctor(), newImage(), newRuntime(), newKernel(), newVersion())
+	root.AddCommand(newRun(), newExplain(), newDoctor(), newImage(), newRuntime(), newKernel(), newTemplate(), newSetup(), newVersion())
 	return root
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/microvm"
 	"github.com/axocoatl/isolation/driver/none"
 	"github.com/axocoatl/isolation/driver/oci"
 	"github.com/axocoatl/isolation/driver/wasm"
@@ -28,6 +29,8 @@ type Config struct {
 	WasmtimeWorker string
 	// Guest is the path of axo-guest; see oci.Config.
 	Guest string
+	// QEMU is the path of qemu-system-x86_64; empty: it is looked for in PATH.
+	QEMU string
 	// Runtimes are paths of OCI runtimes by their names; those that are not
 	// here are looked for in PATH.
 	Runtimes map[string]string
@@ -52,11 +55,13 @@ func Registry(c Config) (isolation.Registry, error) {
 	var r isolation.Registry
 	nc := none.Config{NoCgroup: c.NoCgroup}
 	oc := oci.Config{Guest: c.Guest, NoCgroup: c.NoCgroup, Logger: c.Logger}
+	vc := microvm.Config{QEMU: c.QEMU, NoCgroup: c.NoCgroup, Logger: c.Logger}
 	if c.StateDir != "" {
 		j, err := journal.Open(filepath.Join(c.StateDir, journal.Dir))
 		if err != nil {
 			return r, err
 		}
+		vc.Recorder, vc.Templates = vmRecorder{j}, filepath.Join(c.StateDir, TemplatesDir)
 		oc.Images, oc.StateDir = imagesIn(c.StateDir), filepath.Join(c.StateDir, "oci")
 		nc.Recorder, oc.Recorder = noneRecorder{j}, ociRecorder{j}
 	}
@@ -88,6 +93,13 @@ func Registry(c Config) (isolation.Registry, error) {
 			return closeAll(r, err)
 		}
 		r.Add(isolation.TierOCI, warm)
+	}
+	if vc.Templates != "" {
+		vm, err := microvm.New(vc)
+		if err != nil {
+			return closeAll(r, err)
+		}
+		r.Add(isolation.TierMicroVM, vm)
 	}
 	p, err := none.New(nc)
 	if err != nil {
@@ -145,11 +157,14 @@ type (
 	wasmRecorder struct{ j *journal.Journal }
 	noneRecorder struct{ j *journal.Journal }
 	ociRecorder  struct{ j *journal.Journal }
+	vmRecorder   struct{ j *journal.Journal }
 )
 
 func (r wasmRecorder) Record(id string) (wasm.Entry, error) { return r.j.Begin(id) }
 func (r noneRecorder) Record(id string) (none.Entry, error) { return r.j.Begin(id) }
 func (r ociRecorder) Record(id string) (oci.Entry, error)   { return r.j.Begin(id) }
+
+func (r vmRecorder) Record(id string) (microvm.Entry, error) { return r.j.Begin(id) }
 
 // closeAll leaves nothing of a registry that could not be completed.
 func closeAll(r isolation.Registry, err error) (isolation.Registry, error) {

@@ -3,6 +3,7 @@ package oci
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -87,6 +88,17 @@ func (c Config) withDefaults() (Config, error) {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	return c, nil
+}
+
+// GuestProgram reads axo-guest, from where a driver with this Config would have
+// it.
+func GuestProgram(c Config) ([]byte, error) {
+	p, err := findGuest(&c)
+	if err != nil {
+		return nil, err
+	}
+	defer p.file.Close()
+	return io.ReadAll(io.NewSectionReader(p.file, 0, 1<<62))
 }
 
 // guestName is the guest's file name beside this program.

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/axocoatl/isolation/driver/all"
+	"github.com/axocoatl/isolation/driver/microvm"
+)
+
+func newTemplate() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "template",
+		Short: "Build, list and remove templates of virtual machines",
+		Args:  cobra.NoArgs,
+		RunE:  func(*cobra.Command, []string) error { return errors.New("which? see axo template --help") },
+	}
+	c.AddCommand(newTemplateBuild(), newTemplateLs(), newTemplateRm())
+	return c
+}
+
+// templateFlags are those of template build and setup.
+type templateFlags struct {
+	all.TemplateConfig
+	quiet, asJSON bool
+}
+
+func (f *templateFlags) register(fs *pflag.FlagSet) {
+	fs.IntVar(&f.MemoryMiB, "memory", 640, "memory of the machine in MiB; 64 of it are the kernel's and the guest's")
+	fs.IntVar(&f.CPUs, "cpus", 1, "processors of the machine")
+	fs.StringVar(&f.Accel, "accel", "", "kvm or tcg (emulated); default: what works here")
+	fs.StringArrayVar(&f.Packages, "package", nil, "with the host's system: a further package of this host; may be repeated")
+	fs.BoolVarP(&f.quiet, "quiet", "q", false, "show no progress")
+	fs.BoolVar(&f.asJSON, "json", false, "print one JSON object with the template")
+}
+
+// progress shows the steps of a build.
+func (f *templateFlags) progress(w io.Writer) func(string) {
+	return func(step string) {
+		if !f.quiet {
+			fmt.Fprintf(w, "%s ...\n", step)
+		}
+	}
+}
+
+func newTemplateBuild() *cobra.Command {
+	var f templateFlags
+	c := &cobra.Command{
+		Use:   "build [flags] [NAME]",
+		Short: "Boot a machine once, and keep it as a template",
+		Long: `Boot a machine once, warm it, and keep it as a template, of which the sandboxes of
+tier microvm are copies. Its root disk is made of this host's system, or of a
+directory. Sandboxes use the template "default", which is also what no NAME means.
+A template is built anew when QEMU or the processor has changed.`,
+		Example: `  axo template build
+  axo template build --memory 2048 --cpus 2 --package git
+  axo template build --rootfs ./rootfs small`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				f.Name = args[0]
+			}
+			return f.build(c)
+		},
+	}
+	f.register(c.Flags())
+	c.Flags().StringVar(&f.Kernel, "kernel", "", "release or digest of the kernel (axo kernel ls; default: the newest import)")
+	c.Flags().StringVar(&f.Root, "rootfs", "", "make the root disk of this directory")
+	return c
+}
+
+func (f *templateFlags) build(c *cobra.Command) error {
+	dir, err := stateDir(c)
+	if err != nil {
+		return err
+	}
+	f.Progress = f.progress(c.ErrOrStderr())
+	t, err := all.BuildTemplate(c.Context(), driverConfig(dir), f.TemplateConfig)
+	if err != nil {
+		return failed(c, err, f.asJSON)
+	}
+	if f.asJSON {
+		return printJSON(c.OutOrStdout(), t)
+	}
+	_, err = fmt.Fprintln(c.OutOrStdout(), t.Digest)
+	return err
+}
+
+func newTemplateLs() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "ls",
+		Short: "List the templates that are here",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			dir, err := stateDir(c)
+			if err != nil {
+				return err
+			}
+			list, err := microvm.Templates(filepath.Join(dir, all.TemplatesDir))
+			if asJSON {
+				if list == nil {
+					list = []*microvm.Template{}
+				}
+				err = errors.Join(err, printJSON(c.OutOrStdout(), list))
+			} else {
+				w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
+				fmt.Fprintln(w, "NAME\tDIGEST\tACCEL\tMEMORY\tCPUS\tKERNEL\tROOT\tDISK\tBUILT")
+				for _, t := range list {
+					fmt.Fprintf(w, "%s\t%.19s\t%s\t%d MiB\t%d\t%s\t%s\t%s\t%s\n", t.Name, t.Digest, t.Shape.Accel, t.Shape.MemoryMiB, t.Shape.CPUs,
+						t.Kernel, t.Source, bytesOf(t.Disk.Size), t.Built.Local().Format(time.DateTime))
+				}
+				err = errors.Join(err, w.Flush())
+			}
+			if err != nil {
+				return failed(c, err, false)
+			}
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print a JSON array of templates")
+	return c
+}
+
+func newTemplateRm() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "rm NAME...",
+		Short: "Remove templates",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			dir, err := stateDir(c)
+			if err != nil {
+				return err
+			}
+			var errs []error
+			for _, name := range args {
+				if err := microvm.RemoveTemplate(filepath.Join(dir, all.TemplatesDir), name); err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				fmt.Fprintln(c.OutOrStdout(), "removed", name)
+			}
+			if err := errors.Join(errs...); err != nil {
+				return failed(c, err, false)
+			}
+			return nil
+		},
+	}
+	return c
+}

@@ -1,0 +1,79 @@
+package microvm
+
+import (
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/axocoatl/isolation"
+)
+
+// BuildConfig describes a template.
+type BuildConfig struct {
+	Name      string // "" is [DefaultTemplate]
+	MemoryMiB int    // of the machine; 0: 640
+	CPUs      int    // 0: 1
+	// Accel is "kvm" or "tcg"; empty: kvm if a machine starts with it.
+	Accel string
+
+	// Kernel is the path of an uncompressed kernel, KernelID what people and
+	// digests call it.
+	Kernel, KernelID string
+	// WriteInitrd writes an initial RAM file system with these modules, those that
+	// they depend on, a list of all in [ModuleList], and these files.
+	WriteInitrd func(w io.Writer, modules []string, dirs []string, files []InitFile) error
+	// Guest is the program axo-guest.
+	Guest []byte
+	// WriteDisk writes the root disk, an erofs image, to an empty file. Temp is a directory for
+	// what it needs meanwhile.
+	WriteDisk func(f *os.File, temp string) error
+	Source    string // what the disk is made of, for people
+	// Warm are commands that run before the snapshot, so that machines find in
+	// memory what they need. One that fails is an error.
+	Warm [][]string
+	// Progress is told each step as it begins. nil: nobody.
+	Progress func(step string)
+}
+
+// InitFile is a file of the initial RAM file system.
+type InitFile struct {
+	Name string // without a slash before it
+	Mode fs.FileMode
+	Data []byte
+}
+
+// ModuleList is the file by which the guest finds its modules.
+const ModuleList = "modules.list"
+
+// Kernel modules of a machine.
+var modules = []string{"virtio_mmio", "virtio_console", "virtio_blk", "overlay", "erofs"}
+
+func (b BuildConfig) withDefaults() (BuildConfig, error) {
+	if b.Name == "" {
+		b.Name = DefaultTemplate
+	}
+	if b.MemoryMiB == 0 {
+		b.MemoryMiB = 640
+	}
+	if b.CPUs == 0 {
+		b.CPUs = 1
+	}
+	if b.Progress == nil {
+		b.Progress = func(string) {}
+	}
+	if err := checkTemplateName(b.Name); err != nil {
+		return b, err
+	}
+	switch {
+	case b.MemoryMiB < 192 || b.MemoryMiB > 64<<10:
+		return b, fmt.Errorf("a machine of %d MiB: from 192 to 65536 can be had: %w", b.MemoryMiB, isolation.ErrInvalidArgument)
+	case b.CPUs < 1 || b.CPUs > 64:
+		return b, fmt.Errorf("a machine of %d processors: from 1 to 64 can be had: %w", b.CPUs, isolation.ErrInvalidArgument)
+	case b.Accel != "" && b.Accel != "kvm" && b.Accel != "tcg":
+		return b, fmt.Errorf("accelerator %q: want kvm or tcg: %w", b.Accel, isolation.ErrInvalidArgument)
+	case b.Kernel == "" || b.WriteInitrd == nil || len(b.Guest) == 0 || b.WriteDisk == nil:
+		return b, fmt.Errorf("a template needs a kernel, an initial RAM file system, a guest and a disk: %w", isolation.ErrInvalidArgument)
+	}
+	return b, nil
+}

@@ -1,0 +1,392 @@
+package microvm
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/guestconn"
+	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
+	"github.com/axocoatl/isolation/guest/plan"
+	"github.com/axocoatl/isolation/guest/wire"
+)
+
+// Deadlines of a build.
+const (
+	bootPatience = 2 * time.Minute  // emulated, on a busy host
+	kvmPatience  = 10 * time.Second // to see whether KVM works at all
+	warmPatience = 2 * time.Minute
+)
+
+// Build boots a machine, warms it, and stops it as a template. One of the same
+// name is replaced when the new one is complete.
+func Build(ctx context.Context, c Config, bc BuildConfig) (*Template, error) {
+	c, err := c.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if bc, err = bc.withDefaults(); err != nil {
+		return nil, err
+	}
+	q, err := findQEMU(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(c.Templates, 0o700); err != nil {
+		return nil, err
+	}
+	unlock, err := lockBuilds(ctx, c.Templates)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	dir, err := os.MkdirTemp(c.Templates, buildPrefix)
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	b := &builder{engine: &engine{cfg: c}, BuildConfig: bc, q: q}
+	defer b.spawner.Close()
+	b.t = &Template{Name: bc.Name, Source: bc.Source, Built: time.Now().UTC().Truncate(time.Second), CPU: hostCPU(), Kernel: bc.KernelID, Binary: q.id, dir: dir}
+	if b.t.VMM, err = q.version(ctx); err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(bc.Guest)
+	b.t.Guest = "sha256:" + hex.EncodeToString(sum[:])
+	if err := b.build(ctx); err != nil {
+		return nil, fmt.Errorf("build template %s: %w", bc.Name, err)
+	}
+	return b.t, b.publish()
+}
+
+// lockBuilds lets one build at a time run, and removes what builds that were
+// killed left.
+func lockBuilds(ctx context.Context, dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			break
+		}
+		if err != unix.EWOULDBLOCK && err != unix.EINTR {
+			f.Close()
+			return nil, os.NewSyscallError("flock", err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("wait for another build: %w", context.Cause(ctx))
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	old, _ := filepath.Glob(filepath.Join(dir, buildPrefix+"*"))
+	for _, d := range old {
+		_ = os.RemoveAll(d) // the next build tries again
+	}
+	return func() { f.Close() }, nil
+}
+
+type builder struct {
+	*engine
+	BuildConfig
+	q vmm
+	t *Template
+
+	kernel, initrd, disk *os.File
+}
+
+func (b *builder) build(ctx context.Context) (err error) {
+	defer func() {
+		for _, f := range []*os.File{b.kernel, b.initrd, b.disk} {
+			if f != nil {
+				f.Close()
+			}
+		}
+	}()
+	b.Progress("root disk from " + b.Source)
+	if err := b.makeDisk(); err != nil {
+		return fmt.Errorf("root disk: %w", err)
+	}
+	if err := b.makeInitrd(); err != nil {
+		return fmt.Errorf("initial RAM file system: %w", err)
+	}
+	k, err := os.Open(b.Kernel)
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	if b.kernel, err = qemu.MemoryFile("kernel", k); err != nil {
+		return err
+	}
+	shape := qemu.Shape{Accel: b.Accel, MemoryMiB: b.MemoryMiB, CPUs: b.CPUs}
+	if shape.Accel == "" {
+		shape.Accel = qemu.KVM
+		why := b.usable(ctx, shape)
+		if why != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			b.Progress(fmt.Sprintf("KVM does not work here (%.200v): the machine will be emulated", why))
+			shape.Accel = qemu.TCG
+		}
+	}
+	b.t.Shape = shape
+	return b.snapshot(ctx)
+}
+
+func (b *builder) makeDisk() error {
+	f, err := os.OpenFile(b.t.path(fileDisk), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	err = b.WriteDisk(f, b.t.dir)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if b.disk, err = os.Open(f.Name()); err != nil { // read-only, as QEMU wants it
+		return err
+	}
+	h := sha256.New()
+	n, err := io.Copy(h, b.disk)
+	if err != nil {
+		return err
+	}
+	b.t.Disk = file{Digest: "sha256:" + hex.EncodeToString(h.Sum(nil)), Size: n}
+	return nil
+}
+
+func (b *builder) makeInitrd() error {
+	doc, err := json.Marshal(guestPlan())
+	if err != nil {
+		return err
+	}
+	var buf bytes.Buffer
+	err = b.WriteInitrd(&buf, modules, []string{"dev", "proc", "sys", "run"}, []InitFile{
+		{"init", 0o755, b.Guest}, {plan.MachineFile[1:], 0o644, doc},
+	})
+	if err != nil {
+		return err
+	}
+	b.initrd, err = qemu.MemoryFile("initrd", &buf)
+	return err
+}
+
+// guestPlan is what the guest makes of the machine.
+func guestPlan() *plan.Machine {
+	return &plan.Machine{
+		Port: qemu.Port, Image: plan.Disk{Device: "vda", Type: "erofs"},
+		Plan: plan.Plan{Root: plan.Root{
+			Dirs: []plan.Dir{{Path: "/root", Mode: 0o700, UID: -1, GID: -1}, {Path: "/var/tmp", Mode: 0o1777, UID: -1, GID: -1}},
+			Files: []plan.File{
+				{Path: "/etc/passwd", Mode: 0o644, Data: "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"},
+				{Path: "/etc/group", Mode: 0o644, Data: "root:x:0:\nuser:x:1000:\nnogroup:x:65534:\n"},
+				{Path: "/etc/nsswitch.conf", Mode: 0o644, Data: "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"},
+			},
+		}},
+	}
+}
+
+// commandLine is the kernel's (Documentation/admin-guide/kernel-parameters.txt).
+func commandLine(s qemu.Shape) string {
+	line := "console=ttyS0 quiet reboot=t panic=-1 cryptomgr.notests ipv6.disable=1 audit=0 apparmor=0 rcupdate.rcu_expedited=1"
+	if s.Accel == qemu.TCG {
+		line += " tsc=reliable no_timer_check"
+		if khz := tscKHz(); khz > 0 {
+			line += fmt.Sprintf(" tsc_early_khz=%d", khz)
+		}
+	}
+	return line
+}
+
+// boot boots the machine and connects to its guest.
+func (b *builder) boot(ctx context.Context, s qemu.Shape) (_ *machine, ram *os.File, err error) {
+	m := &machine{eng: b.engine}
+	defer func() {
+		if err != nil {
+			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+			defer cancel()
+			if ram != nil {
+				ram.Close()
+			}
+			err = errors.Join(err, m.Remove(undo))
+		}
+	}()
+	if m.dir, err = b.runDir(); err != nil {
+		return nil, nil, err
+	}
+	if ram, err = qemu.MemoryFile("ram", nil); err != nil {
+		return nil, nil, err
+	}
+	if err := ram.Truncate(int64(s.MemoryMiB) << 20); err != nil {
+		return nil, ram, err
+	}
+	m.vm, err = qemu.Start(ctx, &b.spawner, &qemu.Config{
+		Shape: s, Program: b.q.path, Dir: m.dir, RAM: ram, Disk: b.disk, Boot: &qemu.Boot{Kernel: b.kernel, Initrd: b.initrd, Append: commandLine(s)},
+	})
+	if err != nil {
+		return nil, ram, err
+	}
+	stop := context.AfterFunc(ctx, m.vm.Kill)
+	defer stop()
+	rw, err := m.vm.DialGuest(ctx)
+	if err != nil {
+		return nil, ram, err
+	}
+	if m.Conn, err = guestconn.Open(ctx, rw, nil); err != nil {
+		return nil, ram, fmt.Errorf("%w%s", err, m.vm.LastWords())
+	}
+	return m, ram, nil
+}
+
+// usable reports why machines with an accelerator do not work: nil if one boots.
+func (b *builder) usable(ctx context.Context, s qemu.Shape) error {
+	if f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err != nil {
+		return err
+	} else {
+		f.Close()
+	}
+	b.Progress("trying KVM")
+	ctx, cancel := context.WithTimeout(ctx, kvmPatience)
+	defer cancel()
+	m, ram, err := b.boot(ctx, s)
+	if err != nil {
+		return err
+	}
+	ram.Close()
+	return m.Remove(context.WithoutCancel(ctx))
+}
+
+// settle is how long a guest has to notice that its channel was closed.
+const settle = 100 * time.Millisecond
+
+// snapshot boots, warms and stops the machine, and writes its files.
+func (b *builder) snapshot(ctx context.Context) (err error) {
+	b.Progress("booting Linux " + b.KernelID)
+	bctx, cancel := context.WithTimeout(ctx, bootPatience)
+	defer cancel()
+	m, ram, err := b.boot(bctx, b.t.Shape)
+	if err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	defer ram.Close()
+	defer func() {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		err = errors.Join(err, m.Remove(undo))
+	}()
+	if !m.Conn.Hello().NeedsSync {
+		return fmt.Errorf("the guest does not ask for entropy: %w", wire.ErrProtocol)
+	}
+	wctx, cancel := context.WithTimeout(ctx, warmPatience)
+	defer cancel()
+	first := unlike(isolation.Spec{})
+	first.Token = nil // a clone has none before its own
+	if err := m.Conn.Sync(wctx, first); err != nil {
+		return err
+	}
+	b.Progress("warming")
+	for _, args := range b.Warm {
+		if code, err := run(wctx, m.Conn, args...); err != nil {
+			return err
+		} else if code != 0 {
+			return fmt.Errorf("%q exited with %d: %w", args, code, isolation.ErrFailedPrecondition)
+		}
+	}
+	if err := m.Conn.Sync(wctx, &wire.SyncMessage{Snapshot: true}); err != nil {
+		return err
+	}
+	m.Conn.Close()
+	time.Sleep(settle)
+	b.Progress("taking the snapshot")
+	state, err := os.OpenFile(b.t.path(fileState), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer state.Close()
+	if err := m.vm.Snapshot(wctx, state); err != nil {
+		return err
+	}
+	m.vm.Kill()
+	<-m.vm.Ended()
+	return b.keep(ram, state)
+}
+
+// keep writes the machine's memory and describes its files.
+func (b *builder) keep(ram, state *os.File) error {
+	out, err := os.OpenFile(b.t.path(fileRAM), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	b.t.RAM.Size = int64(b.t.Shape.MemoryMiB) << 20
+	h := sha256.New()
+	if err := copySparse(out, ram, b.t.RAM.Size, h); err != nil {
+		return err
+	}
+	b.t.RAM.Digest = "sha256:" + hex.EncodeToString(h.Sum(nil))
+	st, err := state.Stat()
+	if err != nil {
+		return err
+	}
+	b.t.State.Size = st.Size()
+	// As it is checked when it is read.
+	h.Reset()
+	sink, err := qemu.MemoryFile("state", nil)
+	if err != nil {
+		return err
+	}
+	defer sink.Close()
+	if err := copySparse(sink, state, st.Size(), h); err != nil {
+		return err
+	}
+	b.t.State.Digest = "sha256:" + hex.EncodeToString(h.Sum(nil))
+	return errors.Join(out.Sync(), state.Sync())
+}
+
+// publish gives the template its name.
+func (b *builder) publish() error {
+	final := filepath.Join(filepath.Dir(b.t.dir), b.t.Name)
+	disk, err := os.Open(b.t.path(fileDisk))
+	if err != nil {
+		return err
+	}
+	b.t.Disk.Is, err = identify(disk)
+	disk.Close()
+	if err != nil {
+		return err
+	}
+	b.t.Digest = b.t.sum()
+	doc, err := json.MarshalIndent(b.t, "", "\t")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(b.t.path(fileTemplate), append(doc, '\n'), 0o600); err != nil {
+		return err
+	}
+	old := b.t.dir + ".old"
+	if err := os.Rename(final, old); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.Rename(b.t.dir, final); err != nil {
+		return err
+	}
+	b.t.dir = final
+	return os.RemoveAll(old)
+}

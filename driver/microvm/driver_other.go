@@ -1,0 +1,41 @@
+//go:build !linux
+
+package microvm
+
+import (
+	"context"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
+)
+
+// New returns an engine that says what it needs.
+func New(c Config) (*Driver, error) {
+	c, err := c.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	return proc.New(absent{}, c.Drain), nil
+}
+
+var errNoLinux = proc.Unsupported("microVMs on this system", "Linux")
+
+type absent struct{}
+
+func (absent) Name() string                                     { return "qemu" }
+func (absent) Close() error                                     { return nil }
+func (absent) Probe(context.Context, *isolation.Features) error { return errNoLinux }
+func (absent) Check(isolation.Spec) error                       { return errNoLinux }
+func (absent) CheckProcess(isolation.ProcessSpec) error         { return errNoLinux }
+func (absent) Features() isolation.Features {
+	return isolation.Features{Tier: isolation.TierMicroVM, Engine: "qemu"}
+}
+func (absent) Create(context.Context, string, isolation.Spec) (proc.Place, error) {
+	return nil, errNoLinux
+}
+
+// Build fails: see [New].
+func Build(context.Context, Config, BuildConfig) (*Template, error) { return nil, errNoLinux }
+
+// Fits: see [New].
+func (t *Template) Fits(string) error { return errNoLinux }

@@ -1,0 +1,77 @@
+package qemu
+
+import "fmt"
+
+// Accelerators (qemu-system-x86_64(1), -accel).
+const (
+	KVM = "kvm"
+	TCG = "tcg" // emulation
+)
+
+// Shape is what a snapshot's machine and the one that is restored from it have in
+// common.
+type Shape struct {
+	Accel     string `json:"accel"`
+	MemoryMiB int    `json:"memory_mib"`
+	CPUs      int    `json:"cpus"`
+}
+
+// The descriptors of QEMU beside the standard ones.
+const (
+	fdGuest = 3 + iota // listening socket: the guest's channel
+	fdQMP              // listening socket: the monitor
+	fdRAM              // file with the guest's memory
+	fdDisk
+	fdConsole
+	fdState            // restore: the devices' state
+	fdKernel = fdState // boot
+	fdInitrd = fdState + 1
+)
+
+// jitMiB bounds the emulator's translated code. With less, Python's is thrown
+// away while it runs.
+const jitMiB = 96
+
+// args is QEMU's command line. The devices and their order are part of a
+// snapshot.
+func (s Shape) args(c *Config) []string {
+	share := "off"
+	if c.Boot != nil {
+		share = "on" // the snapshot's memory is what is in the file
+	}
+	accel, cpu := KVM, "host"
+	if s.Accel == TCG {
+		accel, cpu = fmt.Sprintf("tcg,thread=single,tb-size=%d", jitMiB), "max"
+	}
+	a := []string{
+		"qemu", "-M", "microvm,memory-backend=ram", "-accel", accel, "-cpu", cpu,
+		"-m", fmt.Sprint(s.MemoryMiB), "-smp", fmt.Sprint(s.CPUs),
+		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=%dM,mem-path=/proc/self/fd/%d,share=%s", s.MemoryMiB, fdRAM, share),
+		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
+		"-chardev", "file,id=console,append=on,path=/dev/fdset/2", "-add-fd", fmt.Sprintf("fd=%d,set=2", fdConsole), "-serial", "chardev:console",
+		"-chardev", fmt.Sprintf("socket,id=guest,fd=%d,server=on,wait=off", fdGuest),
+		"-device", "virtio-serial-device,max_ports=2", "-device", "virtserialport,chardev=guest,nr=1,name=" + Port,
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", fdQMP), "-mon", "chardev=qmp,mode=control",
+		"-add-fd", fmt.Sprintf("fd=%d,set=1", fdDisk),
+		"-drive", "if=none,id=root,format=raw,readonly=on,file.locking=off,file=/dev/fdset/1", "-device", "virtio-blk-device,drive=root",
+		// No new programs, no change of user, no limits raised.
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+	}
+	if c.Boot != nil {
+		return append(a, "-kernel", fmt.Sprintf("/proc/self/fd/%d", fdKernel), "-initrd", fmt.Sprintf("/proc/self/fd/%d", fdInitrd), "-append", c.Boot.Append)
+	}
+	return append(a, "-incoming", "defer")
+}
+
+// Port is the name of the guest's channel, a port of virtio-serial.
+const Port = "axo"
+
+// HostBytes bounds the memory that a machine may take of the host: the guest's
+// and QEMU's own.
+func (s Shape) HostBytes() int64 {
+	n := int64(s.MemoryMiB+64) << 20
+	if s.Accel == TCG {
+		n += jitMiB << 20
+	}
+	return n
+}

@@ -1,0 +1,243 @@
+package microvm
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
+	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
+)
+
+// loaded is a template whose files are open, verified, and can be mapped.
+type loaded struct {
+	*Template
+	ram   *os.File // sealed: no machine can change what others map
+	state *os.File // sealed
+	disk  *os.File
+}
+
+func (l *loaded) close() {
+	for _, f := range []*os.File{l.ram, l.state, l.disk} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// load opens a template for use with a QEMU.
+func load(t *Template, q vmm) (_ *loaded, err error) {
+	if err := t.fits(q); err != nil {
+		return nil, err
+	}
+	l := &loaded{Template: t}
+	defer func() {
+		if err != nil {
+			l.close()
+			err = fmt.Errorf("template %s: %w", t.Name, err)
+		}
+	}()
+	if l.disk, err = os.Open(t.path(fileDisk)); err != nil {
+		return nil, err
+	}
+	is, err := identify(l.disk)
+	if err != nil {
+		return nil, err
+	}
+	if is != t.Disk.Is { // copied, or touched: what is in it counts
+		h := sha256.New()
+		if _, err := io.Copy(h, l.disk); err != nil {
+			return nil, err
+		}
+		if err := check(fileDisk, h, t.Disk); err != nil {
+			return nil, err
+		}
+	}
+	if l.state, err = inMemory(t, fileState, t.State); err != nil {
+		return nil, err
+	}
+	l.ram, err = inMemory(t, fileRAM, t.RAM)
+	return l, err
+}
+
+func check(name string, h hash.Hash, want file) error {
+	if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); got != want.Digest {
+		return fmt.Errorf("%s has %s, want %s: %w", name, got, want.Digest, isolation.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// inMemory reads a file of a template into memory that cannot be written.
+func inMemory(t *Template, name string, want file) (_ *os.File, err error) {
+	src, err := os.Open(t.path(name))
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	m, err := qemu.MemoryFile(name, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			m.Close()
+		}
+	}()
+	h := sha256.New()
+	if err := copySparse(m, src, want.Size, h); err != nil {
+		return nil, err
+	}
+	if err := check(name, h, want); err != nil {
+		return nil, err
+	}
+	return m, qemu.Seal(m)
+}
+
+// copySparse copies the parts of a file that are not holes (lseek(2)), all of
+// its size, and hashes where they are and what they have. Zeroes count as holes.
+func copySparse(dst, src *os.File, size int64, h hash.Hash) error {
+	if st, err := src.Stat(); err != nil {
+		return err
+	} else if st.Size() != size {
+		return fmt.Errorf("%s has %d bytes, want %d: %w", src.Name(), st.Size(), size, isolation.ErrFailedPrecondition)
+	}
+	if err := dst.Truncate(size); err != nil {
+		return err
+	}
+	buf := make([]byte, 64<<10)
+	for at := int64(0); at < size; {
+		data, err := unix.Seek(int(src.Fd()), at, unix.SEEK_DATA)
+		if err == unix.ENXIO {
+			return nil
+		} else if err != nil {
+			return os.NewSyscallError("lseek", err)
+		}
+		end, err := unix.Seek(int(src.Fd()), data, unix.SEEK_HOLE)
+		if err != nil {
+			return os.NewSyscallError("lseek", err)
+		}
+		// File systems differ in where holes begin.
+		for at = data - data%int64(len(buf)); at < end; at += int64(len(buf)) {
+			b := buf[:min(int64(len(buf)), size-at)]
+			if _, err := src.ReadAt(b, at); err != nil {
+				return err
+			}
+			if allZero(b) {
+				continue
+			}
+			_, _ = h.Write(binary.LittleEndian.AppendUint64(nil, uint64(at)))
+			_, _ = h.Write(b)
+			if _, err := dst.WriteAt(b, at); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func allZero(b []byte) bool {
+	for len(b) >= 8 {
+		if binary.NativeEndian.Uint64(b) != 0 {
+			return false
+		}
+		b = b[8:]
+	}
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func identify(f *os.File) (identity, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return identity{}, os.NewSyscallError("fstat", err)
+	}
+	return identity{st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano()}, nil
+}
+
+// vmm is the QEMU of this host.
+type vmm struct {
+	path string
+	id   identity
+}
+
+func findQEMU(c Config) (vmm, error) {
+	path := c.QEMU
+	if path == "" {
+		var err error
+		if path, err = exec.LookPath("qemu-system-x86_64"); err != nil {
+			return vmm{}, proc.Unsupported("microVMs without QEMU", "qemu-system-x86_64 (Debian: apt install qemu-system-x86), then "+setupFix)
+		}
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return vmm{}, fmt.Errorf("QEMU: %w", err)
+	}
+	defer f.Close()
+	id, err := identify(f)
+	return vmm{path, id}, err
+}
+
+// version asks QEMU for it: "7.2.22 (Debian 1:7.2+dfsg-7)".
+func (v vmm) version(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, v.path, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("%s --version: %w", v.path, err)
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	s, ok := strings.CutPrefix(line, "QEMU emulator version ")
+	if !ok {
+		return "", fmt.Errorf("%s is no QEMU: it says %.80q: %w", v.path, line, isolation.ErrFailedPrecondition)
+	}
+	return s, nil
+}
+
+// hostCPU is the processor's name.
+func hostCPU() string {
+	b, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(b)) {
+		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
+			return strings.TrimSpace(v)
+		}
+	}
+	return ""
+}
+
+// Fits reports why a template cannot be used on this host with a QEMU, which is
+// named as in Config: nil if it can.
+func (t *Template) Fits(qemuPath string) error {
+	q, err := findQEMU(Config{QEMU: qemuPath})
+	if err != nil {
+		return err
+	}
+	return t.fits(q)
+}
+
+func (t *Template) fits(q vmm) error {
+	rebuild := func(what string) error {
+		return fmt.Errorf("template %s was built with %s; %s makes it anew: %w", t.Name, what, setupFix, isolation.ErrFailedPrecondition)
+	}
+	if t.Binary != q.id {
+		return rebuild("another QEMU (" + t.VMM + ")")
+	}
+	if cpu := hostCPU(); t.CPU != cpu {
+		return rebuild("another processor (" + t.CPU + ", this is " + cpu + ")")
+	}
+	return nil
+}

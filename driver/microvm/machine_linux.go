@@ -1,0 +1,361 @@
+package microvm
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/guestconn"
+	"github.com/axocoatl/isolation/driver/internal/proc"
+	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
+	"github.com/axocoatl/isolation/guest/wire"
+	"github.com/axocoatl/isolation/internal/cgroup"
+)
+
+// machine is one sandbox. It implements [proc.Place].
+type machine struct {
+	guestconn.Programs
+	eng   *engine
+	name  string
+	entry Entry         // nil: none
+	group *cgroup.Group // nil: none
+	vm    *qemu.Machine // nil: not started
+	dir   string        // of its sockets; "": none
+
+	killed atomic.Bool // by this driver, for good
+	ending sync.Mutex  // one Remove at a time
+}
+
+// undoTimeout bounds what is done to clean up after a caller gave up.
+const undoTimeout = 10 * time.Second
+
+// Create implements [proc.Engine].
+func (e *engine) Create(ctx context.Context, id string, spec isolation.Spec) (proc.Place, error) {
+	m, err := e.create(ctx, id, spec)
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func (e *engine) create(ctx context.Context, id string, spec isolation.Spec) (_ *machine, err error) {
+	t, err := e.template()
+	if err != nil {
+		return nil, err
+	}
+	m := &machine{eng: e, name: "axo-microvm-" + id + "-" + rand.Text()[:10]}
+	defer func() {
+		if err != nil {
+			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+			defer cancel()
+			err = errors.Join(err, m.Remove(undo))
+		}
+	}()
+	if err := m.account(t.Shape); err != nil {
+		return nil, err
+	}
+	if m.dir, err = e.runDir(); err != nil {
+		return nil, err
+	}
+	// Each machine reads the state from its beginning.
+	state, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", t.state.Fd()))
+	if err != nil {
+		return nil, err
+	}
+	defer state.Close()
+	q, err := findQEMU(e.cfg)
+	if err != nil {
+		return nil, err
+	}
+	m.vm, err = qemu.Start(ctx, &e.spawner, &qemu.Config{
+		Shape: t.Shape, Program: q.path, Dir: m.dir, RAM: t.ram, Disk: t.disk, State: state, Tasks: m.group.Joins(), Started: m.started,
+	})
+	if err != nil {
+		return nil, err
+	}
+	rw, err := m.vm.DialGuest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m.Programs = guestconn.Programs{Resources: spec.Resources, Request: request, PID: m.vm.PID, Lost: m.lost}
+	if m.Conn, err = guestconn.Open(ctx, rw, nil); err != nil {
+		return nil, fmt.Errorf("%w%s", err, m.vm.LastWords())
+	}
+	if err := m.Conn.Sync(ctx, unlike(spec)); err != nil {
+		return nil, fmt.Errorf("sync: %w", err)
+	}
+	return m, nil
+}
+
+// unlike makes what tells a machine from all others of its template.
+func unlike(spec isolation.Spec) *wire.SyncMessage {
+	random := func(n int) []byte {
+		b := make([]byte, n)
+		_, _ = rand.Read(b) // never fails
+		return b
+	}
+	u := random(16)
+	u[6], u[8] = u[6]&0x0f|0x40, u[8]&0x3f|0x80 // RFC 9562, version 4
+	r := spec.Resources
+	name := spec.Hostname
+	if name == "" {
+		name = "sandbox"
+	}
+	return &wire.SyncMessage{
+		Entropy: random(wire.MinEntropy), Time: uint64(time.Now().UnixNano()), Hostname: name,
+		MachineID: hex.EncodeToString(random(16)), BootID: fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:]),
+		Token: random(wire.TokenBytes), Memory: uint64(r.MemoryBytes), Pids: uint64(r.Pids), MilliCPU: uint64(math.Ceil(r.CPUs * 1000)),
+	}
+}
+
+// account makes the journal's entry and the control group.
+func (m *machine) account(s qemu.Shape) (err error) {
+	if r := m.eng.cfg.Recorder; r != nil {
+		if m.entry, err = r.Record(m.name); err != nil {
+			return fmt.Errorf("record %s: %w", m.name, err)
+		}
+	}
+	g := m.eng.tree()
+	if !g.Any() {
+		return nil
+	}
+	limits := cgroup.Limits{}
+	if g.Has(cgroup.Memory) {
+		limits.MemoryBytes = s.HostBytes()
+	}
+	if g.Has(cgroup.Pids) {
+		limits.Pids = maxThreads
+	}
+	if m.entry != nil {
+		for _, dir := range g.Paths(m.name, limits) {
+			if err := m.entry.AddPath("cgroup", dir); err != nil {
+				return fmt.Errorf("record %s: %w", m.name, err)
+			}
+		}
+	}
+	m.group, err = g.Create(m.name, limits)
+	return err
+}
+
+// maxThreads bounds the threads of a QEMU.
+const maxThreads = 64
+
+func (m *machine) started(pid int) error {
+	if m.entry == nil {
+		return nil
+	}
+	return m.entry.AddProcess(pid)
+}
+
+// runDir makes a directory for the sockets of a machine.
+func (e *engine) runDir() (string, error) {
+	if err := os.MkdirAll(e.cfg.RunDir, 0o700); err != nil {
+		return "", err
+	}
+	info, err := os.Lstat(e.cfg.RunDir)
+	if err != nil {
+		return "", err
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !info.IsDir() || ok && int(st.Uid) != os.Geteuid() || info.Mode().Perm()&0o077 != 0 {
+		return "", fmt.Errorf("%s is not a directory of this user's alone: %w", e.cfg.RunDir, isolation.ErrPermissionDenied)
+	}
+	e.sweepRunDir()
+	// The process that has it is in the name: see sweepRunDir.
+	return os.MkdirTemp(e.cfg.RunDir, fmt.Sprintf("%d-", os.Getpid()))
+}
+
+// sweepRunDir removes what machines of processes that are gone left.
+func (e *engine) sweepRunDir() {
+	entries, err := os.ReadDir(e.cfg.RunDir)
+	if err != nil {
+		return
+	}
+	for _, d := range entries {
+		var pid int
+		if _, err := fmt.Sscanf(d.Name(), "%d-", &pid); err == nil && unix.Kill(pid, 0) == unix.ESRCH {
+			_ = os.RemoveAll(filepath.Join(e.cfg.RunDir, d.Name())) // the next one tries again
+		}
+	}
+}
+
+// request makes the guest's request of a process.
+func request(p *proc.Process) (*wire.ExecMessage, error) {
+	s := p.Spec
+	m := &wire.ExecMessage{
+		Args: s.Args, Env: s.Env, Cwd: s.Cwd, User: s.User, Tty: s.Terminal, Rows: uint64(s.Size.Rows), Cols: uint64(s.Size.Cols),
+	}
+	files := uint64(s.Limits.OpenFiles)
+	if files == 0 {
+		files = 1024
+	}
+	m.Rlimits = append(m.Rlimits, wire.Rlimit{Resource: unix.RLIMIT_NOFILE, Cur: files, Max: files}, wire.Rlimit{Resource: unix.RLIMIT_CORE})
+	if c := s.Limits.CPU; c > 0 {
+		// What is left if the host cannot watch.
+		n := uint64(c.Seconds()) + 2
+		m.Rlimits = append(m.Rlimits, wire.Rlimit{Resource: unix.RLIMIT_CPU, Cur: n, Max: n + 1})
+	}
+	return m, nil
+}
+
+// Start implements [proc.Place].
+func (m *machine) Start(ctx context.Context, p *proc.Process) (proc.Task, error) {
+	t, err := m.Programs.Start(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return &task{Task: t, m: m}, nil
+}
+
+// task is a program whose machine ends if the guest does not end it.
+type task struct {
+	proc.Task
+	m      *machine
+	ended  atomic.Bool
+	killed atomic.Bool // its machine was, because the guest did not end it
+}
+
+// obeys is how long a guest has to end a program.
+const obeys = 5 * time.Second
+
+func (t *task) Kill() {
+	t.Task.Kill()
+	time.AfterFunc(obeys, func() {
+		if !t.ended.Load() {
+			t.killed.Store(true)
+			t.m.vm.Kill()
+		}
+	})
+}
+
+func (t *task) Wait() proc.Status {
+	st := t.Task.Wait()
+	t.ended.Store(true)
+	if st.Lost && (t.m.killed.Load() || t.killed.Load()) {
+		// It is known what became of it: it ended with its machine.
+		st = proc.Status{Signal: isolation.SIGKILL, Forced: true, Ended: st.Ended, CPU: st.CPU}
+	}
+	return st
+}
+
+// Resize implements the ability of a process with a terminal.
+func (t *task) Resize(ctx context.Context, size isolation.TerminalSize) error {
+	r, ok := t.Task.(isolation.Resizer)
+	if !ok {
+		return proc.Unsupported("resize", "a process with a terminal")
+	}
+	return r.Resize(ctx, size)
+}
+
+// Prepare implements [proc.Preparer].
+func (m *machine) Prepare(ctx context.Context, language string) error {
+	return m.Conn.Prepare(ctx, language)
+}
+
+// Files implements [proc.Filer].
+func (m *machine) Files() proc.Files { return &guestconn.Files{Conn: m.Conn} }
+
+// Lost reports whether nothing can be run any more.
+func (m *machine) Lost() bool {
+	select {
+	case <-m.Conn.Gone():
+		return true
+	default:
+		return false
+	}
+}
+
+// lost says why the connection has ended.
+func (m *machine) lost(err error) error {
+	// A machine that has died says so a moment later.
+	select {
+	case <-m.vm.Ended():
+	case <-time.After(obeys / 10):
+		return fmt.Errorf("the guest: %w", err)
+	}
+	if p := m.vm.Panicked(); p != "" {
+		return fmt.Errorf("the guest's kernel: %.300s", p)
+	}
+	return errors.New("the machine has ended")
+}
+
+// Kill implements [proc.Place].
+func (m *machine) Kill(context.Context) error {
+	m.killed.Store(true)
+	m.vm.Kill()
+	return nil
+}
+
+// Remove implements [proc.Place].
+func (m *machine) Remove(ctx context.Context) error {
+	m.ending.Lock()
+	defer m.ending.Unlock()
+	if m.vm != nil {
+		m.vm.Kill()
+		select {
+		case <-m.vm.Ended():
+		case <-ctx.Done():
+			return fmt.Errorf("QEMU, process %d, has not ended: %w", m.vm.PID, ctx.Err())
+		}
+		m.vm.Wait()
+		m.vm = nil
+	}
+	if m.Conn != nil {
+		m.Conn.Close()
+	}
+	if m.group != nil {
+		if err := m.group.Delete(ctx); err != nil {
+			return err
+		}
+		m.group = nil
+	}
+	if m.dir != "" {
+		if err := os.RemoveAll(m.dir); err != nil {
+			return err
+		}
+		m.dir = ""
+	}
+	if m.entry != nil {
+		if err := m.entry.Done(); err != nil {
+			return err
+		}
+		m.entry = nil
+	}
+	return nil
+}
+
+// run runs a program of the driver's own, and returns its status.
+func run(ctx context.Context, c *guestconn.Conn, args ...string) (int, error) {
+	p, err := c.Exec(ctx, &wire.ExecMessage{ID: "axo-" + rand.Text()[:8], Args: args, NoStdin: true})
+	if err != nil {
+		return 0, fmt.Errorf("run %s: %w", args[0], err)
+	}
+	defer p.Forget()
+	go func() { _, _ = io.Copy(io.Discard, p.Stdout) }()
+	go func() { _, _ = io.Copy(io.Discard, p.Stderr) }()
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+		return 0, fmt.Errorf("run %s: %w", args[0], ctx.Err())
+	}
+	m, err := p.Wait()
+	if err != nil {
+		return 0, fmt.Errorf("run %s: %w", args[0], err)
+	}
+	if m.Cause == wire.CauseSignaled {
+		return 128 + int(m.Signal), nil
+	}
+	return int(m.Code), nil
+}

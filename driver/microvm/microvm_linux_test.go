@@ -1,0 +1,233 @@
+package microvm_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/microvm"
+)
+
+// identity prints what must differ between two machines, one in each line: random
+// bytes, a UUID, Python's random numbers and hash seed, and what names the machine.
+const identity = `head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n'; echo
+cat /proc/sys/kernel/random/uuid /etc/machine-id /proc/sys/kernel/random/boot_id
+exec python3 -c 'import random, os; print(random.random()); print(hash("axo")); print(os.getrandom(8).hex())'`
+
+// TestClonesDiffer: machines of one template have nothing secret in common, and
+// the right time.
+func TestClonesDiffer(t *testing.T) {
+	const clones = 8
+	d := newDriver(t, config(t))
+	out := make([]string, clones)
+	var g errgroup.Group
+	g.SetLimit(2)
+	for i := range clones {
+		g.Go(func() error {
+			sb, err := d.Create(context.Background(), "clone-"+strconv.Itoa(i), isolation.Spec{Requirement: isolation.Shell})
+			if err != nil {
+				return err
+			}
+			var e isolation.Exit
+			before := time.Now()
+			out[i], e = sh(t, sb, identity+"\n")
+			if !e.Success() {
+				t.Errorf("clone %d: %v: %s", i, e, out[i])
+			}
+			now, _ := sh(t, sb, "date +%s")
+			if s, err := strconv.ParseInt(strings.TrimSpace(now), 10, 64); err != nil || s < before.Unix()-1 || s > time.Now().Unix()+1 {
+				t.Errorf("clone %d: its time is %q, the host's %d", i, now, time.Now().Unix())
+			}
+			return sb.Delete(context.Background())
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Count(out[0], "\n") {
+		seen := map[string]int{}
+		for i, o := range out {
+			v := strings.Split(o, "\n")[line]
+			if other, ok := seen[v]; ok || v == "" {
+				t.Errorf("line %d is %q in clones %d and %d", line, v, other, i)
+			}
+			seen[v] = i
+		}
+	}
+}
+
+// TestGuest is what a program sees of its machine.
+func TestGuest(t *testing.T) {
+	d := newDriver(t, config(t))
+	sb := create(t, d, "view", isolation.Spec{Hostname: "box", Resources: isolation.Resources{Pids: 64, MemoryBytes: 256 << 20}})
+	out, e := sh(t, sb, `grep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status | tr -d '\t'
+hostname; id -u; pwd; grep -c . /proc/net/dev; uname -s
+touch /usr/x /x 2>&1 | grep -c denied; touch /tmp/x /home/user/x && echo writable
+kill -0 1 2>&1 | grep -c .; ls /dev/vport* /dev/vd* 2>/dev/null | wc -l; cat /proc/1/comm; ls /sys/class/virtio-ports 2>&1 | grep -c vport`)
+	want := "CapEff:0000000000000000\nCapBnd:0000000000000000\nNoNewPrivs:1\nbox\n1000\n/home/user\n3\nLinux\n2\nwritable\n1\n0\n"
+	if !strings.HasPrefix(out, want) || strings.Contains(out, "vport") {
+		t.Errorf("%v\n%s", e, out)
+	}
+}
+
+// TestJail looks at QEMU from the host.
+func TestJail(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("looks at another user's process")
+	}
+	d := newDriver(t, config(t))
+	sb := create(t, d, "jail", isolation.Spec{})
+	p, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"/bin/sleep", "1000"}}, isolation.Stdio{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := "/proc/" + strconv.Itoa(p.PID())
+	b, err := os.ReadFile(dir + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"Name:\tqemu", "Uid:\t65534\t65534\t65534\t65534", "Gid:\t65534\t65534\t65534\t65534", "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"} {
+		if !strings.Contains(string(b), line) {
+			t.Errorf("QEMU's status has no %q:\n%s", line, b)
+		}
+	}
+	for _, ns := range []string{"user", "pid", "mnt", "net", "ipc", "uts", "cgroup"} {
+		theirs, err1 := os.Readlink(dir + "/ns/" + ns)
+		ours, err2 := os.Readlink("/proc/self/ns/" + ns)
+		if err1 != nil || err2 != nil || theirs == ours {
+			t.Errorf("namespace %s: %s and %s, %v, %v", ns, theirs, ours, err1, err2)
+		}
+	}
+	fds, err := os.ReadDir(dir + "/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		to, err := os.Readlink(dir + "/fd/" + fd.Name())
+		if err == nil && strings.HasPrefix(to, "/") && !strings.HasPrefix(to, work) && !strings.HasPrefix(to, "/memfd:") && to != os.DevNull {
+			t.Errorf("QEMU has %s open", to)
+		}
+	}
+}
+
+// TestPanic: the death of the guest's kernel is not the program's.
+func TestPanic(t *testing.T) {
+	d := newDriver(t, config(t))
+	sb := create(t, d, "lost", isolation.Spec{})
+	p, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"/bin/sleep", "1000"}}, isolation.Stdio{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	qemu, err := os.FindProcess(p.PID())
+	if err == nil {
+		err = qemu.Kill()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := p.Wait(t.Context())
+	if err != nil || e.Reason != isolation.ReasonSandboxLost {
+		t.Errorf("%v, %v", e, err)
+	}
+	if _, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"/bin/true"}}, isolation.Stdio{}); err == nil {
+		t.Error("a machine that is gone runs something")
+	}
+}
+
+// TestTemplateIsChecked: no machine is made of a template in which anything has
+// changed.
+func TestTemplateIsChecked(t *testing.T) {
+	c := config(t)
+	copied := filepath.Join(t.TempDir(), "templates")
+	dir := filepath.Join(copied, microvm.DefaultTemplate)
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join(c.Templates, microvm.DefaultTemplate))); err != nil {
+		t.Fatal(err)
+	}
+	c.Templates = copied
+	usable := func() error {
+		d := newDriver(t, c)
+		sb, err := d.Create(t.Context(), "x", isolation.Spec{Requirement: isolation.Shell})
+		if err != nil {
+			return err
+		}
+		return sb.Delete(context.Background())
+	}
+	if err := usable(); err != nil {
+		t.Fatalf("a copy: %v", err)
+	}
+	for _, name := range []string{"disk", "ram", "state", "template.json"} {
+		file := filepath.Join(dir, name)
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := len(b) / 3
+		for b[at] < '0' || b[at] > '8' { // a digit, so that JSON stays JSON
+			at++
+		}
+		changed := append([]byte(nil), b...)
+		changed[at]++
+		if err := os.WriteFile(file, changed, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := usable(); !errors.Is(err, isolation.ErrFailedPrecondition) {
+			t.Errorf("%s was changed: %v", name, err)
+		}
+		if err := os.WriteFile(file, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := usable(); err != nil {
+		t.Errorf("put right again: %v", err)
+	}
+	list, err := microvm.Templates(copied)
+	if err != nil || len(list) != 1 || list[0].Name != microvm.DefaultTemplate {
+		t.Errorf("%v, %v", list, err)
+	}
+	if err := microvm.RemoveTemplate(copied, microvm.DefaultTemplate); err != nil {
+		t.Error(err)
+	}
+	if err := usable(); !errors.Is(err, isolation.ErrUnsupported) {
+		t.Errorf("without a template: %v", err)
+	}
+}
+
+func TestBuildRefuses(t *testing.T) {
+	config(t)
+	for name, change := range map[string]func(*microvm.BuildConfig){
+		"name":      func(b *microvm.BuildConfig) { b.Name = "../x" },
+		"memory":    func(b *microvm.BuildConfig) { b.MemoryMiB = 1 },
+		"cpus":      func(b *microvm.BuildConfig) { b.CPUs = 1000 },
+		"accel":     func(b *microvm.BuildConfig) { b.Accel = "xen" },
+		"no guest":  func(b *microvm.BuildConfig) { b.Guest = nil },
+		"no kernel": func(b *microvm.BuildConfig) { b.Kernel = "" },
+	} {
+		b := builtFor
+		change(&b)
+		if _, err := microvm.Build(t.Context(), unbuilt(), b); !errors.Is(err, isolation.ErrInvalidArgument) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// A warm-up that fails leaves the template that there is.
+	b := builtFor
+	b.Warm = [][]string{{"/bin/false"}}
+	if _, err := microvm.Build(t.Context(), unbuilt(), b); !errors.Is(err, isolation.ErrFailedPrecondition) {
+		t.Errorf("a warm-up that fails: %v", err)
+	}
+	list, err := microvm.Templates(unbuilt().Templates)
+	if err != nil || len(list) != 1 {
+		t.Errorf("%v, %v", list, err)
+	}
+	entries, err := os.ReadDir(unbuilt().Templates)
+	if err != nil || len(entries) != 2 { // it, and the lock
+		t.Errorf("%v, %v", entries, err)
+	}
+}

@@ -1,0 +1,149 @@
+package microvm
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
+)
+
+// Template is a machine that was booted and stopped, of which sandboxes are
+// copies. It is a directory, made under another name and renamed when complete.
+type Template struct {
+	Name   string    `json:"name"`
+	Source string    `json:"source"` // what its root disk was made of
+	Built  time.Time `json:"built"`
+	// Digest is that of all that follows.
+	Digest string `json:"digest"`
+	// What it was made with. When one of these changes it must be built again.
+	Shape  qemu.Shape `json:"shape"`
+	VMM    string     `json:"vmm"`    // QEMU's version
+	Binary identity   `json:"binary"` // of QEMU's program
+	CPU    string     `json:"cpu"`    // the host's
+	Kernel string     `json:"kernel"` // release and digest
+	Guest  string     `json:"guest"`  // digest of axo-guest
+	// Its files.
+	Disk  file `json:"disk"`
+	RAM   file `json:"ram"`
+	State file `json:"state"`
+
+	dir string
+}
+
+type file struct {
+	Digest string   `json:"digest"`
+	Size   int64    `json:"size"` // bytes
+	Is     identity `json:"is,omitzero"`
+}
+
+// identity tells whether a file is still the same without reading it.
+type identity struct {
+	Inode uint64 `json:"inode"`
+	Size  int64  `json:"size"`
+	MTime int64  `json:"mtime"` // ns
+	CTime int64  `json:"ctime"` // ns
+}
+
+const (
+	fileTemplate = "template.json"
+	fileDisk     = "disk"
+	fileRAM      = "ram"
+	fileState    = "state"
+	buildPrefix  = ".build-"
+)
+
+func (t *Template) path(name string) string { return filepath.Join(t.dir, name) }
+
+var templateName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+
+func checkTemplateName(name string) error {
+	if !templateName.MatchString(name) {
+		return fmt.Errorf("template name %q: want lower-case letters, digits, dots, hyphens and underscores: %w", name, isolation.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// sum is the digest of what a template consists of.
+func (t *Template) sum() string {
+	c := *t
+	c.Digest, c.Name, c.Source, c.Built, c.Disk.Is = "", "", "", time.Time{}, identity{}
+	b, err := json.Marshal(c)
+	if err != nil {
+		panic(err) // strings and numbers
+	}
+	h := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(h[:])
+}
+
+// Templates lists the templates of a directory by name. One that cannot be read
+// is in the error, beside the others.
+func Templates(dir string) ([]*Template, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	var out []*Template
+	var errs []error
+	for _, e := range entries {
+		if checkTemplateName(e.Name()) != nil || !e.IsDir() {
+			continue
+		}
+		t, err := readTemplate(dir, e.Name())
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		out = append(out, t)
+	}
+	slices.SortFunc(out, func(a, b *Template) int { return strings.Compare(a.Name, b.Name) })
+	return out, errors.Join(errs...)
+}
+
+func readTemplate(dir, name string) (*Template, error) {
+	if err := checkTemplateName(name); err != nil {
+		return nil, err
+	}
+	t := &Template{dir: filepath.Join(dir, name)}
+	b, err := os.ReadFile(t.path(fileTemplate))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no template %q: %w", name, isolation.ErrNotFound)
+	} else if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(b, t); err != nil {
+		return nil, fmt.Errorf("template %s: %w", name, err)
+	}
+	if t.Name != name || t.Digest != t.sum() {
+		return nil, fmt.Errorf("template %s is damaged; build it again: %w", name, isolation.ErrFailedPrecondition)
+	}
+	return t, nil
+}
+
+// RemoveTemplate removes a template. Sandboxes that were made of it go on.
+func RemoveTemplate(dir, name string) error {
+	if _, err := readTemplate(dir, name); err != nil && !errors.Is(err, isolation.ErrFailedPrecondition) {
+		return err
+	}
+	// First a name that is not listed: it is there whole or not at all.
+	gone, err := os.MkdirTemp(dir, buildPrefix)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(filepath.Join(dir, name), filepath.Join(gone, name)); err != nil {
+		return err
+	}
+	return os.RemoveAll(gone)
+}

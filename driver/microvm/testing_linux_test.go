@@ -1,0 +1,193 @@
+package microvm_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/microvm"
+	"github.com/axocoatl/isolation/image/disk"
+	"github.com/axocoatl/isolation/image/kernel"
+	"github.com/axocoatl/isolation/internal/testprog"
+)
+
+// work is this process's directory: templates, sockets, programs.
+var work string
+
+func TestMain(m *testing.M) {
+	var err error
+	if work, err = os.MkdirTemp("", "axo-microvm-"); err != nil {
+		panic(err)
+	}
+	code := m.Run()
+	os.RemoveAll(work)
+	os.Exit(code)
+}
+
+// missing skips a test for something that the host lacks, or fails it where
+// AXO_REQUIRE is set.
+func missing(t testing.TB, what string) {
+	t.Helper()
+	if os.Getenv("AXO_REQUIRE") != "" {
+		t.Fatal(what)
+	}
+	t.Skip("SKIPPED: " + what)
+}
+
+// config is that of a driver with the tests' template, which is built once: an
+// emulated machine with this host's system and the suite's program.
+func config(t testing.TB) microvm.Config {
+	t.Helper()
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		missing(t, err.Error())
+	}
+	pkg := testprog.KernelPackage(t)
+	once.Do(func() { buildErr = build(pkg) })
+	if buildErr != nil {
+		t.Fatal(buildErr)
+	}
+	return unbuilt()
+}
+
+func unbuilt() microvm.Config {
+	return microvm.Config{Templates: filepath.Join(work, "templates"), RunDir: filepath.Join(work, "run")}
+}
+
+var (
+	once     sync.Once
+	buildErr error
+	builtFor microvm.BuildConfig
+)
+
+func build(pkg string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	s, err := kernel.Open(filepath.Join(work, "kernels"), kernel.Limits{})
+	if err != nil {
+		return err
+	}
+	k, err := s.Import(ctx, []string{pkg}, kernel.Options{})
+	if err != nil {
+		return err
+	}
+	if err := testprog.BuildCommands(work, []string{"axo-guest"}); err != nil {
+		return err
+	}
+	program := filepath.Join(work, "testprogram")
+	if err := testprog.BuildPackage(program, "drivertest/testprogram"); err != nil {
+		return err
+	}
+	guest, err := os.ReadFile(filepath.Join(work, "axo-guest"))
+	if err != nil {
+		return err
+	}
+	suite, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	builtFor = microvm.BuildConfig{
+		Accel: "tcg", Kernel: k.VMLinux(), KernelID: k.Release, Guest: guest, Source: "the tests",
+		WriteInitrd: func(w io.Writer, modules, dirs []string, files []microvm.InitFile) error {
+			var list []kernel.InitrdFile
+			for _, f := range files {
+				list = append(list, kernel.InitrdFile{Name: f.Name, Mode: f.Mode, Data: bytes.NewReader(f.Data), Size: int64(len(f.Data))})
+			}
+			return k.WriteInitrd(w, modules, dirs, list...)
+		},
+		WriteDisk: func(f *os.File, temp string) error {
+			w := disk.Create(f, temp, disk.Limits{})
+			return errors.Join(w.Host(context.Background()), w.File("/opt/suite/testprogram", 0o755, suite), w.Close())
+		},
+		Warm: [][]string{{"/bin/sh", "-c", "exec python3 -c 'import random, uuid'"}, {"/opt/suite/testprogram", "exit0"}},
+	}
+	_, err = microvm.Build(ctx, unbuilt(), builtFor)
+	return err
+}
+
+func newDriver(t testing.TB, c microvm.Config) isolation.Driver {
+	t.Helper()
+	d, err := microvm.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+func create(t testing.TB, d isolation.Driver, id string, spec isolation.Spec) isolation.Sandbox {
+	t.Helper()
+	if spec.Requirement == isolation.Requirement(0) {
+		spec.Requirement = isolation.Arbitrary
+	}
+	sb, err := d.Create(t.Context(), id, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := sb.Delete(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return sb
+}
+
+// sh runs a script to its end, and returns what it wrote.
+func sh(t testing.TB, sb isolation.Sandbox, script string) (string, isolation.Exit) {
+	t.Helper()
+	var out bytes.Buffer
+	p, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"/bin/sh", "-c", script}, Env: []string{"PATH=/usr/bin:/bin:/usr/sbin:/sbin"}},
+		isolation.Stdio{Stdout: &out, Stderr: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := p.Wait(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.String(), e
+}
+
+// leftovers lists what the tests' machines have on the host.
+func leftovers(t testing.TB) []string {
+	var out []string
+	entries, err := os.ReadDir(filepath.Join(work, "run"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	for _, e := range entries {
+		out = append(out, "sockets "+e.Name())
+	}
+	err = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && strings.HasPrefix(d.Name(), "axo-microvm-dt-"+fmt.Sprint(os.Getpid())) {
+			out = append(out, path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	children, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/children", os.Getpid()))
+	if err == nil {
+		for pid := range strings.FieldsSeq(string(children)) {
+			if name, err := os.ReadFile("/proc/" + pid + "/comm"); err == nil && strings.HasPrefix(string(name), "qemu") {
+				out = append(out, "QEMU "+pid)
+			}
+		}
+	}
+	return out
+}
