@@ -49,12 +49,14 @@ func wall(d time.Duration) func(*isolation.ProcessSpec) {
 
 const shortWall = 150 * time.Millisecond
 
-func overWall(t testing.TB, e isolation.Exit) {
+func overWall(t testing.TB, e isolation.Exit) { t.Helper(); overWallOf(t, e, shortWall) }
+
+func overWallOf(t testing.TB, e isolation.Exit, limit time.Duration) {
 	t.Helper()
 	ended(t, e, isolation.ReasonTimeoutWall)
-	hit(t, e, isolation.LimitWall, int64(shortWall))
-	if e.Usage.Wall < shortWall-5*time.Millisecond {
-		t.Errorf("wall time is %v of at most %v", e.Usage.Wall, shortWall)
+	hit(t, e, isolation.LimitWall, int64(limit))
+	if e.Usage.Wall < limit-5*time.Millisecond {
+		t.Errorf("wall time is %v of at most %v", e.Usage.Wall, limit)
 	}
 }
 
@@ -98,8 +100,10 @@ func checkWallStdout(t testing.TB, s *suite) {
 
 func checkWallOutput(t testing.TB, s *suite) {
 	s.enforced(t, isolation.LimitWall, Ready)
-	e, r := s.run(t, job{program: Ready, args: []string{"60"}, process: wall(shortWall)})
-	overWall(t, e)
+	// So long that it is ready before, also where everything is emulated.
+	limit := max(shortWall, s.c.Patience/60)
+	e, r := s.run(t, job{program: Ready, args: []string{"60"}, process: wall(limit)})
+	overWallOf(t, e, limit)
 	if r.out.String() != "ready\n" || e.Stdout != (isolation.Output{Bytes: 6}) {
 		t.Errorf("output is %q (%+v), want what was written before", r.out, e.Stdout)
 	}

@@ -28,3 +28,15 @@ func TestConformance(t *testing.T) {
 		Leftovers: leftovers, Patience: 90 * time.Second, Large: 4 << 20, Parallel: 4,
 	})
 }
+
+func BenchmarkEmulated(b *testing.B) {
+	c := config(b)
+	drivertest.Benchmark(b, drivertest.Config{
+		New: func(t testing.TB) isolation.Driver { return newDriver(t, c) },
+		Command: func(p drivertest.Program, args ...string) (isolation.Spec, isolation.ProcessSpec, bool) {
+			return isolation.Spec{Requirement: isolation.Arbitrary},
+				isolation.ProcessSpec{Args: append([]string{"/opt/suite/testprogram", string(p)}, args...)}, true
+		},
+		Patience: 90 * time.Second,
+	})
+}

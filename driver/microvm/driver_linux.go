@@ -176,20 +176,22 @@ func (e *engine) Check(spec isolation.Spec) error {
 	case spec.Resources.DiskBytes > 0:
 		return proc.Unsupported("disk limit in a microVM", "the container tier")
 	}
-	if spec.Resources.MemoryBytes == 0 && spec.Resources.CPUs == 0 {
-		return nil
+	if t, err := readTemplate(e.cfg.Templates, DefaultTemplate); err == nil { // if not, Create says why
+		return t.holds(spec.Resources)
 	}
-	t, err := readTemplate(e.cfg.Templates, DefaultTemplate)
-	if err != nil {
-		return nil // Create says it better
-	}
-	// The kernel and the guest have a part of it.
-	if most := int64(t.Shape.MemoryMiB-reservedMiB) << 20; spec.Resources.MemoryBytes > most {
-		return proc.Unsupported(fmt.Sprintf("%d bytes of memory in a machine of %d MiB", spec.Resources.MemoryBytes, t.Shape.MemoryMiB),
+	return nil
+}
+
+// holds refuses limits that are more than the machine has, and would not be
+// limits.
+func (t *Template) holds(r isolation.Resources) error {
+	// The kernel and the guest have a part of the memory.
+	if most := int64(t.Shape.MemoryMiB-reservedMiB) << 20; r.MemoryBytes > most {
+		return proc.Unsupported(fmt.Sprintf("%d bytes of memory in a machine of %d MiB", r.MemoryBytes, t.Shape.MemoryMiB),
 			fmt.Sprintf("at most %d, or a larger template (axo template build --memory)", most))
 	}
-	if spec.Resources.CPUs > float64(t.Shape.CPUs) {
-		return proc.Unsupported(fmt.Sprintf("%g cores in a machine of %d", spec.Resources.CPUs, t.Shape.CPUs), "a larger template (axo template build --cpus)")
+	if r.CPUs > float64(t.Shape.CPUs) {
+		return proc.Unsupported(fmt.Sprintf("%g cores in a machine of %d", r.CPUs, t.Shape.CPUs), "a larger template (axo template build --cpus)")
 	}
 	return nil
 }

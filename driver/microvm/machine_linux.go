@@ -37,6 +37,7 @@ type machine struct {
 
 	killed atomic.Bool // by this driver, for good
 	ending sync.Mutex  // one Remove at a time
+	ended  bool        // QEMU is gone, and nothing of it is left here
 }
 
 // undoTimeout bounds what is done to clean up after a caller gave up.
@@ -212,11 +213,12 @@ func request(p *proc.Process) (*wire.ExecMessage, error) {
 
 // Start implements [proc.Place].
 func (m *machine) Start(ctx context.Context, p *proc.Process) (proc.Task, error) {
+	before := m.vm.CPU()
 	t, err := m.Programs.Start(ctx, p)
 	if err != nil {
 		return nil, err
 	}
-	return &task{Task: t, m: m}, nil
+	return &task{Task: t, m: m, before: before}, nil
 }
 
 // task is a program whose machine ends if the guest does not end it.
@@ -225,10 +227,32 @@ type task struct {
 	m      *machine
 	ended  atomic.Bool
 	killed atomic.Bool // its machine was, because the guest did not end it
+
+	before time.Duration // what QEMU had used when the program was started
+	most   atomic.Int64  // ns that it can have used, as of the last look
 }
 
 // obeys is how long a guest has to end a program.
 const obeys = 5 * time.Second
+
+// CPU implements [proc.Task]. An emulated guest takes the time in which the host
+// had no processor for it for its programs' own: what QEMU has used bounds that.
+func (t *task) CPU() time.Duration { return t.bounded(t.Task.CPU()) }
+
+func (t *task) bounded(guest time.Duration) time.Duration {
+	if now := t.m.vm.CPU(); now > t.before {
+		t.most.Store(int64(now - t.before))
+	}
+	if most := time.Duration(t.most.Load()); most > 0 {
+		return min(guest, most)
+	}
+	return guest
+}
+
+func (t *task) Settle(st *proc.Status) {
+	t.Task.Settle(st)
+	st.CPU = t.bounded(st.CPU)
+}
 
 func (t *task) Kill() {
 	t.Task.Kill()
@@ -302,7 +326,7 @@ func (m *machine) Kill(context.Context) error {
 func (m *machine) Remove(ctx context.Context) error {
 	m.ending.Lock()
 	defer m.ending.Unlock()
-	if m.vm != nil {
+	if m.vm != nil && !m.ended {
 		m.vm.Kill()
 		select {
 		case <-m.vm.Ended():
@@ -310,7 +334,7 @@ func (m *machine) Remove(ctx context.Context) error {
 			return fmt.Errorf("QEMU, process %d, has not ended: %w", m.vm.PID, ctx.Err())
 		}
 		m.vm.Wait()
-		m.vm = nil
+		m.ended = true
 	}
 	if m.Conn != nil {
 		m.Conn.Close()

@@ -2,20 +2,6 @@ package qemu
 
 import "fmt"
 
-// Accelerators (qemu-system-x86_64(1), -accel).
-const (
-	KVM = "kvm"
-	TCG = "tcg" // emulation
-)
-
-// Shape is what a snapshot's machine and the one that is restored from it have in
-// common.
-type Shape struct {
-	Accel     string `json:"accel"`
-	MemoryMiB int    `json:"memory_mib"`
-	CPUs      int    `json:"cpus"`
-}
-
 // The descriptors of QEMU beside the standard ones.
 const (
 	fdGuest = 3 + iota // listening socket: the guest's channel
@@ -27,10 +13,6 @@ const (
 	fdKernel = fdState // boot
 	fdInitrd = fdState + 1
 )
-
-// jitMiB bounds the emulator's translated code. With less, Python's is thrown
-// away while it runs.
-const jitMiB = 96
 
 // args is QEMU's command line. The devices and their order are part of a
 // snapshot.
@@ -65,13 +47,3 @@ func (s Shape) args(c *Config) []string {
 
 // Port is the name of the guest's channel, a port of virtio-serial.
 const Port = "axo"
-
-// HostBytes bounds the memory that a machine may take of the host: the guest's
-// and QEMU's own.
-func (s Shape) HostBytes() int64 {
-	n := int64(s.MemoryMiB+64) << 20
-	if s.Accel == TCG {
-		n += jitMiB << 20
-	}
-	return n
-}
