@@ -291,10 +291,12 @@ func (l *lab) spec() isolation.Spec {
 
 // tryCreate makes a sandbox. shared is false if the engine gives no writable
 // directory of the host: by what is not there, nobody gets out.
-func (l *lab) tryCreate(t *testing.T, d isolation.Driver, root string) (sb isolation.Sandbox, shared bool, err error) {
+func (l *lab) tryCreate(t *testing.T, d isolation.Driver, edit func(*isolation.Spec)) (sb isolation.Sandbox, shared bool, err error) {
 	t.Helper()
 	spec := l.spec()
-	spec.Root.Path = root
+	if edit != nil {
+		edit(&spec)
+	}
 	id := fmt.Sprintf("escape-%d-%d", os.Getpid(), time.Now().UnixNano())
 	sb, err = d.Create(t.Context(), id, spec)
 	if shared = true; errors.Is(err, isolation.ErrUnsupported) && strings.Contains(err.Error(), "writable mount") {
@@ -315,7 +317,7 @@ func (l *lab) tryCreate(t *testing.T, d isolation.Driver, root string) (sb isola
 
 func (l *lab) create(t *testing.T, d isolation.Driver) (sb isolation.Sandbox, shared bool) {
 	t.Helper()
-	sb, shared, err := l.tryCreate(t, d, "")
+	sb, shared, err := l.tryCreate(t, d, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -355,7 +357,7 @@ func (l *lab) process(t *testing.T, name string, edit func(*Target)) isolation.P
 var ownKernel = map[string][]string{
 	// gVisor's devices and files of these names are made by its sentry, which is
 	// an ordinary process of a user of its own; the map of users is the sentry's.
-	"runsc": {"/proc/sysrq-trigger", "/dev/fuse", "/dev/net/tun", "unknown devices", "uid 0 of the host"},
+	"runsc": {"/proc/sysrq-trigger", "/proc/sys/kernel/hostname", "/proc/sys/net/ipv4/ip_forward", "/dev/fuse", "/dev/net/tun", "unknown devices", "uid 0 of the host"},
 }
 
 // judge holds what an attack found inside against what it found outside.

@@ -165,7 +165,7 @@ func TestHostileRoot(t *testing.T) {
 		before := string(must(os.ReadFile(l.outside.Secret)))
 		for _, d := range drivers {
 			t.Run(d.Name()+"/"+name, func(t *testing.T) {
-				sb, _, err := l.tryCreate(t, d, root)
+				sb, _, err := l.tryCreate(t, d, func(s *isolation.Spec) { s.Root.Path = root })
 				if errors.Is(err, isolation.ErrUnsupported) && !strings.Contains(err.Error(), "idmapped") {
 					t.Skipf("no root by path: %v", err)
 				}
