@@ -324,7 +324,7 @@ func (l *lab) create(t *testing.T, d isolation.Driver) (sb isolation.Sandbox, sh
 	return sb, shared
 }
 
-// exec runs a program in a sandbox.
+// execute runs a program in a sandbox.
 func execute(t *testing.T, sb isolation.Sandbox, p isolation.ProcessSpec) (out []byte, exit isolation.Exit, err error) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
