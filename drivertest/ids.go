@@ -15,6 +15,7 @@ var idChecks = []check{
 	{"race for one", checkIDRace},
 	{"again after delete", checkIDAgain},
 	{"late delete", checkLateDelete},
+	{"late delete in a race", checkLateDeleteRace},
 	{"exec id", checkExecID},
 	{"exec id made", checkExecIDMade},
 }
@@ -108,6 +109,54 @@ func checkLateDelete(t testing.TB, s *suite) {
 	succeeded(t, r.wait(t), r)
 	_, err = s.d.Create(s.ctx(t), first.ID(), spec)
 	is(t, "Create with the id of the second sandbox", err, isolation.ErrAlreadyExists)
+}
+
+// checkLateDeleteRace deletes a sandbox again and again while others race for its
+// id: that is not to free what one of them has just been given.
+func checkLateDeleteRace(t testing.TB, s *suite) {
+	spec, _ := s.command(t, job{program: Exit0})
+	old := s.create(t, spec)
+	s.delete(t, old)
+	for range 3 {
+		var made atomic.Int64
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		var last isolation.Sandbox
+		raced := make(chan struct{})
+		ctx := s.ctx(t)
+		late := make(chan struct{})
+		go func() {
+			defer close(late)
+			for {
+				select {
+				case <-raced:
+					return
+				default:
+					s.delete(t, old)
+				}
+			}
+		}()
+		for range 8 {
+			wg.Go(func() {
+				sb, err := s.d.Create(ctx, old.ID(), spec)
+				if err == nil {
+					made.Add(1)
+					mu.Lock()
+					last = sb
+					mu.Unlock()
+				} else if isolation.Class(err) != isolation.ErrAlreadyExists {
+					t.Errorf("Create: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		close(raced)
+		<-late
+		if made.Load() != 1 {
+			t.Fatalf("%d of eight Creates with one id made a sandbox", made.Load())
+		}
+		s.delete(t, last)
+	}
 }
 
 func checkExecID(t testing.TB, s *suite) {

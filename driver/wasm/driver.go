@@ -107,7 +107,7 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (_ 
 			for _, m := range s.mounts {
 				m.dir.Close()
 			}
-			d.forget(s)
+			d.release(id)
 		}
 	}()
 	d.pool.expect()
@@ -174,11 +174,19 @@ func (d *Driver) reserve(id string) error {
 	return nil
 }
 
-// forget frees the id of s, unless somebody else has it by now.
+// release frees an id that was reserved for what could not be created.
+func (d *Driver) release(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.sandboxes, id)
+}
+
+// forget frees the id of s, unless somebody else has it, or has it reserved, by
+// now.
 func (d *Driver) forget(s *sandbox) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if have, ok := d.sandboxes[s.id]; ok && (have == s || have == nil) {
+	if d.sandboxes[s.id] == s {
 		delete(d.sandboxes, s.id)
 	}
 }
