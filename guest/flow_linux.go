@@ -22,6 +22,7 @@ type input struct {
 	change *sync.Cond
 	buf    []byte
 	total  uint64 // came by now
+	given  uint64 // was taken, and its credit not given back
 	eof    bool   // no more comes
 	closed bool   // nothing is taken any more
 }
@@ -38,10 +39,20 @@ func (i *input) came() uint64 {
 	return i.total
 }
 
+// taken is what was taken since it was asked last.
+func (i *input) taken() uint64 {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	n := i.given
+	i.given = 0
+	return n
+}
+
 // credit is what came, and what may come now.
 func (i *input) credit() (came, credit uint64) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	i.given = 0
 	return i.total, uint64(wire.InitialWindow - len(i.buf))
 }
 
@@ -81,8 +92,8 @@ func (i *input) close() {
 	}
 }
 
-// feed gives the program what comes, and tells what it took.
-func (i *input) feed(took func(int)) {
+// feed gives the program what comes, and tells that it took some.
+func (i *input) feed(took func()) {
 	if i.to == nil {
 		return
 	}
@@ -102,6 +113,7 @@ func (i *input) feed(took func(int)) {
 		i.mu.Lock()
 		if !i.closed {
 			i.buf = i.buf[n:]
+			i.given += uint64(n)
 		}
 		if err != nil {
 			// It reads no more. What still comes is dropped, within the credit.
@@ -111,7 +123,7 @@ func (i *input) feed(took func(int)) {
 		if err != nil {
 			return
 		}
-		took(n)
+		took()
 	}
 }
 
@@ -160,21 +172,23 @@ func (o *output) held() (base, end uint64) {
 	return o.hold.base, o.hold.end
 }
 
-// check reports whether an offset can be resumed from.
-func (o *output) check(from uint64) error {
-	base, end := o.held()
+// pin has what is held from an offset on stay until it is acknowledged again.
+func (o *output) pin(from uint64) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	switch {
-	case from < base:
-		return &classError{classFailed, fmt.Errorf("%s offset %d: held from %d on", o.t, from, base)}
-	case from > end:
-		return &classError{classInvalid, fmt.Errorf("%s offset %d: %d bytes were written", o.t, from, end)}
+	case from < o.hold.base:
+		return &classError{classFailed, fmt.Errorf("%s offset %d: held from %d on", o.t, from, o.hold.base)}
+	case from > o.hold.end:
+		return &classError{classInvalid, fmt.Errorf("%s offset %d: %d bytes were written", o.t, from, o.hold.end)}
 	}
+	// More than what is held is not written without an acknowledgement.
+	o.acked = from
 	return nil
 }
 
 func (o *output) attach(l *link, stream uint32, from uint64) {
 	o.mu.Lock()
-	from = max(from, o.hold.base) // it has not moved since the check: nothing was acknowledged
 	o.l, o.stream, o.acked, o.sent, o.overSent = l, stream, from, from, false
 	o.room.Broadcast()
 	o.mu.Unlock()
@@ -248,6 +262,10 @@ func (o *output) wait() int {
 // put holds b and sends it.
 func (o *output) put(b []byte) {
 	o.mu.Lock()
+	// Who attached meanwhile may have taken room away.
+	for !o.dropping && o.hold.end-o.acked+uint64(len(b)) > holdBytes {
+		o.room.Wait()
+	}
 	if o.dropping {
 		o.mu.Unlock()
 		return

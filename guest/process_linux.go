@@ -63,7 +63,7 @@ func (s *session) attach(stream uint32, m *wire.AttachMessage) error {
 		*output
 		from uint64
 	}{{p.out, m.Stdout}, {p.err, m.Stderr}} {
-		if err := o.check(o.from); err != nil {
+		if err := o.pin(o.from); err != nil {
 			return s.answer(wire.Fail, stream, nil, err)
 		}
 	}
@@ -123,7 +123,7 @@ func (g *guest) execute(m *wire.ExecMessage) (_ *process, err error) {
 	} else {
 		p.in, p.out, p.err = newInput(ours[0]), newOutput(wire.Stdout, ours[1]), newOutput(wire.Stderr, ours[2])
 	}
-	go p.in.feed(func(n int) { p.grant(n) })
+	go p.in.feed(p.grant)
 	go p.out.pump()
 	go p.err.pump()
 	return p, nil
@@ -178,19 +178,19 @@ func (p *process) state() wire.ProcessState {
 	return st
 }
 
-// attach begins, or begins again, to send what there is.
+// attach begins, or begins again, to send what there is. SPAWNED comes before all
+// else: nothing is sent for the process while p.mu is held.
 func (p *process) attach(s *session, stream uint32, stdout, stderr uint64) error {
 	if err := s.open(stream, p); err != nil {
 		return err
 	}
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	// One stream of this connection may take over from another.
 	if p.s != nil {
 		p.s.forget(p.stream)
 	}
 	p.s, p.stream = s, stream
-	exit := p.exit
-	p.mu.Unlock()
 	came, credit := p.in.credit()
 	said := wire.SpawnedMessage{PID: uint64(p.pid), Stdin: came, StdinCredit: credit}
 	if err := s.l.send(wire.Spawned, stream, said.Append(nil), -1); err != nil {
@@ -198,8 +198,8 @@ func (p *process) attach(s *session, stream uint32, stdout, stderr uint64) error
 	}
 	p.out.attach(s.l, stream, stdout)
 	p.err.attach(s.l, stream, stderr)
-	if exit != nil {
-		return s.l.send(wire.Exit, stream, exit.Append(nil), -1)
+	if p.exit != nil {
+		return s.l.send(wire.Exit, stream, p.exit.Append(nil), -1)
 	}
 	return nil
 }
@@ -252,7 +252,9 @@ func (p *process) frame(f wire.Frame) error {
 		}
 	case wire.Usage:
 		u := p.used()
-		p.send(wire.Usage, u.Append(nil))
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.sendLocked(wire.Usage, u.Append(nil))
 	case wire.Exit:
 		p.acknowledged()
 	default:
@@ -265,20 +267,21 @@ func notSent(f wire.Frame) error {
 	return fmt.Errorf("%w: %s is not sent for this stream", wire.ErrProtocol, f.Type)
 }
 
-// send sends a frame to whom is attached.
-func (p *process) send(t wire.Type, body []byte) {
-	p.mu.Lock()
-	s, stream := p.s, p.stream
-	p.mu.Unlock()
-	if s != nil {
-		_ = s.l.send(t, stream, body, -1) // the reader sees it as well
+// sendLocked sends a frame to whom is attached.
+func (p *process) sendLocked(t wire.Type, body []byte) {
+	if p.s != nil {
+		_ = p.s.l.send(t, p.stream, body, -1) // the reader sees it as well
 	}
 }
 
 // grant gives back credit for input that went into the program.
-func (p *process) grant(n int) {
-	m := wire.WindowMessage{Of: wire.Stdin, Bytes: uint64(n)}
-	p.send(wire.Window, m.Append(nil))
+func (p *process) grant() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := p.in.taken(); n > 0 {
+		m := wire.WindowMessage{Of: wire.Stdin, Bytes: n}
+		p.sendLocked(wire.Window, m.Append(nil))
+	}
 }
 
 // kill signals the program, and with group also what it started: all of its
@@ -342,8 +345,8 @@ func (p *process) wait() {
 	p.g.account(p, m, grace)
 	p.mu.Lock()
 	p.exit = m
+	p.sendLocked(wire.Exit, m.Append(nil))
 	p.mu.Unlock()
-	p.send(wire.Exit, m.Append(nil))
 	p.g.hasEnded(p)
 	// Who still holds the outputs gets this long; what is there by then is
 	// delivered, and what comes later is dropped.

@@ -119,6 +119,45 @@ func TestAttach(t *testing.T) {
 	}
 }
 
+// TestAttachAgain loses the connection again and again while input and output
+// are on their way: not a byte comes twice or never.
+func TestAttachAgain(t *testing.T) {
+	s := listening(t)
+	ctx := timeout(t)
+	c := s.connect()
+	m := request("cat")
+	m.NoStdin = false
+	p, err := c.Exec(ctx, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all, got bytes.Buffer
+	for i := range 200_000 {
+		fmt.Fprintf(&all, "%6d\n", i)
+	}
+	want := all.Bytes()
+	for round := range 25 {
+		// Input goes on from what the guest has of it.
+		go func(p *guestconn.Process) { _, _ = p.Write(want[p.StdinOffset():]) }(p)
+		if _, err := io.CopyN(&got, p.Stdout, 30_000); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		c.Close()
+		c = s.connect()
+		if p, err = c.Attach(ctx, &wire.AttachMessage{ID: m.ID, Stdout: uint64(got.Len())}); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+	}
+	go func() {
+		_, _ = p.Write(want[p.StdinOffset():])
+		_ = p.CloseStdin()
+	}()
+	got.Write(collect(t, p).out)
+	if !bytes.Equal(got.Bytes(), want) {
+		t.Errorf("%d bytes of %d, or others", got.Len(), len(want))
+	}
+}
+
 // TestReplaced: a new connection takes the place of one that does nothing.
 func TestReplaced(t *testing.T) {
 	s := listening(t)
