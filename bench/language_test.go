@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -23,7 +24,7 @@ func interpreted(b *testing.B, e wasm.Engine) isolation.Driver {
 	if e == wasm.Wasmtime {
 		worker = testprog.Wasmtime(b)
 	}
-	c := wasm.Config{Engine: e, Worker: worker, CacheDir: filepath.Join(b.TempDir(), "cache")}
+	c := wasm.Config{Engine: e, Worker: worker, CacheDir: filepath.Join(b.TempDir(), "cache"), NoPark: true}
 	for name, path := range map[string]string{"python": testprog.Python(b), "js": testprog.QuickJS(b)} {
 		module, err := os.ReadFile(path)
 		if err != nil {
@@ -49,15 +50,30 @@ func sandboxOf(b *testing.B, d isolation.Driver, r isolation.Requirement, langua
 	return sb
 }
 
-func source(b *testing.B, sb isolation.Sandbox, env []string, args ...string) {
+// source runs a program and returns the CPU time that it was counted.
+func source(b *testing.B, sb isolation.Sandbox, env []string, args ...string) time.Duration {
 	b.Helper()
 	var out bytes.Buffer
 	p, err := sb.Exec(context.Background(), isolation.ProcessSpec{Args: args, Env: env, Limits: deadline}, isolation.Stdio{Stdout: &out})
 	if err != nil {
 		b.Fatal(err)
 	}
-	if e, err := p.Wait(context.Background()); err != nil || !e.Success() || out.String() != "42\n" {
+	e, err := p.Wait(context.Background())
+	if err != nil || !e.Success() || out.String() != "42\n" {
 		b.Fatal(e, err, out.String())
+	}
+	return e.Usage.CPU
+}
+
+// cpuTimes collects CPU times by name: a busy machine changes them little.
+type cpuTimes map[string][]time.Duration
+
+func (c cpuTimes) add(name string, d time.Duration) { c[name] = append(c[name], d) }
+
+func (c cpuTimes) report(b *testing.B) {
+	for name, all := range c {
+		slices.Sort(all)
+		b.ReportMetric(float64(all[len(all)/2].Microseconds()), name+"-cpu-us")
 	}
 }
 
@@ -75,12 +91,13 @@ func BenchmarkPythonWASM(b *testing.B) {
 			b.Fatal(err)
 		}
 	})}
+	cpu := cpuTimes{}
 	for _, e := range []wasm.Engine{wasm.Wasmtime, wasm.Wazero} {
 		d := interpreted(b, e)
 		sb := sandboxOf(b, d, isolation.Python, "")
 		source(b, sb, fresh, "python3", "-c", code)
 		all = append(all,
-			plain(string(e)+"-fresh", func() { source(b, sb, fresh, "python3", "-c", code) }),
+			plain(string(e)+"-fresh", func() { cpu.add(string(e)+"-fresh", source(b, sb, fresh, "python3", "-c", code)) }),
 			contender{string(e) + "-parked", func(b *testing.B) (func(), func()) {
 				p, ok := isolation.As[isolation.Preparer](sb)
 				if !ok {
@@ -90,23 +107,26 @@ func BenchmarkPythonWASM(b *testing.B) {
 					b.Fatal(err)
 				}
 				// What the start of the run before left to do is not the next one's.
-				return func() { source(b, sb, nil, "python3", "-c", code) }, func() { time.Sleep(5 * time.Millisecond) }
+				return func() { cpu.add(string(e)+"-parked", source(b, sb, nil, "python3", "-c", code)) }, func() { time.Sleep(5 * time.Millisecond) }
 			}},
 		)
 	}
 	compare(b, 0, all...)
+	cpu.report(b)
 }
 
 // BenchmarkJavaScriptWASM: a JavaScript one-liner in a worker that is there.
 func BenchmarkJavaScriptWASM(b *testing.B) {
 	var all []contender
+	cpu := cpuTimes{}
 	for _, e := range []wasm.Engine{wasm.Wasmtime, wasm.Wazero} {
 		sb := sandboxOf(b, interpreted(b, e), isolation.Arbitrary, "js")
-		run := func() { source(b, sb, nil, "node", "-e", "console.log(6*7)") }
+		run := func() { cpu.add(string(e), source(b, sb, nil, "node", "-e", "console.log(6*7)")) }
 		run()
 		all = append(all, plain(string(e), run))
 	}
 	compare(b, 0, all...)
+	cpu.report(b)
 }
 
 // BenchmarkParkedPython: the private memory of a worker in which Python waits.
