@@ -49,6 +49,16 @@ func stateDir(c *cobra.Command) (string, error) {
 	return dir, nil
 }
 
+// allowedEngines is what the operator allows: by flag, else by environment. None
+// is no bound.
+func allowedEngines(c *cobra.Command) []string {
+	list, _ := c.Flags().GetStringSlice("allow-engines") // there is such a flag
+	if len(list) == 0 {
+		list = strings.FieldsFunc(os.Getenv("AXO_ALLOW_ENGINES"), func(r rune) bool { return r == ',' || r == ' ' })
+	}
+	return list
+}
+
 // openEngine makes the engine with all drivers. The caller closes it.
 func openEngine(c *cobra.Command) (*engine.Engine, error) {
 	dir, err := stateDir(c)
@@ -59,7 +69,7 @@ func openEngine(c *cobra.Command) (*engine.Engine, error) {
 	if err != nil {
 		return nil, &statusError{exitEngine, err}
 	}
-	e, err := engine.New(engine.Config{Registry: reg, StateDir: dir})
+	e, err := engine.New(engine.Config{Registry: reg, StateDir: dir, Policy: engine.Policy{Engines: allowedEngines(c)}})
 	if err != nil {
 		for _, r := range reg.All() {
 			_ = r.Driver.Close()
