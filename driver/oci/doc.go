@@ -14,6 +14,16 @@
 // host made; a pidfd of each comes back. From then on the host holds the
 // limits, as for any of its processes: see driver/internal/proc.
 //
+// # Containers by other programs
+//
+// The engines of [Runtimes] have an OCI runtime make the container, from the same
+// document. Its first process is the guest as well, by a mount, on the same
+// connection, which it inherits; what the guest does for each program, the control
+// groups and so the limits are the same. The bundle is in a mount namespace of the
+// runtime's own, and what the runtime notes is in a directory of the container's
+// own: both go with it. Into gVisor no descriptors are passed: there all goes
+// through frames, and the whole sandbox is what the control group bounds.
+//
 // What comes from the guest is taken for hostile: frames are bounded, a pidfd
 // counts only if its process is a member of the sandbox.
 package oci
