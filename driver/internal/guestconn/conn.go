@@ -322,43 +322,49 @@ func (c *Conn) write() {
 // request is a question with one answer.
 type request struct {
 	want   wire.Type
-	answer chan error
-	body   []byte // of the answer
+	answer chan answer
+}
+
+type answer struct {
+	body []byte
+	err  error
 }
 
 func (r *request) frame(f wire.Frame) error {
 	switch f.Type {
 	case r.want:
-		r.body = bytes.Clone(f.Body)
-		r.done(nil)
+		r.done(answer{body: bytes.Clone(f.Body)})
 	case wire.Fail:
-		r.done(failure(f.Body))
+		r.done(answer{err: failure(f.Body)})
 	default:
 		return fmt.Errorf("%w: %s in answer to %s", wire.ErrProtocol, f.Type, r.want)
 	}
 	return nil
 }
 
-func (r *request) lost(err error) { r.done(fmt.Errorf("%w (%w)", err, isolation.ErrUnavailable)) }
+func (r *request) lost(err error) {
+	r.done(answer{err: fmt.Errorf("%w (%w)", err, isolation.ErrUnavailable)})
+}
 
-func (r *request) done(err error) {
+// done gives the answer. A guest may send more than one; the first counts.
+func (r *request) done(a answer) {
 	select {
-	case r.answer <- err:
-	default: // it has one
+	case r.answer <- a:
+	default:
 	}
 }
 
 // ask sends a request and waits for its answer.
 func (c *Conn) ask(ctx context.Context, kind, want wire.Type, body []byte) ([]byte, error) {
-	r := &request{want: want, answer: make(chan error, 1)}
+	r := &request{want: want, answer: make(chan answer, 1)}
 	var stream uint32
 	if err := c.begin(r, func(n uint32) { stream = n }, kind, body); err != nil {
 		return nil, err
 	}
 	defer c.forget(stream)
 	select {
-	case err := <-r.answer:
-		return r.body, err
+	case a := <-r.answer:
+		return a.body, a.err
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
