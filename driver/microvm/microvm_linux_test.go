@@ -118,8 +118,8 @@ func TestJail(t *testing.T) {
 	}
 }
 
-// TestPanic: the death of the guest's kernel is not the program's.
-func TestPanic(t *testing.T) {
+// TestLost: the death of QEMU is not the program's.
+func TestLost(t *testing.T) {
 	d := newDriver(t, config(t))
 	sb := create(t, d, "lost", isolation.Spec{})
 	p, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"/bin/sleep", "1000"}}, isolation.Stdio{})
