@@ -350,31 +350,38 @@ func BenchmarkIdleWorker(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			e := newEngine(b)
 			timed(b, func() { succeed(b, e, request(path, deadline)) })
-			time.Sleep(200 * time.Millisecond) // it gives memory back when it has nothing to do
-			total, n := 0, 0
-			for _, pid := range workers(b) {
-				f, err := os.ReadFile(filepath.Join("/proc", pid, "smaps_rollup"))
-				if err != nil {
-					continue // a spare that was not needed
-				}
-				n++
-				for line := range strings.Lines(string(f)) {
-					var kb int
-					if strings.HasPrefix(line, "Private_") {
-						if _, err := fmt.Sscanf(line[strings.IndexByte(line, ':')+1:], "%d", &kb); err != nil {
-							b.Fatal(err)
-						}
-						total += kb
-					}
-				}
-			}
-			if n == 0 {
-				b.Fatal("no worker")
-			}
-			b.ReportMetric(float64(total)/1024/float64(n), "private-MiB/worker")
-			b.ReportMetric(float64(n), "workers")
+			reportIdle(b)
 		})
 	}
+}
+
+// reportIdle reports the private memory of the workers that are there, once they
+// have nothing to do.
+func reportIdle(b *testing.B) {
+	b.Helper()
+	time.Sleep(200 * time.Millisecond) // it gives memory back when it has nothing to do
+	total, n := 0, 0
+	for _, pid := range workers(b) {
+		f, err := os.ReadFile(filepath.Join("/proc", pid, "smaps_rollup"))
+		if err != nil {
+			continue // a spare that was not needed
+		}
+		n++
+		for line := range strings.Lines(string(f)) {
+			var kb int
+			if strings.HasPrefix(line, "Private_") {
+				if _, err := fmt.Sscanf(line[strings.IndexByte(line, ':')+1:], "%d", &kb); err != nil {
+					b.Fatal(err)
+				}
+				total += kb
+			}
+		}
+	}
+	if n == 0 {
+		b.Fatal("no worker")
+	}
+	b.ReportMetric(float64(total)/1024/float64(n), "private-MiB/worker")
+	b.ReportMetric(float64(n), "workers")
 }
 
 // workers lists the children of this process that run axo-wasm.

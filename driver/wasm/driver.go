@@ -1,6 +1,6 @@
 // Package wasm is the WASM tier: WebAssembly modules (WASI preview 1 commands,
-// and with Wasmtime WASI preview 2 components) in jailed worker processes. A module never runs in the calling process: so a
-// deadline is a kill, a module that spins freezes nothing, and a fault of the
+// and with Wasmtime WASI preview 2 components) in jailed worker processes. A
+// module never runs in the calling process: so a deadline is a kill, a module that spins freezes nothing, and a fault of the
 // engine meets a second wall. See PROTOCOL.md of guest/wire for how the two
 // sides speak, and docs/SECURITY-MODEL.md for what the walls stop.
 package wasm
@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/axocoatl/isolation"
 )
@@ -115,6 +116,9 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (_ 
 		return nil, err
 	}
 	for _, m := range spec.Mounts {
+		if s.src.component && !utf8.ValidString(m.Destination) {
+			return nil, fmt.Errorf("mount %q: names of a component are UTF-8: %w", m.Destination, isolation.ErrInvalidArgument)
+		}
 		dir, err := openDir(m.Source)
 		if err != nil {
 			return nil, err

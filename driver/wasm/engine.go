@@ -51,8 +51,8 @@ var descriptions = map[Engine]description{
 	},
 	Wasmtime: {
 		name: Wasmtime, version: wasmtimeVersion, program: "axo-wasmtime", make: "make wasmtime",
-		layout: layout{module: "module.cwasm"}, format: 1,
-		fuel: "counted by the engine", linuxOnly: true,
+		layout: layout{module: "module.cwasm"}, format: 2,
+		fuel: "counted by the engine", linuxOnly: true, components: true,
 	},
 }
 

@@ -49,7 +49,9 @@ var traps = []string{"abs", "rel", "up/canary", "chain", "sub/deep", "dirabs/can
 // made, changed or removed.
 func TestEscapes(t *testing.T) { eachEngine(t, testEscapes) }
 
-func testEscapes(t *testing.T, e Engine) {
+func testEscapes(t *testing.T, e Engine) { escapes(t, newDriver(t, e), testprog.Go(t, "rawfs")) }
+
+func escapes(t *testing.T, d *Driver, program string) {
 	read := func(path string) []string { return []string{"open", path, "0", "r", "1"} }
 	write := func(path string, oflags string) []string { return []string{"open", path, oflags, "w", "1"} }
 	const create, truncate = "1", "8" // WASI oflags
@@ -96,8 +98,7 @@ func testEscapes(t *testing.T, e Engine) {
 		"stat through link":      {"stat", "rel", "1"},
 		"readlink outside":       {"readlink", "up/in/abs"},
 	}
-	d := newDriver(t, e)
-	spec := wasmSpec(testprog.Go(t, "rawfs"))
+	spec := wasmSpec(program)
 	for _, readOnly := range []bool{false, true} {
 		for name, args := range attempts {
 			t.Run(fmt.Sprintf("%s/readonly=%t", name, readOnly), func(t *testing.T) {

@@ -20,10 +20,11 @@ import (
 // source is a module before it is compiled: its digest, and where its bytes
 // are.
 type source struct {
-	digest [sha256.Size]byte
-	size   int64
-	path   string // or
-	data   []byte
+	digest    [sha256.Size]byte
+	size      int64
+	path      string // or
+	data      []byte
+	component bool
 }
 
 // digests remembers the digest of files that did not change, so that a warm
@@ -36,8 +37,9 @@ type digests struct {
 }
 
 type knownFile struct {
-	id     fileID
-	digest [sha256.Size]byte
+	id        fileID
+	digest    [sha256.Size]byte
+	component bool
 }
 
 // maxKnown bounds digests.known; past it the map starts anew.
@@ -49,10 +51,11 @@ func (d *digests) resolve(ctx context.Context, m isolation.Module) (source, erro
 	var err error
 	switch {
 	case m.Data != nil:
-		if err := d.sniff(m.Data[:min(len(m.Data), sniffLen)], int64(len(m.Data))); err != nil {
+		component, err := d.sniff(m.Data[:min(len(m.Data), sniffLen)], int64(len(m.Data)))
+		if err != nil {
 			return source{}, err
 		}
-		s = source{digest: sha256.Sum256(m.Data), size: int64(len(m.Data)), data: m.Data}
+		s = source{digest: sha256.Sum256(m.Data), size: int64(len(m.Data)), data: m.Data, component: component}
 	case m.Path != "":
 		if s, err = d.file(ctx, m.Path); err != nil {
 			return source{}, err
@@ -68,22 +71,24 @@ func (d *digests) resolve(ctx context.Context, m isolation.Module) (source, erro
 
 const sniffLen = 16
 
-func (d *digests) sniff(prefix []byte, size int64) error {
-	err := rewrite.Sniff(prefix, size)
-	if d.components && rewrite.IsKind(err, rewrite.Component) {
-		err = nil
-	}
-	if err != nil {
-		class := isolation.ErrInvalidArgument
-		if rewrite.IsKind(err, rewrite.Component, rewrite.Unsupported) {
-			class = isolation.ErrUnsupported
-		}
-		return fmt.Errorf("module: %w: %w", err, class)
+// sniff refuses what is no module for this engine, and reports whether it is a
+// component.
+func (d *digests) sniff(prefix []byte, size int64) (component bool, err error) {
+	err = rewrite.Sniff(prefix, size)
+	component = rewrite.IsKind(err, rewrite.Component)
+	switch {
+	case component && d.components:
+	case component:
+		return true, &isolation.UnsupportedError{Feature: "a WebAssembly component on the engine " + string(Wazero), Need: "the engine " + string(Wasmtime) + " (" + descriptions[Wasmtime].make + ")"}
+	case rewrite.IsKind(err, rewrite.Unsupported):
+		return false, fmt.Errorf("module: %w: %w", err, isolation.ErrUnsupported)
+	case err != nil:
+		return false, fmt.Errorf("module: %w: %w", err, isolation.ErrInvalidArgument)
 	}
 	if size > worker.MaxModule {
-		return fmt.Errorf("module has %d bytes, at most %d are taken: %w", size, worker.MaxModule, isolation.ErrInvalidArgument)
+		return component, fmt.Errorf("module has %d bytes, at most %d are taken: %w", size, worker.MaxModule, isolation.ErrInvalidArgument)
 	}
-	return nil
+	return component, nil
 }
 
 func (d *digests) file(ctx context.Context, path string) (source, error) {
@@ -101,13 +106,14 @@ func (d *digests) file(ctx context.Context, path string) (source, error) {
 	known, ok := d.known[path]
 	d.mu.Unlock()
 	if ok && known.id == id {
-		return source{known.digest, info.Size(), path, nil}, nil
+		return source{digest: known.digest, size: info.Size(), path: path, component: known.component}, nil
 	}
 	prefix := make([]byte, min(sniffLen, info.Size()))
 	if _, err := f.ReadAt(prefix, 0); err != nil && err != io.EOF {
 		return source{}, fmt.Errorf("module: %w", err)
 	}
-	if err := d.sniff(prefix, info.Size()); err != nil {
+	component, err := d.sniff(prefix, info.Size())
+	if err != nil {
 		return source{}, fmt.Errorf("%s: %w", path, err)
 	}
 	h := sha256.New()
@@ -121,7 +127,7 @@ func (d *digests) file(ctx context.Context, path string) (source, error) {
 	if err != nil {
 		return source{}, fmt.Errorf("module %s: %w", path, err)
 	}
-	s := source{size: n, path: path}
+	s := source{size: n, path: path, component: component}
 	h.Sum(s.digest[:0])
 	if !id.settled() {
 		// Another change could still leave the same times.
@@ -132,7 +138,7 @@ func (d *digests) file(ctx context.Context, path string) (source, error) {
 	if d.known == nil || len(d.known) >= maxKnown {
 		d.known = map[string]knownFile{}
 	}
-	d.known[path] = knownFile{id, s.digest}
+	d.known[path] = knownFile{id, s.digest, component}
 	return s, nil
 }
 

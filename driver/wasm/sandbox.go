@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/guest/wire"
@@ -105,6 +106,13 @@ func (s *sandbox) check(ctx context.Context, ps isolation.ProcessSpec) error {
 		return unsupported("a user", "a container or a microVM: a module has no user")
 	case ps.Terminal:
 		return unsupported("a terminal", "a container or a microVM")
+	}
+	if s.src.component {
+		for _, text := range slices.Concat(ps.Args, ps.Env) {
+			if !utf8.ValidString(text) {
+				return fmt.Errorf("%q: arguments and environment of a component are UTF-8: %w", text, isolation.ErrInvalidArgument)
+			}
+		}
 	}
 	return s.dialect.check(s.spec.SourceLanguage(), ps.Args)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -19,14 +20,21 @@ const noTool = 3
 // BuildWasmtime returns the path of the wasmtime worker: one that is named by
 // AXO_WASMTIME_WORKER_PATH, as axo takes it, or one that is built now.
 var BuildWasmtime = sync.OnceValues(func() (string, error) {
-	if path := os.Getenv("AXO_WASMTIME_WORKER_PATH"); path != "" {
-		return path, nil
+	if named := os.Getenv("AXO_WASMTIME_WORKER_PATH"); named != "" {
+		return named, nil
 	}
+	return buildNative("build")
+})
+
+var buildComponentize = sync.OnceValues(func() (string, error) { return buildNative("componentize") })
+
+// buildNative has scripts/wasmtime.sh build one of its programs.
+func buildNative(what string) (string, error) {
 	_, here, _, ok := runtime.Caller(0)
 	if !ok {
 		return "", errors.New("the source of this package is not known")
 	}
-	cmd := exec.Command(filepath.Join(filepath.Dir(here), "..", "..", "scripts", "wasmtime.sh"))
+	cmd := exec.Command(filepath.Join(filepath.Dir(here), "..", "..", "scripts", "wasmtime.sh"), what)
 	var out, says bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &says
 	err := cmd.Run()
@@ -38,7 +46,45 @@ var BuildWasmtime = sync.OnceValues(func() (string, error) {
 		return "", fmt.Errorf("%s: %w\n%s", cmd, err, says.Bytes())
 	}
 	return strings.TrimSpace(out.String()), nil
-})
+}
+
+// Component returns the path of a WASI preview 2 command component, made of the
+// WASI preview 1 module at a path.
+func Component(t testing.TB, module string) string { t.Helper(); return need(t, componentize, module) }
+
+// ComponentWat returns the path of the component in testdata/component/NAME.wat.
+func ComponentWat(t testing.TB, name string) string {
+	t.Helper()
+	return need(t, func(name string) (string, error) {
+		text, err := sources.ReadFile(path.Join("testdata/component", name+".wat"))
+		if err != nil {
+			return "", fmt.Errorf("test program %q: %w", name, err)
+		}
+		dir := t.TempDir()
+		from := filepath.Join(dir, name+".wat")
+		if err := os.WriteFile(from, text, 0o600); err != nil {
+			return "", err
+		}
+		return componentize(from)
+	}, name)
+}
+
+// componentize makes a component of a module, or of the text of one.
+func componentize(from string) (string, error) {
+	tool, err := buildComponentize()
+	if err != nil {
+		return "", err
+	}
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return "", err
+	}
+	name := strings.TrimSuffix(filepath.Base(from), filepath.Ext(from)) + ".component.wasm"
+	// The path of the tool has the versions that it is made of.
+	return cached(name, fmt.Appendf(nil, "%s %s", tool, b), func(out string) error {
+		return run(exec.Command(tool, from, out))
+	})
+}
 
 // Wasmtime returns the path of the wasmtime worker.
 func Wasmtime(t testing.TB) string {

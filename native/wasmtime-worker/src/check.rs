@@ -3,9 +3,9 @@
 
 use std::fmt;
 
-use wasmparser::{BinaryReaderError, ExternalKind, Operator, Parser, Payload, TypeRef};
+use wasmparser::{BinaryReaderError, ComponentTypeRef, ExternalKind, Operator, Parser, Payload, TypeRef};
 
-use crate::wasi;
+use crate::{p2, wasi};
 
 /// The largest module in bytes.
 pub const MAX_MODULE: u64 = 256 << 20;
@@ -91,6 +91,8 @@ pub fn check(binary: &[u8]) -> Result<Info, Refusal> {
     let mut bad_imports = Vec::new();
     let mut command = false;
     let mut start = None;
+    // How deep the part that is read lies inside of others.
+    let mut depth = 0u32;
     for payload in Parser::new(0).parse_all(binary) {
         match payload? {
             Payload::TypeSection(s) => count(&mut n.types, s.count(), TYPES, "types")?,
@@ -129,32 +131,49 @@ pub fn check(binary: &[u8]) -> Result<Info, Refusal> {
             Payload::ElementSection(s) => count(&mut n.segments, s.count(), SEGMENTS, "segments")?,
             Payload::DataSection(s) => count(&mut n.segments, s.count(), SEGMENTS, "segments")?,
             Payload::CodeSectionEntry(body) => check_body(&body)?,
-            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => count(&mut n.parts, 1, PARTS, "parts")?,
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => {
+                depth += 1;
+                count(&mut n.parts, 1, PARTS, "parts")?;
+            }
+            Payload::End(_) => depth = depth.saturating_sub(1),
             Payload::InstanceSection(s) => count(&mut n.parts, s.count(), PARTS, "parts")?,
             Payload::ComponentInstanceSection(s) => count(&mut n.parts, s.count(), PARTS, "parts")?,
             Payload::ComponentTypeSection(s) => count(&mut n.types, s.count(), TYPES, "types")?,
             Payload::CoreTypeSection(s) => count(&mut n.types, s.count(), TYPES, "types")?,
             Payload::ComponentAliasSection(s) => count(&mut n.exports, s.count(), EXPORTS, "aliases")?,
             Payload::ComponentCanonicalSection(s) => count(&mut n.functions, s.count(), FUNCTIONS, "functions")?,
-            Payload::ComponentImportSection(s) => count(&mut n.imports, s.count(), IMPORTS, "imports")?,
-            Payload::ComponentExportSection(s) => count(&mut n.exports, s.count(), EXPORTS, "exports")?,
+            Payload::ComponentImportSection(s) => {
+                count(&mut n.imports, s.count(), IMPORTS, "imports")?;
+                for im in s {
+                    let im = im?;
+                    let there = matches!(im.ty, ComponentTypeRef::Instance(_)) && p2::provides(im.name.name);
+                    // Of a part inside it is the component's business.
+                    if depth == 0 && !there {
+                        bad_imports.push(format!("{:.100}", im.name.name));
+                    }
+                }
+            }
+            Payload::ComponentExportSection(s) => {
+                count(&mut n.exports, s.count(), EXPORTS, "exports")?;
+                for e in s {
+                    command |= depth == 0 && p2::is_run(e?.name.name);
+                }
+            }
             _ => {}
         }
     }
     info.has_start = start.is_some();
-    if info.component {
-        return Ok(info);
-    }
     if !command {
-        return Err(Refusal::new(INVALID, NO_START));
+        return Err(Refusal::new(INVALID, if info.component { NO_RUN } else { NO_START }));
     }
-    refuse_imports(bad_imports)?;
+    refuse_imports(bad_imports, info.component)?;
     Ok(info)
 }
 
 const NO_START: &str = "module exports no function _start: it is a library or a reactor, not a command";
+const NO_RUN: &str = "component exports no wasi:cli/run of version 0.2: it is no command, or one of another WASI";
 
-fn refuse_imports(mut bad: Vec<String>) -> Result<(), Refusal> {
+fn refuse_imports(mut bad: Vec<String>, component: bool) -> Result<(), Refusal> {
     const SHOW: usize = 10;
     if bad.is_empty() {
         return Ok(());
@@ -162,10 +181,12 @@ fn refuse_imports(mut bad: Vec<String>) -> Result<(), Refusal> {
     let more = if bad.len() > SHOW { format!(" and {} more", bad.len() - SHOW) } else { String::new() };
     bad.truncate(SHOW);
     let names: Vec<_> = bad.iter().map(|b| format!("{b:?}")).collect();
-    Err(Refusal::new(
-        UNSUPPORTED,
-        format!("module imports {}{more}: only the functions of {} are there", names.join(", "), wasi::MODULE),
-    ))
+    let (what, there) = if component {
+        ("component", "wasi:cli, clocks, filesystem, io, random and sockets of version 0.2 are there".into())
+    } else {
+        ("module", format!("only the functions of {} are there", wasi::MODULE))
+    };
+    Err(Refusal::new(UNSUPPORTED, format!("{what} imports {}{more}: {there}", names.join(", "))))
 }
 
 fn check_body(body: &wasmparser::FunctionBody<'_>) -> Result<(), Refusal> {

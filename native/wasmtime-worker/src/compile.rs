@@ -6,13 +6,14 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, openat};
+use wasmtime::component::Component;
 use wasmtime::{Engine, Module};
 
 use crate::check::{self, EXHAUSTED, INVALID, Info, MAX_MODULE, Refusal, UNSUPPORTED};
 use crate::conn::{Conn, Gone};
 use crate::engine::{self, ENGINE, Settings};
 use crate::jail::{self, Allow, Dir};
-use crate::run;
+use crate::run::Program;
 use crate::wire::{self, Compile, Compiled, Hello, Violation, kind};
 
 /// The one file of an artefact.
@@ -48,7 +49,7 @@ fn compile(fds: Vec<OwnedFd>, m: &Compile) -> Result<Compiled, Refusal> {
     };
     if m.jail {
         let allow = Allow { files: true, threads: true, file_caps: false };
-        jail::enter(&[Dir { fd: out.as_fd(), writable: true }], allow).map_err(|e| internal("jail", e))?;
+        jail::enter(&[Dir { fd: out.as_fd(), writable: true }], None, allow).map_err(|e| internal("jail", e))?;
     }
     let binary = read(module)?;
     let info = check::check(&binary)?;
@@ -84,16 +85,22 @@ fn read(module: OwnedFd) -> Result<Vec<u8>, Refusal> {
 
 /// Compiles, and checks that what comes out can be linked.
 fn build(engine: &Engine, binary: &[u8], info: &Info) -> Result<Vec<u8>, Refusal> {
-    if info.component {
-        return Err(Refusal::new(UNSUPPORTED, "components"));
+    // SAFETY, twice: these are the bytes that the compiler just made.
+    let (artefact, program) = if info.component {
+        let artefact = engine.precompile_component(binary).map_err(|e| judge(&e))?;
+        let c = unsafe { Component::deserialize(engine, &artefact) }.map_err(|e| internal("artefact", e))?;
+        (artefact, Program::component(engine, &c))
+    } else {
+        let artefact = engine.precompile_module(binary).map_err(|e| judge(&e))?;
+        let m = unsafe { Module::deserialize(engine, &artefact) }.map_err(|e| internal("artefact", e))?;
+        (artefact, Program::module(engine, &m))
+    };
+    match program {
+        Ok(_) => Ok(artefact),
+        // It asks for a function that this version of an interface lacks.
+        Err(e) if info.component => Err(Refusal::new(UNSUPPORTED, format!("component: {e:#}"))),
+        Err(e) => Err(Refusal::new(INVALID, format!("module: {e:#}"))),
     }
-    let artefact = engine.precompile_module(binary).map_err(|e| judge(&e))?;
-    // SAFETY: these are the bytes that the compiler just made.
-    let module = unsafe { Module::deserialize(engine, &artefact) }.map_err(|e| internal("artefact", e))?;
-    run::linker(engine)
-        .and_then(|l| l.instantiate_pre(&module))
-        .map_err(|e| Refusal::new(INVALID, format!("module: {e:#}")))?;
-    Ok(artefact)
 }
 
 /// Gives what the engine said its class.

@@ -36,6 +36,7 @@ fn base(s: Settings) -> Config {
         .wasm_component_model(s.component);
     c.consume_fuel(s.fuel);
     c.max_wasm_stack(WASM_STACK);
+    // No such stack is ever made, but the engine insists on its size.
     c.async_stack_size(WASM_STACK + HOST_STACK as usize);
     // Nobody reads traces of wasm frames; without them artefacts are smaller.
     c.wasm_backtrace_max_frames(None);

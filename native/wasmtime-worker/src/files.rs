@@ -4,8 +4,13 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, Timestamps, fstat, openat2, statat};
+use rustix::fs::{
+    Advice, AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, Timestamps, fadvise, fdatasync, fstat, fsync,
+    ftruncate, futimens, linkat, mkdirat, openat2, readlinkat, renameat, statat, symlinkat, unlinkat,
+};
 use rustix::io::Errno as Sys;
 
 use crate::conn::Gone;
@@ -107,15 +112,43 @@ pub enum Entry {
     File(OpenFile),
 }
 
+/// A descriptor of the kernel. The ones that a process opened are counted for
+/// as long as anything holds them.
+pub struct Opened {
+    fd: OwnedFd,
+    _ticket: Option<Ticket>,
+}
+
+impl AsFd for Opened {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+struct Ticket(Arc<AtomicU64>);
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 pub struct Directory {
-    pub fd: OwnedFd,
+    pub fd: Arc<Opened>,
     pub read_only: bool,
     /// Its name, if it was there from the start.
     pub preopen: Option<Vec<u8>>,
 }
 
+impl Directory {
+    /// A directory that is there from the start, under a name.
+    pub fn preopened(fd: OwnedFd, read_only: bool, name: Vec<u8>) -> Directory {
+        Directory { fd: Arc::new(Opened { fd, _ticket: None }), read_only, preopen: Some(name) }
+    }
+}
+
 pub struct OpenFile {
-    pub fd: OwnedFd,
+    pub fd: Arc<Opened>,
     pub read_only: bool,
     pub flags: u16,
     pub rights: u64,
@@ -127,7 +160,7 @@ pub struct OpenFile {
 pub struct Counts {
     pub max_written: u64,
     pub max_open: u64,
-    pub open: u64,
+    open: Arc<AtomicU64>,
     pub written: u64,
     pub read: u64,
     pub disk_hits: u64,
@@ -146,13 +179,13 @@ impl Counts {
         Ok(())
     }
 
-    fn open_one(&mut self) -> Result<(), Errno> {
-        if self.max_open > 0 && self.open >= self.max_open {
+    fn open_one(&mut self) -> Result<Ticket, Errno> {
+        if self.max_open > 0 && self.open.load(Ordering::Relaxed) >= self.max_open {
             self.file_hits += 1;
             return Err(MFILE);
         }
-        self.open += 1;
-        Ok(())
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Ok(Ticket(self.open.clone()))
     }
 }
 
@@ -206,12 +239,7 @@ impl Files {
     }
 
     pub fn close(&mut self, fd: u32) -> Result<(), Errno> {
-        let slot = self.table.get_mut(fd as usize).ok_or(BADF)?;
-        let e = slot.take().ok_or(BADF)?;
-        if matches!(e, Entry::File(_) | Entry::Dir(Directory { preopen: None, .. })) {
-            self.counts.open -= 1;
-        }
-        Ok(())
+        self.table.get_mut(fd as usize).and_then(Option::take).map(drop).ok_or(BADF)
     }
 
     pub fn renumber(&mut self, from: u32, to: u32) -> Result<(), Errno> {
@@ -255,40 +283,40 @@ impl Files {
         set(how.fdflags & fdflags::DSYNC != 0, OFlags::DSYNC);
         set(how.fdflags & (fdflags::SYNC | fdflags::RSYNC) != 0, OFlags::SYNC);
         let mode = if how.oflags & oflags::CREAT != 0 { 0o666 } else { 0 };
-        self.counts.open_one()?;
-        let opened = self.open_beneath(dir, &path, flags, mode, how, read_only);
-        let opened = opened.and_then(|e| self.insert(e));
-        if opened.is_err() {
-            self.counts.open -= 1;
+        let ticket = self.counts.open_one()?;
+        let fd = self.open_beneath(dir, &path, flags, mode)?;
+        let kind = FileType::from_raw_mode(fstat(&fd).map_err(errno)?.st_mode);
+        let fd = Arc::new(Opened { fd, _ticket: Some(ticket) });
+        self.insert(match kind {
+            FileType::Directory if how.write => return Err(ISDIR),
+            FileType::Directory => Entry::Dir(Directory { fd, read_only, preopen: None }),
+            FileType::RegularFile => Entry::File(OpenFile { fd, read_only, flags: how.fdflags, rights: how.rights }),
+            _ => return Err(PERM),
+        })
+    }
+
+    fn open_beneath(&mut self, dir: u32, path: &CString, flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
+        let opened = resolve(self.dir(dir)?.fd.as_fd(), path, flags, mode);
+        if matches!(opened, Err(MFILE)) {
+            // The process ran out of descriptors.
+            self.counts.file_hits += 1;
         }
         opened
     }
 
-    fn open_beneath(
-        &mut self,
-        dir: u32,
-        path: &CString,
-        flags: OFlags,
-        mode: u32,
-        how: &How,
-        read_only: bool,
-    ) -> Result<Entry, Errno> {
-        let fd = match resolve(self.dir(dir)?.fd.as_fd(), path, flags, mode) {
-            // The process ran out of descriptors.
-            Err(MFILE) => {
-                self.counts.file_hits += 1;
-                return Err(MFILE);
-            }
-            r => r?,
-        };
-        match FileType::from_raw_mode(fstat(&fd).map_err(errno)?.st_mode) {
-            FileType::Directory if how.write => Err(ISDIR),
-            FileType::Directory => Ok(Entry::Dir(Directory { fd, read_only, preopen: None })),
-            FileType::RegularFile => {
-                Ok(Entry::File(OpenFile { fd, read_only, flags: how.fdflags, rights: how.rights }))
-            }
-            _ => Err(PERM),
-        }
+    /// Opens a directory once more, to read it from its beginning.
+    pub fn reopen(&mut self, dir: u32) -> Result<Arc<Opened>, Errno> {
+        let ticket = self.counts.open_one()?;
+        let fd = self.open_beneath(dir, &c".".into(), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, 0)?;
+        Ok(Arc::new(Opened { fd, _ticket: Some(ticket) }))
+    }
+
+    /// The directories that were there from the start.
+    pub fn preopened(&self) -> impl Iterator<Item = (u32, &[u8])> {
+        self.table.iter().enumerate().filter_map(|(i, e)| match e {
+            Some(Entry::Dir(Directory { preopen: Some(name), .. })) => Some((i as u32, name.as_slice())),
+            _ => None,
+        })
     }
 
     /// Opens what holds the last element of `path`, for an operation on that.
@@ -312,6 +340,109 @@ impl Files {
         let above = CString::new(above).map_err(|_| INVAL)?;
         let fd = resolve(d.fd.as_fd(), &above, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, 0)?;
         Ok((fd, Last { name: CString::new(last).map_err(|_| INVAL)?, slash }))
+    }
+
+    /// Sets the size of a file. What that adds counts as written.
+    pub fn set_size(&mut self, fd: u32, size: u64) -> Result<(), Errno> {
+        let (f, counts) = self.file(fd)?;
+        if f.read_only {
+            return Err(BADF);
+        }
+        if size > i64::MAX as u64 {
+            return Err(INVAL);
+        }
+        let have = fstat(&f.fd).map_err(errno)?.st_size as u64;
+        counts.take(size.saturating_sub(have))?;
+        ftruncate(&f.fd, size).map_err(errno)
+    }
+
+    /// Sets the times of what is open.
+    pub fn set_open_times(&mut self, fd: u32, t: &Timestamps) -> Result<(), Errno> {
+        match self.get(fd)? {
+            Entry::File(f) if f.read_only => Err(ROFS),
+            Entry::Dir(d) if d.read_only => Err(ROFS),
+            Entry::File(f) => futimens(&f.fd, t).map_err(errno),
+            Entry::Dir(d) => futimens(&d.fd, t).map_err(errno),
+            _ => Err(BADF),
+        }
+    }
+
+    /// Has the kernel write a file, or what a directory lists, to its disk.
+    pub fn sync(&mut self, fd: u32, data_only: bool) -> Result<(), Errno> {
+        let fd = match self.get(fd)? {
+            Entry::File(f) => f.fd.as_fd(),
+            Entry::Dir(d) => d.fd.as_fd(),
+            _ => return Err(INVAL),
+        };
+        if data_only { fdatasync(fd) } else { fsync(fd) }.map_err(errno)
+    }
+
+    /// Tells how a part of a file will be used.
+    pub fn advise(&mut self, fd: u32, offset: u64, len: u64, advice: Advice) -> Result<(), Errno> {
+        let (f, _) = self.file(fd)?;
+        if offset > i64::MAX as u64 || len > i64::MAX as u64 {
+            return Err(INVAL);
+        }
+        fadvise(&f.fd, offset, std::num::NonZeroU64::new(len), advice).map_err(errno)
+    }
+
+    pub fn make_directory(&self, dir: u32, path: &[u8]) -> Result<(), Errno> {
+        let (parent, last) = self.parent_to_change(dir, path)?;
+        mkdirat(&parent, &last.name, Mode::from_raw_mode(0o777)).map_err(errno)
+    }
+
+    pub fn remove_directory(&self, dir: u32, path: &[u8]) -> Result<(), Errno> {
+        let (parent, last) = self.parent_to_change(dir, path)?;
+        unlinkat(&parent, &last.name, AtFlags::REMOVEDIR).map_err(errno)
+    }
+
+    pub fn remove_file(&self, dir: u32, path: &[u8]) -> Result<(), Errno> {
+        let (parent, last) = self.parent_to_change(dir, path)?;
+        last.check(&parent)?;
+        unlinkat(&parent, &last.name, AtFlags::empty()).map_err(errno)
+    }
+
+    pub fn rename(&self, dir: u32, path: &[u8], to: u32, new: &[u8]) -> Result<(), Errno> {
+        let (from_dir, from) = self.parent_to_change(dir, path)?;
+        let (to_dir, into) = self.parent_to_change(to, new)?;
+        from.check(&from_dir)?;
+        if into.slash {
+            // Only a directory can become one.
+            Last { name: from.name.clone(), slash: true }.check(&from_dir)?;
+        }
+        renameat(&from_dir, &from.name, &to_dir, &into.name).map_err(errno)
+    }
+
+    /// Makes a hard link. The last element of `path` is never followed.
+    pub fn link(&self, dir: u32, path: &[u8], to: u32, new: &[u8]) -> Result<(), Errno> {
+        let (from_dir, from) = self.parent_to_change(dir, path)?;
+        let (to_dir, into) = self.parent_to_change(to, new)?;
+        from.check(&from_dir)?;
+        if into.slash {
+            return Err(NOENT);
+        }
+        linkat(&from_dir, &from.name, &to_dir, &into.name, AtFlags::empty()).map_err(errno)
+    }
+
+    /// Makes a symbolic link, if its target stays beneath the directory.
+    pub fn symlink(&self, target: &[u8], dir: u32, link: &[u8]) -> Result<(), Errno> {
+        if !target_is_local(link, target) {
+            return Err(PERM);
+        }
+        let target = CString::new(target).map_err(|_| INVAL)?;
+        let (parent, last) = self.parent_to_change(dir, link)?;
+        if last.slash {
+            return Err(NOENT);
+        }
+        symlinkat(&target, &parent, &last.name).map_err(errno)
+    }
+
+    pub fn read_link(&self, dir: u32, path: &[u8]) -> Result<Vec<u8>, Errno> {
+        let (parent, last) = self.parent(dir, path)?;
+        if last.slash {
+            return Err(NOTDIR);
+        }
+        readlinkat(&parent, &last.name, Vec::new()).map(CString::into_bytes).map_err(errno)
     }
 
     /// The same, for an operation that changes the directory.
@@ -428,7 +559,7 @@ impl Files {
 /// Whether a link with this target leads to a place beneath the directory, by
 /// the names alone. The module could not follow another, but a program of the
 /// host that reads the directory later might.
-pub fn target_is_local(link: &[u8], target: &[u8]) -> bool {
+fn target_is_local(link: &[u8], target: &[u8]) -> bool {
     if target.first() == Some(&b'/') {
         return false;
     }

@@ -31,8 +31,9 @@ fn err(what: &str) -> io::Error {
     io::Error::new(e.kind(), format!("{what}: {e}"))
 }
 
-/// Restricts the process. What it returns is for people.
-pub fn enter(dirs: &[Dir<'_>], allow: Allow) -> io::Result<Walls> {
+/// Restricts the process. Of files, `dirs` stay reachable, and `file` to be read.
+/// What it returns is for people.
+pub fn enter(dirs: &[Dir<'_>], file: Option<BorrowedFd<'_>>, allow: Allow) -> io::Result<Walls> {
     if let Some(n) = threads()
         && n != 1
     {
@@ -41,7 +42,7 @@ pub fn enter(dirs: &[Dir<'_>], allow: Allow) -> io::Result<Walls> {
     let mut walls = Walls::default();
     drop_capabilities(allow.file_caps)?;
     walls.walls.push("capabilities: dropped, no_new_privs".into());
-    match landlock(dirs)? {
+    match landlock(dirs, file)? {
         Some(abi) => walls.walls.push(format!("landlock: ABI {abi}, {} directories reachable", dirs.len())),
         // The other walls stand: without mounts, seccomp leaves no way to open
         // a file at all.
@@ -141,9 +142,9 @@ struct PathBeneath {
     parent: i32,
 }
 
-/// Restricts the process to `dirs`. It returns the ABI that did it, or None
-/// where the kernel has no Landlock.
-fn landlock(dirs: &[Dir<'_>]) -> io::Result<Option<i64>> {
+/// Restricts the process to `dirs` and `file`. It returns the ABI that did it, or
+/// None where the kernel has no Landlock.
+fn landlock(dirs: &[Dir<'_>], file: Option<BorrowedFd<'_>>) -> io::Result<Option<i64>> {
     // SAFETY: the calls take what landlock(7) says; each pointer is to a value
     // that lives across the call.
     unsafe {
@@ -167,9 +168,9 @@ fn landlock(dirs: &[Dir<'_>]) -> io::Result<Option<i64>> {
             return Err(err("landlock_create_ruleset"));
         }
         let ruleset = OwnedFd::from_raw_fd(fd as i32);
-        for d in dirs {
-            let allowed = READ | if d.writable { WRITE } else { 0 };
-            let rule = PathBeneath { allowed: allowed & fs, parent: d.fd.as_raw_fd() };
+        let of_dirs = dirs.iter().map(|d| (d.fd, READ | if d.writable { WRITE } else { 0 }));
+        for (at, allowed) in of_dirs.chain(file.map(|f| (f, FS_READ_FILE))) {
+            let rule = PathBeneath { allowed: allowed & fs, parent: at.as_raw_fd() };
             let fd = ruleset.as_fd().as_raw_fd();
             if libc::syscall(libc::SYS_landlock_add_rule, fd, LANDLOCK_RULE_PATH_BENEATH, &raw const rule, 0u32) != 0 {
                 return Err(err("landlock_add_rule"));
@@ -249,6 +250,7 @@ const FILES: &[libc::c_long] = &[
     libc::SYS_pwrite64,
     libc::SYS_preadv,
     libc::SYS_pwritev,
+    libc::SYS_pwritev2,
     libc::SYS_ftruncate,
     libc::SYS_mkdirat,
     libc::SYS_unlinkat,

@@ -8,6 +8,7 @@ pub mod conn;
 pub mod engine;
 pub mod files;
 pub mod jail;
+pub mod p2;
 pub mod process;
 pub mod run;
 pub mod wasi;

@@ -175,25 +175,32 @@ impl Process {
 
     /// Waits for input until the timeout; None waits for ever.
     pub fn wait_input(&mut self, timeout: Option<Duration>) -> Result<bool, Gone> {
+        self.wait_until(timeout, Process::input_ready)
+    }
+
+    /// Waits for what frames from the host make true, until the timeout; None
+    /// waits for ever.
+    pub fn wait_until(&mut self, timeout: Option<Duration>, ready: impl Fn(&Process) -> bool) -> Result<bool, Gone> {
         let Some(timeout) = timeout else {
-            self.blocked(Process::input_ready)?;
+            self.blocked(ready)?;
             return Ok(true);
         };
         self.drain()?;
-        if self.input_ready() || timeout.is_zero() {
-            return Ok(self.input_ready());
+        if ready(self) || timeout.is_zero() {
+            return Ok(ready(self));
         }
         self.give_slot()?;
-        let deadline = Instant::now() + timeout;
-        while !self.input_ready() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || !self.conn.readable(Some(left)) {
+        // A time that no clock reaches is none.
+        let deadline = Instant::now().checked_add(timeout);
+        while !ready(self) {
+            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|l| l.is_zero()) || !self.conn.readable(left) {
                 break;
             }
             self.drain()?;
         }
         self.regain_slot()?;
-        Ok(self.input_ready())
+        Ok(ready(self))
     }
 
     /// Reads what is there; 0 is the end. It waits only if nothing is.
@@ -220,11 +227,16 @@ impl Process {
         Ok(n)
     }
 
-    pub fn has_credit(&self, which: Which) -> bool {
+    /// How many bytes may be written without waiting for the host.
+    pub fn credit(&self, which: Which) -> u64 {
         match which {
-            Which::Stdout => self.stdout.credit > 0,
-            Which::Stderr => self.stderr.credit > 0,
+            Which::Stdout => self.stdout.credit,
+            Which::Stderr => self.stderr.credit,
         }
+    }
+
+    pub fn has_credit(&self, which: Which) -> bool {
+        self.credit(which) > 0
     }
 
     /// Writes all of `b`, and waits for credit as often as that takes.

@@ -2,16 +2,18 @@
 //! own that was made before the process was asked for, and is used once.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
+use wasmtime::component::{self, Component, ComponentExportIndex};
 use wasmtime::{Engine, Instance, InstancePre, Linker, Module, ResourceLimiter, Result, Store, Trap, TypedFunc};
 
 use crate::conn::{Conn, Gone};
 use crate::engine::{self, ENGINE, MAX_TABLE, Settings};
 use crate::files::{Directory, Files};
 use crate::jail::{self, Allow, Dir};
+use crate::p2;
 use crate::process::{Process, next_exec};
 use crate::wasi::{self, ExitStatus, HasView, View};
 use crate::wire::{self, Cause, Exec, Exit, Hello, Load, Violation, Walls, kind};
@@ -34,8 +36,16 @@ pub struct Limits {
     pub memory: usize,
     pub used: usize,
     pub memory_hits: u64,
+    /// Elements of all tables.
+    pub elements: usize,
     pub table_hits: u64,
 }
+
+/// What a component may be put together of; a module is one instance, and has
+/// one memory.
+const MAX_INSTANCES: usize = 1_000;
+const MAX_TABLES: usize = 1_000;
+const MAX_MEMORIES: usize = 100;
 
 impl ResourceLimiter for Limits {
     fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> Result<bool> {
@@ -56,23 +66,86 @@ impl ResourceLimiter for Limits {
         Ok(())
     }
 
-    fn table_growing(&mut self, _: usize, desired: usize, maximum: Option<usize>) -> Result<bool> {
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> Result<bool> {
         if maximum.is_some_and(|m| desired > m) {
             return Ok(false);
         }
-        if desired > MAX_TABLE {
+        let total = (self.elements - current.min(self.elements)).saturating_add(desired);
+        if total > MAX_TABLE {
             self.table_hits += 1;
             return Ok(false);
         }
+        self.elements = total;
         Ok(true)
+    }
+
+    fn instances(&self) -> usize {
+        MAX_INSTANCES
+    }
+
+    fn tables(&self) -> usize {
+        MAX_TABLES
+    }
+
+    fn memories(&self) -> usize {
+        MAX_MEMORIES
     }
 }
 
-/// The functions that modules may import.
-pub fn linker(engine: &Engine) -> Result<Linker<Host>> {
-    let mut l = Linker::new(engine);
-    wasi::add_to_linker(&mut l)?;
-    Ok(l)
+/// Compiled code with all that it imports.
+pub enum Program {
+    Module(InstancePre<Host>),
+    Component(component::InstancePre<Host>, ComponentExportIndex),
+}
+
+/// What starts an instance of a program.
+enum Entry {
+    Module(TypedFunc<(), ()>),
+    Component(component::TypedFunc<(), (Result<(), ()>,)>),
+}
+
+impl Program {
+    /// Links a module with the functions of WASI.
+    pub fn module(engine: &Engine, m: &Module) -> Result<Program> {
+        let mut l = Linker::new(engine);
+        wasi::add_to_linker(&mut l)?;
+        Ok(Program::Module(l.instantiate_pre(m)?))
+    }
+
+    /// Links a command component with them.
+    pub fn component(engine: &Engine, c: &Component) -> Result<Program> {
+        let mut l = component::Linker::new(engine);
+        p2::add_to_linker(&mut l, c)?;
+        let run = p2::run_export(c).ok_or_else(|| wasmtime::Error::msg("there is no wasi:cli/run"))?;
+        Ok(Program::Component(l.instantiate_pre(c)?, run))
+    }
+
+    fn instantiate(&self, store: &mut Store<Host>) -> Result<Entry> {
+        match self {
+            Program::Module(pre) => {
+                let instance: Instance = pre.instantiate(&mut *store)?;
+                store.data_mut().view.memory = instance.get_memory(&mut *store, "memory");
+                Ok(Entry::Module(instance.get_typed_func(store, "_start")?))
+            }
+            Program::Component(pre, run) => {
+                let instance = pre.instantiate(&mut *store)?;
+                Ok(Entry::Component(instance.get_typed_func(store, run)?))
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn call(&self, store: &mut Store<Host>) -> Result<()> {
+        match self {
+            Entry::Module(f) => f.call(store, ()),
+            Entry::Component(f) => match f.call(store, ())?.0 {
+                Ok(()) => Ok(()),
+                // All that it tells of its failure.
+                Err(()) => Err(wasmtime::Error::new(ExitStatus(1))),
+            },
+        }
+    }
 }
 
 pub fn serve(mut conn: Conn) -> Result<(), Gone> {
@@ -103,8 +176,8 @@ struct Runner {
     load: Load,
     mounts: Vec<OwnedFd>,
     engine: Engine,
-    pre: InstancePre<Host>,
-    parked: Option<(Store<Host>, Instance)>,
+    program: Program,
+    parked: Option<(Store<Host>, Entry)>,
 }
 
 /// Bounds how long an idle worker may look for its next message without
@@ -126,7 +199,7 @@ impl Runner {
             let dirs: Vec<_> =
                 mounts.iter().zip(&load.mounts).map(|(fd, m)| Dir { fd: fd.as_fd(), writable: !m.read_only }).collect();
             let allow = Allow { files: true, threads: false, file_caps: with_files };
-            walls = jail::enter(&dirs, allow).map_err(text("jail"))?;
+            walls = jail::enter(&dirs, Some(artefact.as_fd()), allow).map_err(text("jail"))?;
         }
         let component = is_component(&artefact).map_err(text("artefact"))?;
         let settings = Settings { fuel: load.fuel, component };
@@ -138,10 +211,8 @@ impl Runner {
         };
         // SAFETY: the host verified that the artefact is what a compile worker
         // made of the module, and sealed it.
-        let module = unsafe { Module::deserialize_open_file(&engine, artefact) }
-            .map_err(|e| format!("load native code: {e:#}"))?;
-        let pre = linker(&engine).and_then(|l| l.instantiate_pre(&module)).map_err(|e| format!("module: {e:#}"))?;
-        let mut r = Runner { load, mounts, engine, pre, parked: None };
+        let program = unsafe { load_native(&engine, artefact, component) }?;
+        let mut r = Runner { load, mounts, engine, program, parked: None };
         if !r.load.has_start {
             r.parked = Some(r.instantiate(None).map_err(|(e, _)| format!("module: {e:#}"))?);
         }
@@ -161,7 +232,7 @@ impl Runner {
         let mut dirs = Vec::new();
         for (fd, m) in self.mounts.iter().zip(&self.load.mounts) {
             let fd = rustix::io::fcntl_dupfd_cloexec(fd, 0)?;
-            dirs.push(Directory { fd, read_only: m.read_only, preopen: Some(m.destination.clone()) });
+            dirs.push(Directory::preopened(fd, m.read_only, m.destination.clone()));
         }
         Ok(Files::new(dirs))
     }
@@ -172,21 +243,18 @@ impl Runner {
     fn instantiate(
         &self,
         with: Option<(Process, Limits, u64)>,
-    ) -> Result<(Store<Host>, Instance), (wasmtime::Error, Box<Option<Store<Host>>>)> {
+    ) -> Result<(Store<Host>, Entry), (wasmtime::Error, Box<Option<Store<Host>>>)> {
         let files = self.files().map_err(|e| (wasmtime::Error::new(e), Box::new(None)))?;
         let (process, limits, fuel) = match with {
             Some((p, l, f)) => (Some(p), l, f),
             None => (None, Limits { memory: self.memory(0), ..Limits::default() }, u64::MAX),
         };
-        let host = Host { view: View { memory: None, process, files }, limits };
-        let mut store = Store::new(&self.engine, host);
+        let mut store = Store::new(&self.engine, Host { view: View::new(process, files), limits });
         store.limiter(|h| &mut h.limits);
+        store.set_hostcall_fuel(p2::MAX_CALL);
         let made = if self.load.fuel { store.set_fuel(fuel) } else { Ok(()) };
-        match made.and_then(|()| self.pre.instantiate(&mut store)) {
-            Ok(i) => {
-                store.data_mut().view.memory = i.get_memory(&mut store, "memory");
-                Ok((store, i))
-            }
+        match made.and_then(|()| self.program.instantiate(&mut store)) {
+            Ok(entry) => Ok((store, entry)),
             Err(e) => Err((e, Box::new(Some(store)))),
         }
     }
@@ -205,23 +273,24 @@ impl Runner {
         let process = Process::new(conn, stream, m);
         let cpu = cpu_time();
         let (mut store, end) = match self.parked.take() {
-            Some((mut store, instance)) => {
+            Some((mut store, entry)) => {
                 let host = store.data_mut();
                 host.view.process = Some(process);
                 host.limits.memory = memory;
                 host.view.files.counts.max_open = files;
                 host.view.files.counts.max_written = disk;
-                let end = self.start(&mut store, &instance, fuel);
+                let fueled = if self.load.fuel { store.set_fuel(fuel) } else { Ok(()) };
+                let end = fueled.and_then(|()| entry.call(&mut store));
                 (store, end)
             }
             None => {
                 let limits = Limits { memory, ..Limits::default() };
                 match self.instantiate(Some((process, limits, fuel))) {
-                    Ok((mut store, instance)) => {
+                    Ok((mut store, entry)) => {
                         let counts = &mut store.data_mut().view.files.counts;
                         counts.max_open = files;
                         counts.max_written = disk;
-                        let end = self.call(&mut store, &instance);
+                        let end = entry.call(&mut store);
                         (store, end)
                     }
                     Err((e, store)) => match *store {
@@ -233,7 +302,7 @@ impl Runner {
         };
         let mut exit = match end {
             Ok(()) => Exit { cause: Cause::Exited, ..Exit::default() },
-            Err(e) => judge(e)?,
+            Err(e) => judge(e, matches!(self.program, Program::Component(..)))?,
         };
         if self.load.fuel {
             exit.fuel = fuel.saturating_sub(store.get_fuel().unwrap_or(0));
@@ -264,18 +333,26 @@ impl Runner {
         }
         Ok(process.conn)
     }
+}
 
-    fn start(&self, store: &mut Store<Host>, instance: &Instance, fuel: u64) -> Result<()> {
-        if self.load.fuel {
-            store.set_fuel(fuel)?;
+/// Loads native code.
+///
+/// # Safety
+/// The artefact is what a compile worker made, and nobody changes it.
+unsafe fn load_native(engine: &Engine, artefact: File, component: bool) -> Result<Program, String> {
+    let native = |e: wasmtime::Error| format!("load native code: {e:#}");
+    // SAFETY: the caller's word.
+    let program = unsafe {
+        if component {
+            // The engine maps a component by its name only. Mapped it must be: its
+            // memory is then a copy-on-write view of the file.
+            let name = format!("/proc/self/fd/{}", artefact.as_raw_fd());
+            Program::component(engine, &Component::deserialize_file(engine, name).map_err(native)?)
+        } else {
+            Program::module(engine, &Module::deserialize_open_file(engine, artefact).map_err(native)?)
         }
-        self.call(store, instance)
-    }
-
-    fn call(&self, store: &mut Store<Host>, instance: &Instance) -> Result<()> {
-        let f: TypedFunc<(), ()> = instance.get_typed_func(&mut *store, "_start")?;
-        f.call(store, ())
-    }
+    };
+    program.map_err(|e| format!("link: {e:#}"))
 }
 
 /// Looks at the header of an artefact, which is mapped for that.
@@ -297,8 +374,10 @@ fn cpu_time() -> u64 {
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }
 
-/// Turns the end of a call into an EXIT. An Err is the host's end.
-fn judge(e: wasmtime::Error) -> Result<Exit, Gone> {
+/// Turns the end of a call into an EXIT. An Err is the host's end. What a
+/// component hands to the host can be wrong in ways that are no trap of the
+/// engine's, and end it like one.
+fn judge(e: wasmtime::Error, component: bool) -> Result<Exit, Gone> {
     if let Some(s) = e.downcast_ref::<ExitStatus>() {
         return Ok(Exit { cause: Cause::Exited, code: s.0.into(), ..Exit::default() });
     }
@@ -310,12 +389,17 @@ fn judge(e: wasmtime::Error) -> Result<Exit, Gone> {
     Ok(match e.downcast_ref::<Trap>() {
         Some(Trap::OutOfFuel) => Exit { cause: Cause::Fuel, ..Exit::default() },
         Some(Trap::StackOverflow) => Exit { stack_hits: 1, ..trap("stack overflow") },
+        // The component model has many, which no other engine here has.
+        Some(t) if component && trap_text(*t) == OTHER => trap(&t.to_string()),
         Some(t) => trap(trap_text(*t)),
+        None if component => trap(crate::compile::first_bytes(&text, 1024)),
         None => {
             Exit { cause: Cause::Failed, detail: crate::compile::first_bytes(&text, 1024).into(), ..Exit::default() }
         }
     })
 }
+
+const OTHER: &str = "other";
 
 /// The names of traps, the same for every engine.
 fn trap_text(t: Trap) -> &'static str {
@@ -327,6 +411,6 @@ fn trap_text(t: Trap) -> &'static str {
         Trap::IntegerOverflow => "integer overflow",
         Trap::IntegerDivisionByZero => "integer divide by zero",
         Trap::BadConversionToInteger => "invalid conversion to integer",
-        _ => "other",
+        _ => OTHER,
     }
 }

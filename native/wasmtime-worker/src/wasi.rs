@@ -9,15 +9,13 @@ use std::os::fd::AsFd;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{
-    Advice, AtFlags, FallocateFlags, RawDir, SeekFrom, Timespec, Timestamps, fadvise, fallocate, fdatasync, fstat,
-    fsync, ftruncate, futimens, linkat, mkdirat, readlinkat_raw, renameat, seek, symlinkat, unlinkat,
-};
+use rustix::fs::{Advice, FallocateFlags, RawDir, SeekFrom, Timespec, Timestamps, fallocate, fstat, seek};
+use wasmtime::component::ResourceTable;
 use wasmtime::{Caller, Linker, Memory, Result};
 
 use crate::files::{
-    BADF, Directory, Entry, Errno, FAULT, Files, How, INVAL, NOENT, NOTDIR, NOTSUP, OVERFLOW, Outcome, PERM, ROFS,
-    Stop, fdflags, filestat, filetype, target_is_local,
+    BADF, Directory, Entry, Errno, FAULT, Files, How, INVAL, NOTSUP, OVERFLOW, Outcome, Stop, errno, fdflags, filestat,
+    filetype,
 };
 use crate::process::{Process, Which};
 
@@ -75,11 +73,22 @@ pub const FUNCTIONS: &[&str] = &[
 
 /// What a store holds for the functions here.
 pub struct View {
-    /// Of the instance, once there is one.
+    /// Of a module's instance, once there is one.
     pub memory: Option<Memory>,
     /// The run; there is none between two.
     pub process: Option<Process>,
     pub files: Files,
+    /// What a component has handles to, besides files.
+    pub handles: ResourceTable,
+}
+
+impl View {
+    pub fn new(process: Option<Process>, files: Files) -> View {
+        // A component has use for few; each costs memory here.
+        let mut handles = ResourceTable::new();
+        handles.set_max_capacity(1 << 16);
+        View { memory: None, process, files, handles }
+    }
 }
 
 /// Gives access to the view in a store's data.
@@ -106,6 +115,12 @@ impl Mem<'_> {
     fn bytes(&mut self, at: u32, len: u32) -> Result<&mut [u8], Errno> {
         let end = (at as usize).checked_add(len as usize).ok_or(FAULT)?;
         self.0.get_mut(at as usize..end).ok_or(FAULT)
+    }
+
+    /// The same, to look at only.
+    fn part(&self, at: u32, len: u32) -> Result<&[u8], Errno> {
+        let end = (at as usize).checked_add(len as usize).ok_or(FAULT)?;
+        self.0.get(at as usize..end).ok_or(FAULT)
     }
 
     fn u32(&mut self, at: u32) -> Result<u32, Errno> {
@@ -153,7 +168,7 @@ fn call<T: HasView>(c: &mut Caller<'_, T>, body: impl FnOnce(&mut Mem<'_>, &mut 
 }
 
 impl View {
-    fn process(&mut self) -> Outcome<&mut Process> {
+    pub fn process(&mut self) -> Outcome<&mut Process> {
         self.process.as_mut().ok_or_else(|| Stop::End(wasmtime::Error::msg("no process runs")))
     }
 }
@@ -261,19 +276,24 @@ fn environ_sizes_get(m: &mut Mem<'_>, v: &mut View, count: u32, size: u32) -> Ou
 
 // Clocks, randomness, and the rest that needs no file.
 
-const REALTIME: u32 = 0;
-const MONOTONIC: u32 = 1;
+pub const REALTIME: u32 = 0;
+pub const MONOTONIC: u32 = 1;
 
 /// Monotonic time begins at the start of the worker: the kernel's would tell
 /// how long the host has been up.
 static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// The instant at which monotonic time shows `t`, if there is one.
+pub fn instant(t: u64) -> Option<Instant> {
+    STARTED.checked_add(Duration::from_nanos(t))
+}
 
 /// Fixes the start of monotonic time.
 pub fn start_clock() {
     LazyLock::force(&STARTED);
 }
 
-fn now(id: u32) -> Result<u64, Errno> {
+pub fn now(id: u32) -> Result<u64, Errno> {
     match id {
         REALTIME => {
             let t = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
@@ -306,12 +326,16 @@ fn proc_raise(_: &mut Mem<'_>, _: &mut View, _signal: u32) -> Outcome<()> {
 }
 
 fn random_get(m: &mut Mem<'_>, _: &mut View, buf: u32, len: u32) -> Outcome<()> {
-    let mut into = m.bytes(buf, len)?;
+    Ok(fill_random(m.bytes(buf, len)?)?)
+}
+
+/// Fills a buffer with the kernel's random bytes.
+pub fn fill_random(mut into: &mut [u8]) -> Result<(), Errno> {
     while !into.is_empty() {
         match rustix::rand::getrandom(&mut *into, rustix::rand::GetRandomFlags::empty()) {
             Ok(n) => into = &mut into[n..],
             Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(errno(e)),
         }
     }
     Ok(())
@@ -416,17 +440,7 @@ fn fd_filestat_get(m: &mut Mem<'_>, v: &mut View, fd: u32, out: u32) -> Outcome<
 }
 
 fn fd_filestat_set_size(_: &mut Mem<'_>, v: &mut View, fd: u32, size: u64) -> Outcome<()> {
-    let (f, counts) = v.files.file(fd)?;
-    if f.read_only {
-        return Err(BADF.into());
-    }
-    if size > i64::MAX as u64 {
-        return Err(INVAL.into());
-    }
-    // What it adds counts as written.
-    let have = fstat(&f.fd)?.st_size as u64;
-    counts.take(size.saturating_sub(have))?;
-    Ok(ftruncate(&f.fd, size)?)
+    Ok(v.files.set_size(fd, size)?)
 }
 
 fn fd_allocate(_: &mut Mem<'_>, v: &mut View, fd: u32, offset: u64, len: u64) -> Outcome<()> {
@@ -459,14 +473,7 @@ fn times(atim: u64, mtim: u64, flags: u32) -> Result<Timestamps, Errno> {
 }
 
 fn fd_filestat_set_times(_: &mut Mem<'_>, v: &mut View, fd: u32, atim: u64, mtim: u64, flags: u32) -> Outcome<()> {
-    let t = times(atim, mtim, flags)?;
-    match v.files.get(fd)? {
-        Entry::File(f) if f.read_only => Err(ROFS.into()),
-        Entry::Dir(d) if d.read_only => Err(ROFS.into()),
-        Entry::File(f) => Ok(futimens(&f.fd, &t)?),
-        Entry::Dir(d) => Ok(futimens(&d.fd, &t)?),
-        _ => Err(BADF.into()),
-    }
+    Ok(v.files.set_open_times(fd, &times(atim, mtim, flags)?)?)
 }
 
 fn fd_advise(_: &mut Mem<'_>, v: &mut View, fd: u32, offset: u64, len: u64, advice: u32) -> Outcome<()> {
@@ -479,27 +486,15 @@ fn fd_advise(_: &mut Mem<'_>, v: &mut View, fd: u32, offset: u64, len: u64, advi
         5 => Advice::NoReuse,
         _ => return Err(INVAL.into()),
     };
-    let (f, _) = v.files.file(fd)?;
-    if offset > i64::MAX as u64 || len > i64::MAX as u64 {
-        return Err(INVAL.into());
-    }
-    Ok(fadvise(&f.fd, offset, std::num::NonZeroU64::new(len), advice)?)
+    Ok(v.files.advise(fd, offset, len, advice)?)
 }
 
 fn fd_sync(_: &mut Mem<'_>, v: &mut View, fd: u32) -> Outcome<()> {
-    match v.files.get(fd)? {
-        Entry::File(f) => Ok(fsync(&f.fd)?),
-        Entry::Dir(d) => Ok(fsync(&d.fd)?),
-        _ => Err(INVAL.into()),
-    }
+    Ok(v.files.sync(fd, false)?)
 }
 
 fn fd_datasync(_: &mut Mem<'_>, v: &mut View, fd: u32) -> Outcome<()> {
-    match v.files.get(fd)? {
-        Entry::File(f) => Ok(fdatasync(&f.fd)?),
-        Entry::Dir(d) => Ok(fdatasync(&d.fd)?),
-        _ => Err(INVAL.into()),
-    }
+    Ok(v.files.sync(fd, true)?)
 }
 
 fn fd_seek(m: &mut Mem<'_>, v: &mut View, fd: u32, offset: i64, whence: u32, out: u32) -> Outcome<()> {
@@ -728,19 +723,15 @@ fn path_open(
 }
 
 fn path_create_directory(m: &mut Mem<'_>, v: &mut View, fd: u32, path: u32, len: u32) -> Outcome<()> {
-    let (parent, last) = v.files.parent_to_change(fd, m.bytes(path, len)?)?;
-    Ok(mkdirat(&parent, &last.name, rustix::fs::Mode::from_raw_mode(0o777))?)
+    Ok(v.files.make_directory(fd, m.bytes(path, len)?)?)
 }
 
 fn path_remove_directory(m: &mut Mem<'_>, v: &mut View, fd: u32, path: u32, len: u32) -> Outcome<()> {
-    let (parent, last) = v.files.parent_to_change(fd, m.bytes(path, len)?)?;
-    Ok(unlinkat(&parent, &last.name, AtFlags::REMOVEDIR)?)
+    Ok(v.files.remove_directory(fd, m.bytes(path, len)?)?)
 }
 
 fn path_unlink_file(m: &mut Mem<'_>, v: &mut View, fd: u32, path: u32, len: u32) -> Outcome<()> {
-    let (parent, last) = v.files.parent_to_change(fd, m.bytes(path, len)?)?;
-    last.check(&parent)?;
-    Ok(unlinkat(&parent, &last.name, AtFlags::empty())?)
+    Ok(v.files.remove_file(fd, m.bytes(path, len)?)?)
 }
 
 fn path_rename(
@@ -753,14 +744,7 @@ fn path_rename(
     new: u32,
     new_len: u32,
 ) -> Outcome<()> {
-    let (from_dir, from) = v.files.parent_to_change(fd, m.bytes(path, len)?)?;
-    let (to_dir, into) = v.files.parent_to_change(to, m.bytes(new, new_len)?)?;
-    from.check(&from_dir)?;
-    if into.slash {
-        // Only a directory can become one.
-        crate::files::Last { name: from.name.clone(), slash: true }.check(&from_dir)?;
-    }
-    Ok(renameat(&from_dir, &from.name, &to_dir, &into.name)?)
+    Ok(v.files.rename(fd, m.part(path, len)?, to, m.part(new, new_len)?)?)
 }
 
 fn path_link(
@@ -774,16 +758,10 @@ fn path_link(
     new: u32,
     new_len: u32,
 ) -> Outcome<()> {
-    let (from_dir, from) = v.files.parent_to_change(fd, m.bytes(path, len)?)?;
-    let (to_dir, into) = v.files.parent_to_change(to, m.bytes(new, new_len)?)?;
     if flags & SYMLINK_FOLLOW != 0 {
         return Err(INVAL.into());
     }
-    from.check(&from_dir)?;
-    if into.slash {
-        return Err(NOENT.into());
-    }
-    Ok(linkat(&from_dir, &from.name, &to_dir, &into.name, AtFlags::empty())?)
+    Ok(v.files.link(fd, m.part(path, len)?, to, m.part(new, new_len)?)?)
 }
 
 fn path_symlink(
@@ -795,17 +773,7 @@ fn path_symlink(
     path: u32,
     len: u32,
 ) -> Outcome<()> {
-    let target = m.bytes(target, target_len)?.to_vec();
-    let link = m.bytes(path, len)?;
-    if !target_is_local(link, &target) {
-        return Err(PERM.into());
-    }
-    let target = std::ffi::CString::new(target).map_err(|_| INVAL)?;
-    let (parent, last) = v.files.parent_to_change(fd, link)?;
-    if last.slash {
-        return Err(NOENT.into());
-    }
-    Ok(symlinkat(&target, &parent, &last.name)?)
+    Ok(v.files.symlink(m.part(target, target_len)?, fd, m.part(path, len)?)?)
 }
 
 fn path_readlink(
@@ -818,14 +786,8 @@ fn path_readlink(
     buf_len: u32,
     out: u32,
 ) -> Outcome<()> {
-    let (parent, last) = v.files.parent(fd, m.bytes(path, len)?)?;
-    if last.slash {
-        return Err(NOTDIR.into());
-    }
-    let mut space = [std::mem::MaybeUninit::uninit(); libc::PATH_MAX as usize];
-    let (found, _) = readlinkat_raw(&parent, &last.name, &mut space)?;
+    let found = v.files.read_link(fd, m.bytes(path, len)?)?;
     let n = found.len().min(buf_len as usize);
-    let found = &*found;
     m.bytes(buf, buf_len)?[..n].copy_from_slice(&found[..n]);
     Ok(m.put32(out, n as u32)?)
 }

@@ -100,22 +100,22 @@ fn child(mode: &str) {
         "control" => {}
         "run" => {
             let loading = Allow { files: true, threads: false, file_caps: false };
-            jail::enter(&[], loading).expect("jail");
+            jail::enter(&[], None, loading).expect("jail");
             jail::seccomp(Allow { files: false, ..loading }).expect("second filter");
         }
         "mounts" => {
             let allow = Allow { files: true, threads: false, file_caps: false };
-            jail::enter(&[Dir { fd: dir.as_fd(), writable: true }], allow).expect("jail");
+            jail::enter(&[Dir { fd: dir.as_fd(), writable: true }], None, allow).expect("jail");
         }
         "compile" => {
             let allow = Allow { files: true, threads: true, file_caps: false };
-            jail::enter(&[Dir { fd: dir.as_fd(), writable: true }], allow).expect("jail");
+            jail::enter(&[Dir { fd: dir.as_fd(), writable: true }], None, allow).expect("jail");
         }
         "late" => {
             // With a thread running already the jail must refuse to be built.
             let t = std::thread::spawn(|| std::thread::sleep(std::time::Duration::from_secs(5)));
             let allow = Allow { files: true, threads: true, file_caps: false };
-            println!("late\tjail\t{}\t0", jail::enter(&[], allow).is_ok());
+            println!("late\tjail\t{}\t0", jail::enter(&[], None, allow).is_ok());
             println!("READY");
             drop(t);
             return;
@@ -214,14 +214,15 @@ fn every_thread_is_held(dir: &Path) {
 }
 
 /// A directory that was open before, and is not listed, is of no use
-/// afterwards; a listed one is, for what it is listed for.
+/// afterwards; a listed one is, for what it is listed for, and so is a file.
 fn landlock_child() {
     let base = PathBuf::from(std::env::var_os(DIR).expect("a directory"));
     let open = |n: &str| File::open(base.join(n)).expect("open");
     let (listed, writable, other) = (open("listed"), open("writable"), open("other"));
+    let alone = open("other/alone");
     let allow = Allow { files: true, threads: false, file_caps: false };
     let dirs = [Dir { fd: listed.as_fd(), writable: false }, Dir { fd: writable.as_fd(), writable: true }];
-    let walls = jail::enter(&dirs, allow).expect("jail");
+    let walls = jail::enter(&dirs, Some(alone.as_fd()), allow).expect("jail");
     if !walls.missing.is_empty() {
         println!("MISSING {:?}", walls.missing);
         return;
@@ -237,6 +238,10 @@ fn landlock_child() {
         let r = openat(dir, "f", flags | OFlags::CLOEXEC, Mode::empty());
         println!("{}\t{name}\t{:?}", r.is_ok() == works, r.err());
     }
+    for (name, flags, works) in [("file to read", OFlags::RDONLY, true), ("file to write", OFlags::WRONLY, false)] {
+        let r = openat(&other, "alone", flags | OFlags::CLOEXEC, Mode::empty());
+        println!("{}\t{name}\t{:?}", r.is_ok() == works, r.err());
+    }
 }
 
 fn landlock(dir: &Path) {
@@ -244,6 +249,7 @@ fn landlock(dir: &Path) {
         std::fs::create_dir(dir.join(d)).expect("mkdir");
         std::fs::write(dir.join(d).join("f"), "x").expect("write");
     }
+    std::fs::write(dir.join("other/alone"), "x").expect("write");
     let out = Command::new(std::env::current_exe().expect("this program"))
         .env(MODE, "landlock")
         .env(DIR, dir)
@@ -255,7 +261,7 @@ fn landlock(dir: &Path) {
         return;
     }
     let good = text.lines().filter(|l| l.starts_with("true")).count();
-    assert_eq!((good, text.lines().count()), (6, 6), "{text}{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!((good, text.lines().count()), (8, 8), "{text}{}", String::from_utf8_lossy(&out.stderr));
     println!("ok  landlock");
 }
 
