@@ -36,11 +36,15 @@ func wasmDriver(b *testing.B, e wasm.Engine) *wasm.Driver {
 	return d
 }
 
+// created numbers the sandboxes.
+var created int
+
 // warm returns a function that runs a module once on a worker that has it.
 func warm(b *testing.B, d *wasm.Driver, path string, limits isolation.Limits, stdin []byte, args ...string) func() {
 	b.Helper()
 	ctx := context.Background()
-	sb, err := d.Create(ctx, "bench-"+filepath.Base(path)+strconv.FormatUint(limits.Fuel, 10), request(path, limits).Spec)
+	created++
+	sb, err := d.Create(ctx, "bench-"+strconv.Itoa(created), request(path, limits).Spec)
 	if err != nil {
 		b.Fatal(err)
 	}
