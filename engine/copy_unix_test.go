@@ -154,8 +154,8 @@ func TestCopyIn(t *testing.T) {
 		defer root.Close()
 		return l, c.in(context.Background(), root, host, guest, 0)
 	}
-	l, err := in("d", "/work/d")
-	if err != nil || l.files["/work/d/x"] != "d/x" || l.files["/work/d/s/y"] != "d/s/y" || len(l.files) != 2 {
+	l, err := in("d", "/scratch/d")
+	if err != nil || l.files["/scratch/d/x"] != "d/x" || l.files["/scratch/d/s/y"] != "d/s/y" || len(l.files) != 2 {
 		t.Errorf("%v %v", l, err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "big"), bytes.Repeat([]byte("x"), 11), 0o644); err != nil {

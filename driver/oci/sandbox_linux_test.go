@@ -229,8 +229,8 @@ func testHostDirectory(t *testing.T, c oci.Config) {
 		}
 		return
 	}
-	spec := isolation.Spec{Mounts: []isolation.Mount{{Source: dir, Destination: "/work/data"}}}
-	r := sh(t, d, spec, isolation.ProcessSpec{Cwd: "/work/data"}, `stat -c %u . theirs roots; cat theirs; cat roots 2>&1 | grep -c denied; echo new > new; chmod 4755 new 2>&1 | grep -c .; mknod n p && rm n && mv new new2`)
+	spec := isolation.Spec{Mounts: []isolation.Mount{{Source: dir, Destination: "/scratch/data"}}}
+	r := sh(t, d, spec, isolation.ProcessSpec{Cwd: "/scratch/data"}, `stat -c %u . theirs roots; cat theirs; cat roots 2>&1 | grep -c denied; echo new > new; chmod 4755 new 2>&1 | grep -c .; mknod n p && rm n && mv new new2`)
 	if want := "1000\n1000\n65534\ntheirs\n1\n1\n"; r.out != want {
 		t.Errorf("%v %q, want %q", r.exit, r.out, want)
 	}

@@ -320,23 +320,23 @@ func TestMachine(t *testing.T) {
 	files = &guestconn.Files{Conn: c}
 
 	// A disk, for the sandbox's user.
-	mnt := &wire.MountMessage{Device: "vda", Target: "/work", Type: "ext4", Own: true}
+	mnt := &wire.MountMessage{Device: "vda", Target: "/scratch", Type: "ext4", Own: true}
 	if err := c.Mount(ctx, mnt); err != nil {
 		t.Fatal(err)
 	}
-	if r := shell(t, c, `echo data > /work/file && dd if=/dev/zero of=/work/big bs=1M count=100 2>/dev/null; rm /work/big; stat -c %u /work/file`); string(r.out) != "1000\n" {
+	if r := shell(t, c, `echo data > /scratch/file && dd if=/dev/zero of=/scratch/big bs=1M count=100 2>/dev/null; rm /scratch/big; stat -c %u /scratch/file`); string(r.out) != "1000\n" {
 		t.Errorf("%q %q", r.out, r.err)
 	}
 	for _, bad := range []wire.MountMessage{{Device: "../vda", Target: "/x", Type: "ext4"}, {Device: "vda", Target: "/", Type: "ext4"}, {Device: "vda", Target: "x", Type: "ext4"}} {
 		is(t, fmt.Sprintf("%+v", bad), c.Mount(ctx, &bad), isolation.ErrInvalidArgument)
 	}
-	if err := files.WriteFile(ctx, "/work/by-files", 0o600, strings.NewReader("by files")); err != nil {
+	if err := files.WriteFile(ctx, "/scratch/by-files", 0o600, strings.NewReader("by files")); err != nil {
 		t.Error(err)
 	}
-	if i, err := files.Stat(ctx, "/work/by-files"); err != nil || i.Mode() != fs.FileMode(0o600) || i.(isolation.FileInfo).UID != 1000 {
+	if i, err := files.Stat(ctx, "/scratch/by-files"); err != nil || i.Mode() != fs.FileMode(0o600) || i.(isolation.FileInfo).UID != 1000 {
 		t.Errorf("%+v, %v", i, err)
 	}
-	if err := c.Mount(ctx, &wire.MountMessage{Target: "/work", Remove: true}); err != nil {
+	if err := c.Mount(ctx, &wire.MountMessage{Target: "/scratch", Remove: true}); err != nil {
 		t.Error(err)
 	}
 	if err := c.Mount(ctx, mnt); err != nil {
