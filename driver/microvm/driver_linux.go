@@ -109,7 +109,7 @@ func (e *engine) Features() isolation.Features {
 			{Limit: isolation.LimitFuel, Reason: "native programs have no fuel"},
 		},
 		Options:   []isolation.Option{isolation.OptionCwd, isolation.OptionUser, isolation.OptionHostname, isolation.OptionTerminal},
-		Abilities: []string{isolation.AbilityPrepare, isolation.AbilityFiles, isolation.AbilityWatch},
+		Abilities: []string{isolation.AbilityPause, isolation.AbilityPrepare, isolation.AbilityFiles, isolation.AbilityWatch},
 	}
 	q, err := findQEMU(e.cfg)
 	if err == nil {

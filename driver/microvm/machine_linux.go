@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -34,6 +33,7 @@ type machine struct {
 	group *cgroup.Group // nil: none
 	vm    *qemu.Machine // nil: not started
 	dir   string        // of its sockets; "": none
+	still stillness
 
 	killed atomic.Bool // by this driver, for good
 	ending sync.Mutex  // one Remove at a time
@@ -103,23 +103,22 @@ func (e *engine) create(ctx context.Context, id string, spec isolation.Spec) (_ 
 
 // unlike makes what tells a machine from all others of its template.
 func unlike(spec isolation.Spec) *wire.SyncMessage {
-	random := func(n int) []byte {
-		b := make([]byte, n)
-		_, _ = rand.Read(b) // never fails
-		return b
-	}
 	u := random(16)
 	u[6], u[8] = u[6]&0x0f|0x40, u[8]&0x3f|0x80 // RFC 9562, version 4
-	r := spec.Resources
-	name := spec.Hostname
-	if name == "" {
-		name = "sandbox"
+	s := again(spec.Resources)
+	s.Hostname = spec.Hostname
+	if s.Hostname == "" {
+		s.Hostname = "sandbox"
 	}
-	return &wire.SyncMessage{
-		Entropy: random(wire.MinEntropy), Time: uint64(time.Now().UnixNano()), Hostname: name,
-		MachineID: hex.EncodeToString(random(16)), BootID: fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:]),
-		Token: random(wire.TokenBytes), Memory: uint64(r.MemoryBytes), Pids: uint64(r.Pids), MilliCPU: uint64(math.Ceil(r.CPUs * 1000)),
-	}
+	s.MachineID, s.BootID = hex.EncodeToString(random(16)), fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+	s.Token = random(wire.TokenBytes)
+	return s
+}
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails
+	return b
 }
 
 // account makes the journal's entry and the control group.
@@ -218,18 +217,20 @@ func (m *machine) Start(ctx context.Context, p *proc.Process) (proc.Task, error)
 	if err != nil {
 		return nil, err
 	}
-	return &task{Task: t, m: m, before: before}, nil
+	return &task{Task: t, m: m, before: before, over: make(chan struct{})}, nil
 }
 
 // task is a program whose machine ends if the guest does not end it.
 type task struct {
 	proc.Task
 	m      *machine
-	ended  atomic.Bool
-	killed atomic.Bool // its machine was, because the guest did not end it
+	over   chan struct{} // closed when it has ended
+	ended  atomic.Bool   // and before that
+	killed atomic.Bool   // its machine was, because the guest did not end it
 
 	before time.Duration // what QEMU had used when the program was started
 	most   atomic.Int64  // ns that it can have used, as of the last look
+	used   atomic.Int64  // ns that it had used, as of then
 }
 
 // obeys is how long a guest has to end a program.
@@ -237,7 +238,14 @@ const obeys = 5 * time.Second
 
 // CPU implements [proc.Task]. An emulated guest takes the time in which the host
 // had no processor for it for its programs' own: what QEMU has used bounds that.
-func (t *task) CPU() time.Duration { return t.bounded(t.Task.CPU()) }
+func (t *task) CPU() time.Duration {
+	if t.m.still.is.Load() {
+		return time.Duration(t.used.Load()) // a machine that stands still answers nothing
+	}
+	used := t.bounded(t.Task.CPU())
+	t.used.Store(int64(used))
+	return used
+}
 
 func (t *task) bounded(guest time.Duration) time.Duration {
 	if now := t.m.vm.CPU(); now > t.before {
@@ -254,10 +262,28 @@ func (t *task) Settle(st *proc.Status) {
 	st.CPU = t.bounded(st.CPU)
 }
 
+// Signal implements [proc.Task]. What does not end a program waits in a paused
+// machine.
+func (t *task) Signal(sig isolation.Signal) error {
+	err := t.Task.Signal(sig)
+	if err == nil && sig == isolation.SIGKILL && t.m.still.is.Load() {
+		go t.m.letEnd(t)
+	}
+	return err
+}
+
 func (t *task) Kill() {
 	t.Task.Kill()
+	if t.m.still.is.Load() {
+		go t.m.letEnd(t)
+		return
+	}
 	time.AfterFunc(obeys, func() {
-		if !t.ended.Load() {
+		switch {
+		case t.ended.Load():
+		case t.m.still.is.Load(): // paused before it could obey
+			t.m.letEnd(t)
+		default:
 			t.killed.Store(true)
 			t.m.vm.Kill()
 		}
@@ -267,6 +293,7 @@ func (t *task) Kill() {
 func (t *task) Wait() proc.Status {
 	st := t.Task.Wait()
 	t.ended.Store(true)
+	close(t.over)
 	if st.Lost && (t.m.killed.Load() || t.killed.Load()) {
 		// It is known what became of it: it ended with its machine.
 		st = proc.Status{Signal: isolation.SIGKILL, Forced: true, Ended: st.Ended, CPU: st.CPU}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/guest/wire"
@@ -25,6 +26,8 @@ type Conn struct {
 	live map[uint32]talker // nil: the connection has ended
 	err  error             // why, before gone is closed
 	gone chan struct{}     // closed when it has ended
+
+	still atomic.Bool
 
 	// Frames go through a queue: a guest that does not read holds up nobody but
 	// who sends it data.
@@ -128,6 +131,10 @@ func skipTo(r io.Reader, mark []byte) ([]byte, error) {
 	}
 	return nil, fmt.Errorf("%w: %d bytes, and no answer to the token", wire.ErrProtocol, maxSkip)
 }
+
+// Hold says that the guest stands still, or that it goes on: while it does nothing it
+// is not taken to have nothing more to say.
+func (c *Conn) Hold(still bool) { c.still.Store(still) }
 
 // Hello is what the guest said first.
 func (c *Conn) Hello() *wire.HelloMessage { return &c.hello }

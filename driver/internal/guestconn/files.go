@@ -49,7 +49,7 @@ func (f *Files) begin(m *wire.FileMessage) (*fileOp, error) {
 	m.User = f.User
 	o := &fileOp{c: f.Conn, answer: make(chan struct{}), credit: wire.InitialWindow}
 	o.change = sync.NewCond(&o.mu)
-	o.out = newOutput(wire.Stdout, func(kind wire.Type, body []byte) error { return o.c.send(kind, o.stream, body) })
+	o.out = newOutput(wire.Stdout, &o.c.still, func(kind wire.Type, body []byte) error { return o.c.send(kind, o.stream, body) })
 	return o, f.Conn.begin(o, func(n uint32) { o.stream = n }, wire.File, m.Append(nil))
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/axocoatl/isolation/guest/wire"
@@ -24,14 +25,16 @@ type Output struct {
 	quota    int    // what may still come once it was asked to finish
 	finish   *time.Timer
 	finished bool
+
+	still *atomic.Bool // the guest is: that it says nothing means nothing
 }
 
 // maxRest is what an output may have when it is asked to finish: what the guest
 // holds, and what is in a pipe.
 const maxRest = wire.InitialWindow + 64<<10
 
-func newOutput(kind wire.Type, send func(kind wire.Type, body []byte) error) *Output {
-	o := &Output{send: send, kind: kind}
+func newOutput(kind wire.Type, still *atomic.Bool, send func(kind wire.Type, body []byte) error) *Output {
+	o := &Output{send: send, kind: kind, still: still}
 	o.change = sync.NewCond(&o.mu)
 	return o
 }
@@ -107,6 +110,19 @@ func (o *Output) await() bool {
 	return len(o.buf) > 0
 }
 
+// impatient is called when nothing has come for a while.
+func (o *Output) impatient() {
+	if o.still.Load() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if !o.over {
+			o.finish.Reset(finishPatience)
+		}
+		return
+	}
+	o.hangUp()
+}
+
 // hangUp says that nothing comes any more.
 func (o *Output) hangUp() {
 	o.mu.Lock()
@@ -126,7 +142,7 @@ func (o *Output) Finish() bool {
 	defer o.mu.Unlock()
 	if o.finish == nil {
 		o.quota = maxRest
-		o.finish = time.AfterFunc(finishPatience, o.hangUp)
+		o.finish = time.AfterFunc(finishPatience, o.impatient)
 	}
 	return true
 }

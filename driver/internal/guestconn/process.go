@@ -41,7 +41,7 @@ func (c *Conn) newProcess(id string) *Process {
 	p := &Process{c: c, id: id, begun: make(chan struct{}), done: make(chan struct{})}
 	p.change = sync.NewCond(&p.mu)
 	send := func(kind wire.Type, body []byte) error { return c.send(kind, p.stream, body) }
-	p.Stdout, p.Stderr = newOutput(wire.Stdout, send), newOutput(wire.Stderr, send)
+	p.Stdout, p.Stderr = newOutput(wire.Stdout, &c.still, send), newOutput(wire.Stderr, &c.still, send)
 	return p
 }
 

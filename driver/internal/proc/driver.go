@@ -53,6 +53,14 @@ type Preparer interface {
 	Prepare(ctx context.Context, language string) error
 }
 
+// Pauser is a Place that can be stopped and go on; see [isolation.Pauser]. Calls
+// come one at a time, and each changes something. Meanwhile its tasks take
+// Signal and Kill all the same, and CPU may be asked.
+type Pauser interface {
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+}
+
 // Filer is a Place whose files can be reached; see [isolation.Files],
 // [isolation.Directories] and [isolation.Watcher].
 type Filer interface {
@@ -136,6 +144,9 @@ func (d *Driver) Create(ctx context.Context, id string, spec isolation.Spec) (is
 	if p, ok := sb.place.(Preparer); ok {
 		out = preparing{out, sb, p}
 	}
+	if p, ok := sb.place.(Pauser); ok {
+		out = pausing{out, sb, p}
+	}
 	if f, ok := sb.place.(Filer); ok {
 		if files := f.Files(); files != nil {
 			out = filing{out, sb, files}
@@ -158,7 +169,7 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (*s
 	if err := d.eng.Check(spec); err != nil {
 		return nil, err
 	}
-	sb := &sandbox{d: d, id: id, spec: spec, created: begin, live: map[string]*Process{}, known: map[string]bool{}}
+	sb := &sandbox{d: d, id: id, spec: spec, created: begin, live: map[string]*Process{}, known: map[string]bool{}, turn: make(chan struct{}, 1)}
 	if err := d.reserve(sb); err != nil {
 		return nil, err
 	}

@@ -23,7 +23,7 @@ func (f filing) Unwrap() any { return f.Sandbox }
 func (f filing) do(op string, call func() error) error {
 	err := f.sb.hold()
 	if err == nil {
-		defer f.sb.starting.Done()
+		defer f.sb.release()
 		err = call()
 	}
 	if err != nil {

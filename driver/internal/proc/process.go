@@ -24,6 +24,7 @@ type Process struct {
 	began     time.Time
 	startTook time.Duration
 
+	wall     wall
 	meter    meter
 	Out, Err *Stream // set by the engine
 
@@ -102,18 +103,12 @@ func (p *Process) Wait(ctx context.Context) (isolation.Exit, error) {
 
 // run sees the process to its end.
 func (p *Process) run() {
-	l := p.Spec.Limits
 	ended := make(chan struct{})
-	if l.Wall > 0 {
-		t := time.AfterFunc(time.Until(p.began.Add(l.Wall)), func() {
-			p.Stop(isolation.ReasonTimeoutWall, 0, fmt.Sprintf("ran longer than %v", l.Wall))
-		})
-		defer t.Stop()
-	}
-	if l.CPU > 0 {
+	if l := p.Spec.Limits; l.CPU > 0 {
 		go p.watchCPU(l.CPU, ended)
 	}
 	st := p.task.Wait()
+	p.wall.end()
 	wall := st.Ended.Sub(p.began)
 	close(ended)
 	drain(p.sb.d.drain, [2]*Stream{p.Out, p.Err})
@@ -129,6 +124,10 @@ func (p *Process) run() {
 	}
 	p.sb.forget(p, true)
 	close(p.done)
+}
+
+func (p *Process) wallOver() {
+	p.Stop(isolation.ReasonTimeoutWall, 0, fmt.Sprintf("ran longer than %v", p.Spec.Limits.Wall))
 }
 
 func (p *Process) watchCPU(limit time.Duration, ended <-chan struct{}) {

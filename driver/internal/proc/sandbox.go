@@ -27,13 +27,16 @@ type sandbox struct {
 	created    time.Time
 	createTook time.Duration
 	place      Place
+	turn       chan struct{} // has one element while somebody pauses or resumes
 
 	mu       sync.Mutex // guards what follows; never held across a start or a kill
 	live     map[string]*Process
 	known    map[string]bool // ids of ended processes
 	order    []string        // of known, oldest first
 	made     int
-	starting sync.WaitGroup // Add only under mu and before deleting
+	holding  int           // calls that have the place; none begins once deleting or paused
+	quiet    chan struct{} // closed when holding is 0 again; nil: nobody waits
+	paused   bool          // or about to be
 	deleting bool
 	deleted  bool
 	attempt  *attempt // the deletion that is under way
@@ -59,22 +62,60 @@ func (p preparing) Prepare(ctx context.Context, language string) error {
 	if err := p.sb.hold(); err != nil {
 		return p.sb.fail("prepare", "", err)
 	}
-	defer p.sb.starting.Done()
+	defer p.sb.release()
 	if err := p.place.Prepare(ctx, language); err != nil {
 		return p.sb.fail("prepare", "", err)
 	}
 	return nil
 }
 
-// hold keeps the sandbox's place until starting.Done, unless it goes already.
+// hold keeps the sandbox's place, as it is, until release: unless it goes
+// already, or is paused.
 func (s *sandbox) hold() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.deleting {
-		return isolation.ErrNotFound
+	return s.holdLocked()
+}
+
+func (s *sandbox) holdLocked() error {
+	switch {
+	case s.deleting:
+		return fmt.Errorf("sandbox %s was deleted: %w", s.id, isolation.ErrNotFound)
+	case s.paused:
+		return fmt.Errorf("sandbox %s is paused: %w", s.id, isolation.ErrFailedPrecondition)
 	}
-	s.starting.Add(1)
+	s.holding++
 	return nil
+}
+
+func (s *sandbox) release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.holding--; s.holding == 0 && s.quiet != nil {
+		close(s.quiet)
+		s.quiet = nil
+	}
+}
+
+// await waits until nobody holds the place. It is for who has seen to it that
+// nobody begins to.
+func (s *sandbox) await(ctx context.Context) error {
+	s.mu.Lock()
+	if s.holding == 0 {
+		s.mu.Unlock()
+		return nil
+	}
+	if s.quiet == nil {
+		s.quiet = make(chan struct{})
+	}
+	quiet := s.quiet
+	s.mu.Unlock()
+	select {
+	case <-quiet:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 func (s *sandbox) ID() string { return s.id }
@@ -97,7 +138,10 @@ func (s *sandbox) State(ctx context.Context) (isolation.State, error) {
 		st.Execs = append(st.Execs, id)
 	}
 	slices.Sort(st.Execs)
-	if len(st.Execs) > 0 {
+	switch {
+	case s.paused:
+		st.Status = isolation.StatusPaused
+	case len(st.Execs) > 0:
 		st.Status = isolation.StatusRunning
 	}
 	if lost, ok := s.place.(interface{ Lost() bool }); s.deleting || ok && lost.Lost() {
@@ -151,7 +195,7 @@ func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio is
 	if err := s.reserve(p); err != nil {
 		return nil, err
 	}
-	defer s.starting.Done()
+	defer s.release()
 	t, err := s.place.Start(ctx, p)
 	if err != nil {
 		s.forget(p, false)
@@ -160,6 +204,7 @@ func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio is
 	p.task = t
 	p.began = time.Now()
 	p.startTook = p.began.Sub(begin)
+	p.wall.start(spec.Limits.Wall, p.wallOver)
 	t.Begin()
 	go p.run()
 	return p, nil
@@ -168,20 +213,19 @@ func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio is
 func (s *sandbox) reserve(p *Process) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.deleting {
-		return fmt.Errorf("sandbox %s was deleted: %w", s.id, isolation.ErrNotFound)
-	}
 	p.id = p.Spec.ExecID
 	if p.id == "" {
 		for p.id == "" || s.takenLocked(p.id) {
 			s.made++
 			p.id = "exec-" + strconv.Itoa(s.made)
 		}
-	} else if s.takenLocked(p.id) {
+	} else if !s.deleting && s.takenLocked(p.id) {
 		return fmt.Errorf("process %s: %w", p.id, isolation.ErrAlreadyExists)
 	}
+	if err := s.holdLocked(); err != nil {
+		return err
+	}
 	s.live[p.id] = p
-	s.starting.Add(1)
 	return nil
 }
 
@@ -244,7 +288,9 @@ func (s *sandbox) delete(ctx context.Context, a *attempt) {
 }
 
 func (s *sandbox) remove(ctx context.Context) error {
-	s.starting.Wait()
+	if err := s.await(ctx); err != nil {
+		return fmt.Errorf("what is under way has not ended: %w", err)
+	}
 	s.mu.Lock()
 	live := make([]*Process, 0, len(s.live))
 	for _, p := range s.live {
