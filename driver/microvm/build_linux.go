@@ -39,7 +39,7 @@ func Build(ctx context.Context, c Config, bc BuildConfig) (*Template, error) {
 	if bc, err = bc.withDefaults(); err != nil {
 		return nil, err
 	}
-	q, err := findQEMU(c)
+	q, err := findVMM(c)
 	if err != nil {
 		return nil, err
 	}
@@ -56,9 +56,9 @@ func Build(ctx context.Context, c Config, bc BuildConfig) (*Template, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	b := &builder{engine: &engine{cfg: c}, BuildConfig: bc, q: q}
+	b := &builder{engine: &engine{cfg: c}, BuildConfig: bc, vmm: q}
 	defer b.spawner.Close()
-	b.t = &Template{Name: bc.Name, Source: bc.Source, Built: time.Now().UTC().Truncate(time.Second), CPU: hostCPU(), Kernel: bc.KernelID, Binary: q.id, dir: dir}
+	b.t = &Template{Name: bc.Name, Source: bc.Source, Built: time.Now().UTC().Truncate(time.Second), CPU: hostCPU(), Kernel: bc.KernelID, Binary: q.caps().id, dir: dir}
 	if b.t.VMM, err = q.version(ctx); err != nil {
 		return nil, err
 	}
@@ -103,8 +103,8 @@ func lockBuilds(ctx context.Context, dir string) (unlock func(), err error) {
 type builder struct {
 	*engine
 	BuildConfig
-	q vmm
-	t *Template
+	vmm vmm
+	t   *Template
 
 	kernel, initrd, disk *os.File
 }
@@ -173,7 +173,7 @@ func (b *builder) makeDisk() error {
 }
 
 func (b *builder) makeInitrd() error {
-	doc, err := json.Marshal(guestPlan())
+	doc, err := json.Marshal(guestPlan(b.vmm.caps()))
 	if err != nil {
 		return err
 	}
@@ -189,9 +189,9 @@ func (b *builder) makeInitrd() error {
 }
 
 // guestPlan is what the guest makes of the machine.
-func guestPlan() *plan.Machine {
+func guestPlan(c caps) *plan.Machine {
 	return &plan.Machine{
-		Port: qemu.Port, Image: plan.Disk{Device: "vda", Type: "erofs"},
+		Port: c.port, VsockPort: c.vsockPort, Image: plan.Disk{Device: "vda", Type: "erofs"},
 		Plan: plan.Plan{Root: plan.Root{
 			Dirs: []plan.Dir{{Path: "/root", Mode: 0o700, UID: -1, GID: -1}, {Path: "/var/tmp", Mode: 0o1777, UID: -1, GID: -1}},
 			Files: []plan.File{
@@ -237,8 +237,8 @@ func (b *builder) boot(ctx context.Context, s qemu.Shape) (_ *machine, ram *os.F
 	if err := ram.Truncate(int64(s.MemoryMiB) << 20); err != nil {
 		return nil, ram, err
 	}
-	m.vm, err = qemu.Start(ctx, &b.spawner, &qemu.Config{
-		Shape: s, Program: b.q.path, Dir: m.dir, RAM: ram, Disk: b.disk, Boot: &qemu.Boot{Kernel: b.kernel, Initrd: b.initrd, Append: commandLine(s)},
+	m.vm, err = b.vmm.boot(ctx, &b.spawner, &bootConfig{
+		machineConfig: machineConfig{shape: s, dir: m.dir, ram: ram, disk: b.disk}, kernel: b.kernel, initrd: b.initrd, line: commandLine(s),
 	})
 	if err != nil {
 		return nil, ram, err

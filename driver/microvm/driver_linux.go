@@ -64,7 +64,7 @@ func (e *engine) tree() *cgroup.Tree {
 // template returns the default template, verified and in memory. One that was
 // built anew meanwhile is taken.
 func (e *engine) template() (*loaded, error) {
-	q, err := findQEMU(e.cfg)
+	q, err := e.vmm()
 	if err != nil {
 		return nil, err
 	}
@@ -111,9 +111,9 @@ func (e *engine) Features() isolation.Features {
 		Options:   []isolation.Option{isolation.OptionCwd, isolation.OptionUser, isolation.OptionHostname, isolation.OptionTerminal},
 		Abilities: []string{isolation.AbilityPause, isolation.AbilityPrepare, isolation.AbilityFiles, isolation.AbilityWatch},
 	}
-	q, err := findQEMU(e.cfg)
+	q, err := e.vmm()
 	if err == nil {
-		f.Depends = append(f.Depends, q.path)
+		f.Depends = append(f.Depends, q.caps().path)
 	}
 	t, err := readTemplate(e.cfg.Templates, DefaultTemplate)
 	if err != nil {

@@ -1,7 +1,6 @@
 package microvm
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -9,13 +8,11 @@ import (
 	"hash"
 	"io"
 	"os"
-	"os/exec"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation"
-	"github.com/axocoatl/isolation/driver/internal/proc"
 	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
 )
 
@@ -36,8 +33,8 @@ func (l *loaded) close() {
 }
 
 // load opens a template for use with a QEMU.
-func load(t *Template, q vmm) (_ *loaded, err error) {
-	if err := t.fits(q); err != nil {
+func load(t *Template, v vmm) (_ *loaded, err error) {
+	if err := t.fits(v); err != nil {
 		return nil, err
 	}
 	l := &loaded{Template: t}
@@ -168,43 +165,6 @@ func identify(f *os.File) (identity, error) {
 	return identity{st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano()}, nil
 }
 
-// vmm is the QEMU of this host.
-type vmm struct {
-	path string
-	id   identity
-}
-
-func findQEMU(c Config) (vmm, error) {
-	path := c.QEMU
-	if path == "" {
-		var err error
-		if path, err = exec.LookPath("qemu-system-x86_64"); err != nil {
-			return vmm{}, proc.Unsupported("microVMs without QEMU", "qemu-system-x86_64 (Debian: apt install qemu-system-x86), then "+setupFix)
-		}
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return vmm{}, fmt.Errorf("QEMU: %w", err)
-	}
-	defer f.Close()
-	id, err := identify(f)
-	return vmm{path, id}, err
-}
-
-// version asks QEMU for it: "7.2.22 (Debian 1:7.2+dfsg-7)".
-func (v vmm) version(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, v.path, "--version").Output()
-	if err != nil {
-		return "", fmt.Errorf("%s --version: %w", v.path, err)
-	}
-	line, _, _ := strings.Cut(string(out), "\n")
-	s, ok := strings.CutPrefix(line, "QEMU emulator version ")
-	if !ok {
-		return "", fmt.Errorf("%s is no QEMU: it says %.80q: %w", v.path, line, isolation.ErrFailedPrecondition)
-	}
-	return s, nil
-}
-
 // hostCPU is the processor's name.
 func hostCPU() string {
 	b, err := os.ReadFile("/proc/cpuinfo")
@@ -222,18 +182,18 @@ func hostCPU() string {
 // Fits reports why a template cannot be used on this host with a QEMU, which is
 // named as in Config: nil if it can.
 func (t *Template) Fits(qemuPath string) error {
-	q, err := findQEMU(Config{QEMU: qemuPath})
+	v, err := findVMM(Config{QEMU: qemuPath})
 	if err != nil {
 		return err
 	}
-	return t.fits(q)
+	return t.fits(v)
 }
 
-func (t *Template) fits(q vmm) error {
+func (t *Template) fits(v vmm) error {
 	rebuild := func(what string) error {
 		return fmt.Errorf("template %s was built with %s; %s makes it anew: %w", t.Name, what, setupFix, isolation.ErrFailedPrecondition)
 	}
-	if t.Binary != q.id {
+	if t.Binary != v.caps().id {
 		return rebuild("another QEMU (" + t.VMM + ")")
 	}
 	if cpu := hostCPU(); t.CPU != cpu {

@@ -31,7 +31,7 @@ type machine struct {
 	name  string
 	entry Entry         // nil: none
 	group *cgroup.Group // nil: none
-	vm    *qemu.Machine // nil: not started
+	vm    vm            // nil: not started
 	dir   string        // of its sockets; "": none
 	still stillness
 
@@ -77,12 +77,12 @@ func (e *engine) create(ctx context.Context, id string, spec isolation.Spec) (_ 
 		return nil, err
 	}
 	defer state.Close()
-	q, err := findQEMU(e.cfg)
+	q, err := e.vmm()
 	if err != nil {
 		return nil, err
 	}
-	m.vm, err = qemu.Start(ctx, &e.spawner, &qemu.Config{
-		Shape: t.Shape, Program: q.path, Dir: m.dir, RAM: t.ram, Disk: t.disk, State: state, Tasks: m.group.Joins(), Started: m.started,
+	m.vm, err = q.restore(ctx, &e.spawner, &restoreConfig{
+		machineConfig: machineConfig{shape: t.Shape, dir: m.dir, ram: t.ram, disk: t.disk, tasks: m.group.Joins(), started: m.started}, state: state,
 	})
 	if err != nil {
 		return nil, err
@@ -91,7 +91,7 @@ func (e *engine) create(ctx context.Context, id string, spec isolation.Spec) (_ 
 	if err != nil {
 		return nil, err
 	}
-	m.Programs = guestconn.Programs{Resources: spec.Resources, Request: request, PID: m.vm.PID, Lost: m.lost}
+	m.Programs = guestconn.Programs{Resources: spec.Resources, Request: request, PID: m.vm.pid(), Lost: m.lost}
 	if m.Conn, err = guestconn.Open(ctx, rw, nil); err != nil {
 		return nil, fmt.Errorf("%w%s", err, m.vm.LastWords())
 	}
@@ -358,7 +358,7 @@ func (m *machine) Remove(ctx context.Context) error {
 		select {
 		case <-m.vm.Ended():
 		case <-ctx.Done():
-			return fmt.Errorf("QEMU, process %d, has not ended: %w", m.vm.PID, ctx.Err())
+			return fmt.Errorf("QEMU, process %d, has not ended: %w", m.vm.pid(), ctx.Err())
 		}
 		m.vm.Wait()
 		m.ended = true
