@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"unicode"
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/guest/wire"
@@ -26,6 +28,9 @@ type Conn struct {
 	live map[uint32]talker // nil: the connection has ended
 	err  error             // why, before gone is closed
 	gone chan struct{}     // closed when it has ended
+	why  error             // this side has ended it
+
+	unbegun atomic.Int32 // programs that nobody waits for, and that have not begun
 
 	still atomic.Bool
 
@@ -102,12 +107,34 @@ func (c *Conn) open(token []byte) error {
 		if c.hello.Version != wire.Version || c.hello.Role != "guest" {
 			return fmt.Errorf("%w: %.40q of protocol version %d, want \"guest\" of %d", wire.ErrProtocol, c.hello.Role, c.hello.Version, wire.Version)
 		}
-		return nil
+		return checkHello(&c.hello)
 	case wire.Fail:
 		return failure(f.Body)
 	}
 	return fmt.Errorf("%w: first frame is %s", wire.ErrProtocol, f.Type)
 }
+
+// checkHello refuses what no guest says, and what cannot be of the programs that
+// it tells of.
+func checkHello(m *wire.HelloMessage) error {
+	if len(m.Execs) > 0 || len(m.Notes) > maxNotes {
+		return fmt.Errorf("%w: HELLO of a guest with %d processes of a worker and %d notes", wire.ErrProtocol, len(m.Execs), len(m.Notes))
+	}
+	seen := map[string]bool{}
+	for i := range m.Processes {
+		p := &m.Processes[i]
+		if isolation.ValidateID(p.ID) != nil || seen[p.ID] || max(p.Stdin, p.Stdout, p.Stderr) > maxOffset ||
+			p.StdoutHeld > p.Stdout || p.StderrHeld > p.Stderr {
+			return fmt.Errorf("%w: HELLO with a program %.80q, %d bytes of input, output of %d from %d and %d from %d", wire.ErrProtocol,
+				p.ID, p.Stdin, p.Stdout, p.StdoutHeld, p.Stderr, p.StderrHeld)
+		}
+		seen[p.ID] = true
+	}
+	return nil
+}
+
+// maxNotes is more than a guest has to say about itself.
+const maxNotes = 64
 
 // maxSkip bounds what is dropped before a token: what guest and VMM may have
 // held.
@@ -165,10 +192,30 @@ func failure(body []byte) error {
 	}
 	for _, c := range isolation.Classes() {
 		if c.Error() == m.Class {
-			return fmt.Errorf("%.1000s (%w)", m.Message, c)
+			return fmt.Errorf("%s (%w)", tame(m.Message, 1000), c)
 		}
 	}
-	return fmt.Errorf("%.1000s", m.Message)
+	return errors.New(tame(m.Message, 1000))
+}
+
+// tame makes one line, which moves no cursor, of what a guest says for people.
+func tame(s string, most int) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s[:min(len(s), most)])
+}
+
+// giveUp ends the connection for a reason of this side's.
+func (c *Conn) giveUp(why error) {
+	c.mu.Lock()
+	if c.why == nil {
+		c.why = why
+	}
+	c.mu.Unlock()
+	c.rw.Close() // the reader sees it
 }
 
 // serve reads frames until the connection ends.
@@ -180,6 +227,9 @@ func (c *Conn) serve() {
 	c.rw.Close()
 	c.closeQueue()
 	c.mu.Lock()
+	if c.why != nil {
+		err = c.why
+	}
 	c.err = err
 	live := c.live
 	c.live = nil
@@ -284,9 +334,9 @@ func (c *Conn) enqueueLocked(kind wire.Type, stream uint32, body []byte) error {
 		return net.ErrClosed
 	}
 	if len(c.queue) > 0 && len(c.queue)+len(body) > maxQueue {
-		// The reader sees that it is closed.
-		c.rw.Close()
-		return fmt.Errorf("the guest reads nothing, and %d bytes wait for it", len(c.queue))
+		err := fmt.Errorf("the guest reads nothing, and %d bytes wait for it", len(c.queue))
+		c.giveUp(err)
+		return err
 	}
 	c.queue = wire.Append(c.queue, kind, stream, body)
 	c.qchange.Broadcast()

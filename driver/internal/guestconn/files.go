@@ -75,10 +75,10 @@ func (o *fileOp) frame(f wire.Frame) error {
 		}
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		o.credit += int(m.Bytes)
-		if m.Of != wire.Stdin || o.credit > wire.InitialWindow {
-			return fmt.Errorf("%w: WINDOW of %d bytes for %s", wire.ErrProtocol, m.Bytes, m.Of)
+		if m.Of != wire.Stdin || m.Bytes > uint64(wire.InitialWindow-o.credit) {
+			return fmt.Errorf("%w: WINDOW of %d bytes for %s, with %d", wire.ErrProtocol, m.Bytes, m.Of, o.credit)
 		}
+		o.credit += int(m.Bytes)
 		o.change.Broadcast()
 	case wire.File:
 		var e wire.FileEntry
@@ -166,11 +166,14 @@ func (f *Files) do(ctx context.Context, m *wire.FileMessage) (wire.FileEntry, er
 	return o.wait()
 }
 
+// maxBase is NAME_MAX of Linux.
+const maxBase = 255
+
 // info is an entry as the contract has it. The guest is not believed: a name
 // is one element, whatever it says.
 func info(e *wire.FileEntry) isolation.FileInfo {
 	name := e.Name
-	if strings.ContainsAny(name, "/\x00") || name == "." || name == ".." {
+	if strings.ContainsAny(name, "/\x00") || name == "" || name == "." || name == ".." || len(name) > maxBase {
 		name = "?"
 	}
 	return isolation.FileInfo{
@@ -332,9 +335,12 @@ func (f *Files) Rename(ctx context.Context, from, to string) error {
 	return err
 }
 
-// maxListing bounds what is read of a directory in bytes; it is a little more
-// than a guest sends.
-const maxListing = 6 << 20
+// What is read of a directory: bytes, and entries; both are more than a guest
+// sends.
+const (
+	maxListing = 6 << 20
+	maxEntries = 1 << 15
+)
 
 // ReadDir lists a directory.
 func (f *Files) ReadDir(ctx context.Context, name string) ([]fs.FileInfo, error) {
@@ -363,6 +369,9 @@ func (f *Files) ReadDir(ctx context.Context, name string) ([]fs.FileInfo, error)
 		}
 		if !ok {
 			break
+		}
+		if len(out) == maxEntries {
+			return nil, fmt.Errorf("the list of %s has more than %d entries: %w", name, maxEntries, isolation.ErrResourceExhausted)
 		}
 		var e wire.FileEntry
 		if err := e.Parse(record); err != nil {
@@ -427,8 +436,12 @@ func (o *fileOp) events(ctx context.Context, ch chan<- isolation.FileEvent) {
 				return
 			}
 			b = rest
+			told, ok := event(&e)
+			if !ok {
+				return
+			}
 			select {
-			case ch <- event(&e):
+			case ch <- told:
 			case <-ctx.Done():
 				return
 			}
@@ -439,10 +452,12 @@ func (o *fileOp) events(ctx context.Context, ch chan<- isolation.FileEvent) {
 	}
 }
 
-func event(e *wire.FileEvent) isolation.FileEvent {
+// event is an event as the contract has it; ok is false if no file has its name.
+func event(e *wire.FileEvent) (told isolation.FileEvent, ok bool) {
 	has := func(bit uint64) bool { return e.Event&bit != 0 }
-	return isolation.FileEvent{
+	told = isolation.FileEvent{
 		Name: e.Name, Created: has(wire.EventCreate), Written: has(wire.EventWrite), Removed: has(wire.EventRemove), Changed: has(wire.EventMeta),
 		Lost: has(wire.EventOverflow),
 	}
+	return told, told.Lost && e.Name == "" || checkName(e.Name) == nil && path.Clean(e.Name) == e.Name
 }

@@ -24,6 +24,9 @@ type Output struct {
 	closed   bool   // nobody reads
 	quota    int    // what may still come once it was asked to finish
 	finish   *time.Timer
+	until    time.Time // the next is due; finish fires then
+	pauses   time.Duration
+	patience time.Duration // finishPatience
 	finished bool
 
 	still *atomic.Bool // the guest is: that it says nothing means nothing
@@ -34,7 +37,7 @@ type Output struct {
 const maxRest = wire.InitialWindow + 64<<10
 
 func newOutput(kind wire.Type, still *atomic.Bool, send func(kind wire.Type, body []byte) error) *Output {
-	o := &Output{send: send, kind: kind, still: still}
+	o := &Output{send: send, kind: kind, still: still, patience: finishPatience}
 	o.change = sync.NewCond(&o.mu)
 	return o
 }
@@ -54,12 +57,14 @@ func (o *Output) put(b []byte) error {
 		return fmt.Errorf("%w: %d bytes of %s with %d on their way: more than the credit", wire.ErrProtocol, len(b), o.kind, len(o.buf)+o.taken)
 	}
 	if o.finish != nil {
-		o.finish.Reset(finishPatience)
-		if o.quota -= len(b); o.quota < 0 {
+		o.pauses += o.patience - time.Until(o.until)
+		if o.quota -= len(b); o.quota < 0 || o.pauses > finishPauses*o.patience {
 			o.over, o.finished = true, true
 			o.change.Broadcast()
 			return nil
 		}
+		o.until = time.Now().Add(o.patience)
+		o.finish.Reset(o.patience)
 	}
 	if o.closed {
 		o.taken += len(b)
@@ -116,7 +121,8 @@ func (o *Output) impatient() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		if !o.over {
-			o.finish.Reset(finishPatience)
+			o.until = time.Now().Add(o.patience)
+			o.finish.Reset(o.patience)
 		}
 		return
 	}
@@ -141,8 +147,8 @@ func (o *Output) Finish() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.finish == nil {
-		o.quota = maxRest
-		o.finish = time.AfterFunc(finishPatience, o.impatient)
+		o.quota, o.until = maxRest, time.Now().Add(o.patience)
+		o.finish = time.AfterFunc(o.patience, o.impatient)
 	}
 	return true
 }

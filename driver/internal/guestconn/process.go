@@ -18,6 +18,8 @@ type Process struct {
 	stream uint32
 	id     string
 
+	attached bool // not started by this connection
+
 	// Stdout and Stderr must be read, or closed: what is not taken stops the
 	// program.
 	Stdout, Stderr *Output
@@ -56,6 +58,7 @@ func (c *Conn) Exec(ctx context.Context, m *wire.ExecMessage) (*Process, error) 
 // offsets on.
 func (c *Conn) Attach(ctx context.Context, m *wire.AttachMessage) (*Process, error) {
 	p := c.newProcess(m.ID)
+	p.attached = true
 	return p, p.start(ctx, wire.Attach, m.Append(nil))
 }
 
@@ -68,8 +71,11 @@ func (p *Process) start(ctx context.Context, kind wire.Type, body []byte) error 
 	case <-ctx.Done():
 		p.mu.Lock()
 		p.abandoned = true // it is ended as soon as it has begun
-		begun := isClosed(p.begun) && p.err == nil
+		begun, waits := isClosed(p.begun) && p.err == nil, !isClosed(p.begun)
 		p.mu.Unlock()
+		if waits && p.c.unbegun.Add(1) > maxUnbegun {
+			p.c.giveUp(fmt.Errorf("%w: %d programs", errUnanswered, maxUnbegun))
+		}
 		if begun && kind == wire.Exec {
 			go p.kill(9, true)
 			go p.forgetEnd()
@@ -124,10 +130,10 @@ func (p *Process) frame(f wire.Frame) error {
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.credit += m.Bytes
-		if m.Of != wire.Stdin || p.credit > wire.InitialWindow {
+		if m.Of != wire.Stdin || m.Bytes > wire.InitialWindow-p.credit {
 			return fmt.Errorf("%w: WINDOW of %d bytes for %s, with %d", wire.ErrProtocol, m.Bytes, m.Of, p.credit)
 		}
+		p.credit += m.Bytes
 		p.change.Broadcast()
 	case wire.Usage:
 		return p.answered(f.Body)
@@ -159,6 +165,12 @@ func (p *Process) spawned(body []byte) error {
 	if isClosed(p.begun) || m.StdinCredit > wire.InitialWindow {
 		return fmt.Errorf("%w: SPAWNED with credit %d", wire.ErrProtocol, m.StdinCredit)
 	}
+	if m.Stdin > maxOffset || m.Stdin > 0 && !p.attached {
+		return fmt.Errorf("%w: SPAWNED with %d bytes of input", wire.ErrProtocol, m.Stdin)
+	}
+	if p.abandoned {
+		p.c.unbegun.Add(-1)
+	}
 	p.said, p.credit = m, m.StdinCredit
 	if p.abandoned {
 		go p.kill(9, true)
@@ -187,6 +199,9 @@ func (p *Process) end(err error, m *wire.ExitMessage) {
 	p.mu.Lock()
 	p.err, p.exit = err, m
 	if !isClosed(p.begun) {
+		if p.abandoned {
+			p.c.unbegun.Add(-1)
+		}
 		close(p.begun)
 	}
 	if !isClosed(p.done) {
@@ -244,7 +259,20 @@ func (p *Process) Resize(size isolation.TerminalSize) error {
 	return p.c.send(wire.Resize, p.stream, m.Append(nil))
 }
 
-var errEnded = errors.New("the program has ended")
+var (
+	errEnded      = errors.New("the program has ended")
+	errUnanswered = errors.New("the guest answers nothing")
+)
+
+// What may wait for an answer of a guest that gives none: questions about one
+// program, and programs of a connection that nobody waits for any more.
+const (
+	maxAsked   = 16
+	maxUnbegun = 64
+)
+
+// maxOffset is more than a stream can have had.
+const maxOffset = 1 << 62
 
 // Usage asks what the program, and what it started, has used by now.
 func (p *Process) Usage(ctx context.Context) (wire.UsageMessage, error) {
@@ -253,6 +281,10 @@ func (p *Process) Usage(ctx context.Context) (wire.UsageMessage, error) {
 	if isClosed(p.done) {
 		p.mu.Unlock()
 		return wire.UsageMessage{}, errEnded
+	}
+	if len(p.asked) == maxAsked {
+		p.mu.Unlock()
+		return wire.UsageMessage{}, errUnanswered
 	}
 	p.asked = append(p.asked, ch)
 	p.mu.Unlock()
@@ -340,7 +372,7 @@ func (p *Process) Wait() (*wire.ExitMessage, error) {
 	case m.Cause == wire.CauseExited && m.Code <= 255, m.Cause == wire.CauseSignaled && m.Signal >= 1 && m.Signal <= 64:
 		return m, nil
 	}
-	return nil, fmt.Errorf("the guest says that it ended with cause %d, status %d, signal %d: %.200s", m.Cause, m.Code, m.Signal, m.Detail)
+	return nil, fmt.Errorf("the guest says that it ended with cause %d, status %d, signal %d: %s", m.Cause, m.Code, m.Signal, tame(m.Detail, 200))
 }
 
 // Forget acknowledges the end: the guest keeps nothing of the program, and its
@@ -359,6 +391,9 @@ func (p *Process) Forget() {
 	p.Stderr.hangUp()
 }
 
-// finishPatience is how long an output that was asked to finish may say nothing
-// before it is taken to be at its end.
-const finishPatience = 2 * time.Second
+// An output that was asked to finish is taken to be at its end when it has said
+// nothing for so long, or when its pauses together are so many times as long.
+const (
+	finishPatience = 2 * time.Second
+	finishPauses   = 5
+)

@@ -287,9 +287,29 @@ func (s *sandbox) delete(ctx context.Context, a *attempt) {
 	close(a.done)
 }
 
-func (s *sandbox) remove(ctx context.Context) error {
+// startPatience is how long what has only begun may take when its sandbox is
+// deleted.
+const startPatience = time.Second
+
+// begun waits until nothing is under way any more. A place whose other side does
+// not answer is killed for that: then nobody waits for it.
+func (s *sandbox) begun(ctx context.Context) error {
+	patience, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	if s.await(patience) == nil {
+		return nil
+	}
+	killed := s.place.Kill(ctx)
+	// What has begun meanwhile is killed with the rest.
 	if err := s.await(ctx); err != nil {
-		return fmt.Errorf("what is under way has not ended: %w", err)
+		return errors.Join(fmt.Errorf("what is under way has not ended: %w", err), killed)
+	}
+	return nil
+}
+
+func (s *sandbox) remove(ctx context.Context) error {
+	if err := s.begun(ctx); err != nil {
+		return err
 	}
 	s.mu.Lock()
 	live := make([]*Process, 0, len(s.live))

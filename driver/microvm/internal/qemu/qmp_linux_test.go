@@ -62,6 +62,47 @@ func TestMonitorOfAHostileQEMU(t *testing.T) {
 	}
 }
 
+// TestAnswersThatLie: what a QEMU that was taken over says of a restore is
+// refused, or waited for no longer than the caller waits.
+func TestAnswersThatLie(t *testing.T) {
+	for name, c := range map[string]struct {
+		answer string
+		waits  bool
+	}{
+		"no object":      {answer: `{"return": "completed"}`},
+		"a number":       {answer: `{"return": {"status": 5}}`},
+		"failed":         {answer: `{"return": {"status": "failed", "error-desc": "` + strings.Repeat("x", 1<<16) + `"}}`},
+		"cancelled":      {answer: `{"return": {"status": "cancelled"}}`},
+		"both":           {answer: `{"return": {"status": "completed"}, "error": {"class": "C", "desc": "d"}}`},
+		"nested":         {answer: `{"return": ` + strings.Repeat("[", 200_000) + `}`},
+		"half":           {answer: `{"return": {"status"`},
+		"another status": {answer: `{"return": {"status": "soon"}}`, waits: true},
+		"no status":      {answer: `{"return": {}}`, waits: true},
+		"null":           {answer: `{"return": null}`, waits: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path, ctx := hostile(t, func(conn net.Conn) {
+				fmt.Fprint(conn, greeting, `{"return": {}}`, "\n")
+				repeat(conn, c.answer+"\n")
+			})
+			m, err := dialMonitor(ctx, path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer m.close()
+			if c.waits {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, 50*time.Millisecond)
+				defer cancel()
+			}
+			err = m.migrated(ctx)
+			if err == nil || (ctx.Err() != nil) != c.waits || len(err.Error()) > 3000 {
+				t.Errorf("%.500v, %v", err, ctx.Err())
+			}
+		})
+	}
+}
+
 // TestMonitorThatSaysNothing ends with the caller's context.
 func TestMonitorThatSaysNothing(t *testing.T) {
 	path, ctx := hostile(t, func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) })
