@@ -1,6 +1,9 @@
 package isolation
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // As finds an ability in v or in what v wraps. Wrappers (pools, proxies) let
 // their inner value be found by a method Unwrap() any. What As finds must
@@ -36,21 +39,39 @@ const (
 	AbilityPrepare  = "prepare"
 )
 
-// Attacher is an ability of a Sandbox: a process is found again by its ExecID,
-// by another caller or after the host side restarted.
+// Attacher is an ability of a Sandbox, of one whose Spec is Detached at least: a
+// process is found again by its ExecID, by another caller or after the host
+// side restarted.
+//
+// Output is held up to a bound of the driver's, 64 KiB of each stream at least.
+// What was written is dropped from there when it is older than that and all who
+// are attached have it; while one of them has not, the process is held back. So
+// it is in a recovered sandbox until somebody attaches: what was not delivered
+// when the host side ended is there still. Of the processes that have ended the
+// last 16 at least are known.
 type Attacher interface {
 	// Attach delivers the output of execID to stdio, from the given byte
-	// offsets on, and returns the process, which may have ended. Output is
-	// held up to a bound: an offset that was already dropped is
+	// offsets on, beside those who get it already, and returns the process,
+	// which may have ended. An offset that was already dropped is
 	// FailedPrecondition, one beyond what was written InvalidArgument, an
-	// unknown ExecID NotFound. A nil stdio.Stdin leaves stdin as it is.
+	// unknown ExecID NotFound. In the Exit that this caller gets, what he was not
+	// given from his offsets on counts as dropped.
+	//
+	// A stdio.Stdin that is not nil goes on with the input of a process to which
+	// nobody gives any, since the host side that did has ended. It begins at
+	// from.Stdin, and what the process has been given from there on is read and
+	// skipped. FailedPrecondition: somebody gives input, or it has ended, or the
+	// process has. InvalidArgument: it begins beyond what was given.
 	Attach(ctx context.Context, execID string, from Offsets, stdio Stdio) (Process, error)
 }
 
-// Offsets are positions in the output of a process, in bytes from its start.
+// Offsets are positions in the streams of a process, in bytes from its start.
 type Offsets struct {
 	Stdout int64 `json:"stdout"`
 	Stderr int64 `json:"stderr"`
+	// Stdin is where the reader of an Attach begins; -1: where the process's
+	// input ends by now.
+	Stdin int64 `json:"stdin,omitempty"`
 }
 
 // Pauser is an ability of a Sandbox: its processes stop using the CPU and keep
@@ -79,10 +100,32 @@ type Forker interface {
 	Fork(ctx context.Context, ids []string) ([]Sandbox, error)
 }
 
-// Recoverer is an ability of a Driver: after a restart of the host side it
-// finds a sandbox that still lives. One that does not is NotFound.
+// Recoverer is an ability of a Driver: sandboxes whose Spec is Detached are found
+// again after the host side has ended, by whoever comes next. One process has a
+// sandbox at a time.
 type Recoverer interface {
+	// Recoverable lists the detached sandboxes of this engine that this driver
+	// does not have, by id. An error says that the list could not be read at all.
+	Recoverable(ctx context.Context) ([]Recoverable, error)
+
+	// Recover makes a sandbox this driver's. Its limits, and those of its
+	// processes, are held from then on; a process that is past its limit by then
+	// is ended for it. One that is not there, or does not live any more, is
+	// NotFound, and nothing is left of it; AlreadyExists: this driver has it.
+	// FailedPrecondition: another has it, or it cannot be told what it was: then
+	// nothing is touched. Unavailable: it lives and does not answer.
 	Recover(ctx context.Context, id string) (Sandbox, error)
+}
+
+// Recoverable is a detached sandbox that a driver finds and does not have.
+type Recoverable struct {
+	ID      string
+	Created time.Time
+	// Holder is the process that has it; 0: none.
+	Holder int
+	// Err says why it cannot be recovered although nobody has it: it does not
+	// live any more (NotFound), or what is written about it cannot be read.
+	Err error
 }
 
 // Resetter is an ability of a Sandbox: it is made as new, so that a pool may

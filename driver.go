@@ -27,10 +27,11 @@ type Driver interface {
 	// ignored. On error, and on cancellation, nothing is left behind.
 	Create(ctx context.Context, id string, spec Spec) (Sandbox, error)
 
-	// Close deletes every sandbox and releases what the driver holds. It
-	// waits for the driver's own goroutines and processes. It is idempotent;
-	// Create after Close is FailedPrecondition, and sandboxes are as after
-	// Delete.
+	// Close deletes every sandbox but those whose Spec is Detached, and releases
+	// what the driver holds. It waits for the driver's own goroutines and
+	// processes. It is idempotent; Create after Close is FailedPrecondition, and
+	// sandboxes are as after Delete. Detached ones go on without this driver:
+	// who waits for a process of theirs learns that its outcome is unknown.
 	Close() error
 }
 

@@ -67,6 +67,7 @@ const (
 	OptionImage    Option = "image"
 	OptionRootPath Option = "root_path"
 	OptionSession  Option = "session" // Profile "session"
+	OptionDetached Option = "detached"
 )
 
 // Enforcement returns how l is held; a limit that is not listed is not
@@ -102,6 +103,7 @@ func OptionsOf(spec Spec, p ProcessSpec) []Option {
 	add(spec.Root.Image != "", OptionImage)
 	add(spec.Root.Path != "", OptionRootPath)
 	add(spec.Profile == "session", OptionSession)
+	add(spec.Detached, OptionDetached)
 	return out
 }
 

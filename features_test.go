@@ -60,6 +60,7 @@ func TestUsedParts(t *testing.T) {
 		OptionImage:    func(s *Spec, _ *ProcessSpec) { s.Root.Image = "i" },
 		OptionRootPath: func(s *Spec, _ *ProcessSpec) { s.Root.Path = "/" },
 		OptionSession:  func(s *Spec, _ *ProcessSpec) { s.Profile = "session" },
+		OptionDetached: func(s *Spec, _ *ProcessSpec) { s.Detached = true },
 	}
 	limits := map[Limit]func(*Spec, *ProcessSpec){
 		LimitWall:    func(_ *Spec, p *ProcessSpec) { p.Limits.Wall = 1 },

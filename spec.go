@@ -27,6 +27,10 @@ type Spec struct {
 	Hostname  string    `json:"hostname,omitempty"`
 	// Profile is "default" (strict) or "session"; empty is default.
 	Profile string `json:"profile,omitempty"`
+	// Detached: the sandbox outlives the process that made it, however that ends,
+	// and is there until Delete. Another process finds it by [Recoverer] and its
+	// programs by [Attacher]. Else it ends with its maker.
+	Detached bool `json:"detached,omitempty"`
 	// Tenant is whose code this is. Nothing that ran code of one tenant is
 	// reused for another. Empty is a tenant like any other.
 	Tenant      string            `json:"tenant,omitempty"`

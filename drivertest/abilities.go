@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +17,9 @@ import (
 var abilityChecks = []check{
 	{"told and found", checkAbilities},
 	{"attach", checkAttach},
+	{"attach to two streams", checkAttachStreams},
+	{"attach twice", checkAttachTwice},
+	{"attach to a stuck one", checkAttachHolds},
 	{"attach to an ended one", checkAttachEnded},
 	{"attach errors", checkAttachErrors},
 	{"pause", checkPause},
@@ -28,7 +30,6 @@ var abilityChecks = []check{
 	{"watch", checkWatch},
 	{"snapshot", checkSnapshot},
 	{"fork", checkFork},
-	{"recover", checkRecover},
 	{"prepare", checkPrepare},
 }
 
@@ -50,8 +51,13 @@ func has[T any](v any) bool {
 func checkAbilities(t testing.TB, s *suite) {
 	r := s.start(t, job{program: Exit0})
 	r.wait(t)
+	attachable := r.sb
+	if s.features.Has(isolation.OptionDetached) {
+		spec, _ := s.command(t, job{program: Exit0, spec: detached})
+		attachable = s.create(t, spec)
+	}
 	found := map[string]bool{
-		isolation.AbilityAttach:   has[isolation.Attacher](r.sb),
+		isolation.AbilityAttach:   has[isolation.Attacher](attachable),
 		isolation.AbilityPause:    has[isolation.Pauser](r.sb),
 		isolation.AbilitySnapshot: has[isolation.Snapshotter](r.sb),
 		isolation.AbilityRestore:  has[isolation.Restorer](s.d),
@@ -82,69 +88,6 @@ func ability[T any](t testing.TB, s *suite, name string, v any) T {
 		s.skip(t, "the driver has no ability %s", name)
 	}
 	return a
-}
-
-func checkAttach(t testing.TB, s *suite) {
-	in := newGate(strings.NewReader("0123456789"))
-	defer in.open()
-	r := s.start(t, job{program: Echo, stdio: isolation.Stdio{Stdin: in}})
-	a := ability[isolation.Attacher](t, s, isolation.AbilityAttach, r.sb)
-	live := newCapture()
-	p, err := a.Attach(s.ctx(t), r.p.ID(), isolation.Offsets{}, isolation.Stdio{Stdout: live})
-	if err != nil {
-		t.Fatalf("Attach: %v", err)
-	}
-	if p.ID() != r.p.ID() {
-		t.Errorf("ID() is %q, want %q", p.ID(), r.p.ID())
-	}
-	in.open()
-	e, err := p.Wait(s.ctx(t))
-	if err != nil || !e.Success() || live.String() != "0123456789" || e.Stdout != (isolation.Output{Bytes: 10}) {
-		t.Errorf("%v %v, output %q, %+v", e, err, live, e.Stdout)
-	}
-	succeeded(t, r.wait(t), r)
-	if r.out.String() != "0123456789" {
-		t.Errorf("the first caller got %q", r.out)
-	}
-}
-
-func checkAttachEnded(t testing.TB, s *suite) {
-	r := s.start(t, job{program: Echo, stdio: isolation.Stdio{Stdin: strings.NewReader("0123456789")}})
-	a := ability[isolation.Attacher](t, s, isolation.AbilityAttach, r.sb)
-	first := r.wait(t)
-	for from := range int64(11) {
-		out := newCapture()
-		p, err := a.Attach(s.ctx(t), r.p.ID(), isolation.Offsets{Stdout: from}, isolation.Stdio{Stdout: out})
-		if err != nil {
-			t.Fatalf("Attach from %d: %v", from, err)
-		}
-		e, err := p.Wait(s.ctx(t))
-		if err != nil || e.Reason != first.Reason || e.Code != first.Code || e.Stdout.Bytes != 10 {
-			t.Errorf("from %d: %+v, %v, want %+v", from, details(e), err, details(first))
-		}
-		if want := "0123456789"[from:]; out.String() != want {
-			t.Errorf("from %d: output %q, want %q", from, out, want)
-		}
-	}
-}
-
-func checkAttachErrors(t testing.TB, s *suite) {
-	// More than anybody holds, so that the beginning is dropped.
-	const n = 64 << 20
-	r := s.start(t, job{program: Flood, args: []string{strconv.Itoa(n)}, stdio: isolation.Stdio{Stdout: io.Discard}})
-	a := ability[isolation.Attacher](t, s, isolation.AbilityAttach, r.sb)
-	r.wait(t)
-	_, err := a.Attach(s.ctx(t), "nobody", isolation.Offsets{}, isolation.Stdio{})
-	is(t, "Attach to an unknown id", err, isolation.ErrNotFound)
-	_, err = a.Attach(s.ctx(t), r.p.ID(), isolation.Offsets{Stdout: n + 1}, isolation.Stdio{})
-	is(t, "Attach beyond the end", err, isolation.ErrInvalidArgument)
-	_, err = a.Attach(s.ctx(t), r.p.ID(), isolation.Offsets{Stderr: -1}, isolation.Stdio{})
-	is(t, "Attach before the beginning", err, isolation.ErrInvalidArgument)
-	_, err = a.Attach(s.ctx(t), r.p.ID(), isolation.Offsets{}, isolation.Stdio{})
-	is(t, "Attach to what was dropped", err, isolation.ErrFailedPrecondition)
-	s.delete(t, r.sb)
-	_, err = a.Attach(s.ctx(t), r.p.ID(), isolation.Offsets{}, isolation.Stdio{})
-	is(t, "Attach after Delete", err, isolation.ErrNotFound)
 }
 
 func checkPause(t testing.TB, s *suite) {
@@ -425,12 +368,6 @@ func checkFork(t testing.TB, s *suite) {
 			t.Errorf("in a fork: %v", e)
 		}
 	}
-}
-
-func checkRecover(t testing.TB, s *suite) {
-	a := ability[isolation.Recoverer](t, s, isolation.AbilityRecover, s.d)
-	_, err := a.Recover(s.ctx(t), s.id())
-	is(t, "Recover of nothing", err, isolation.ErrNotFound)
 }
 
 // checkPrepare checks what needs no interpreter.

@@ -125,6 +125,7 @@ func checkUnsupported(t testing.TB, s *suite) {
 		isolation.OptionImage:    {spec: func(c *isolation.Spec) { c.Root = isolation.Root{Image: "dt"} }},
 		isolation.OptionRootPath: {spec: func(c *isolation.Spec) { c.Root = isolation.Root{Path: "/"} }},
 		isolation.OptionSession:  {spec: func(c *isolation.Spec) { c.Profile = "session" }},
+		isolation.OptionDetached: {spec: detached},
 	} {
 		if !s.features.Has(o) {
 			j.program = Exit0

@@ -3,6 +3,7 @@ package drivertest
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"sync"
@@ -15,7 +16,8 @@ import (
 
 // Config is what the suite must know of a driver. New and Command are needed.
 type Config struct {
-	// New makes a fresh driver. The suite closes it.
+	// New makes a fresh driver. The suite closes it. One with the ability
+	// recover finds what those before it have left.
 	New func(t testing.TB) isolation.Driver
 	// Command returns how to run p; ok is false when this tier can't have it.
 	// The suite adds limits, stdio and, for some checks, environment.
@@ -23,6 +25,11 @@ type Config struct {
 	// Lose kills what carries the process: its worker, its VMM. nil: nothing
 	// does, and sandbox_lost is not checked.
 	Lose func(t testing.TB, d isolation.Driver, sb isolation.Sandbox, p isolation.Process)
+	// Host starts another host of the driver's, which shares all state with the
+	// drivers that New makes, and has it [Play] the story. What Play writes can
+	// be read; kill ends the host as SIGKILL does. It is needed where a driver
+	// tells the ability recover. See [HostProcess].
+	Host func(t testing.TB, story Story) (stdout, stderr io.Reader, kill func())
 	// Leftovers lists what the driver has on the host by now (control groups,
 	// mounts, files, processes that are no children). What is listed after
 	// the suite and was not before is a leak. nil: none of these are made.
@@ -73,7 +80,7 @@ func groups() []struct {
 	}{
 		{"probe", probeChecks}, {"lifecycle", lifecycleChecks}, {"ids", idChecks}, {"arguments", argumentChecks},
 		{"exec", execChecks}, {"kill", killChecks}, {"stdio", stdioChecks}, {"limits", limitChecks},
-		{"abilities", abilityChecks}, {"close", closeChecks}, {"hammer", hammerChecks},
+		{"abilities", abilityChecks}, {"recover", recoverChecks}, {"close", closeChecks}, {"hammer", hammerChecks},
 	}
 }
 

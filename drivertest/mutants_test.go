@@ -30,9 +30,15 @@ type mutant struct {
 	kill   func(p isolation.Process, ctx context.Context, sig isolation.Signal) error
 	wait   func(p isolation.Process, ctx context.Context) (isolation.Exit, error)
 	close  func(isolation.Driver) error
+	inside func(isolation.Driver) any // what As finds instead of the driver inside
 }
 
-func (m *mutant) Unwrap() any { return m.Driver }
+func (m *mutant) Unwrap() any {
+	if m.inside != nil {
+		return m.inside(m.Driver)
+	}
+	return m.Driver
+}
 
 func (m *mutant) Probe(ctx context.Context) (isolation.Features, error) {
 	f, err := m.Driver.Probe(ctx)
@@ -121,10 +127,11 @@ func (p *mutantProcess) Wait(ctx context.Context) (isolation.Exit, error) {
 }
 
 func memConfig(m mutant) Config {
-	return Config{
+	mc := mem.Config{Host: mem.NewHost()}
+	c := Config{
 		New: func(testing.TB) isolation.Driver {
 			own := m
-			own.Driver = mem.New(mem.Config{})
+			own.Driver = mem.New(mc)
 			return &own
 		},
 		Command: func(p Program, args ...string) (isolation.Spec, isolation.ProcessSpec, bool) {
@@ -132,6 +139,57 @@ func memConfig(m mutant) Config {
 		},
 		Patience: 2 * time.Second,
 	}
+	c.Host = func(_ testing.TB, st Story) (stdout, stderr io.Reader, kill func()) {
+		d := mem.New(mc)
+		return HostHere(d, c, st, d.Crash)
+	}
+	return c
+}
+
+// loseFirst is an Attacher that loses the first byte of what was written before.
+type loseFirst struct{ isolation.Sandbox }
+
+func (l loseFirst) Unwrap() any { return l.Sandbox }
+
+func (l loseFirst) Attach(ctx context.Context, id string, from isolation.Offsets, stdio isolation.Stdio) (isolation.Process, error) {
+	a, _ := isolation.As[isolation.Attacher](l.Sandbox)
+	w, lost := stdio.Stdout, false
+	if w != nil {
+		stdio.Stdout = writerFunc(func(b []byte) (int, error) {
+			n := len(b)
+			if !lost {
+				lost, b = true, b[1:]
+			}
+			_, err := w.Write(b)
+			return n, err
+		})
+	}
+	return a.Attach(ctx, id, from, stdio)
+}
+
+// loseRecovered has the sandboxes that it recovers lose a byte.
+type loseRecovered struct{ isolation.Recoverer }
+
+func (l loseRecovered) Recover(ctx context.Context, id string) (isolation.Sandbox, error) {
+	sb, err := l.Recoverer.Recover(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return loseFirst{sb}, nil
+}
+
+// anyHolder recovers what another has.
+type anyHolder struct {
+	isolation.Recoverer
+	create func(id string) (isolation.Sandbox, error)
+}
+
+func (a anyHolder) Recover(ctx context.Context, id string) (isolation.Sandbox, error) {
+	sb, err := a.Recoverer.Recover(ctx, id)
+	if errors.Is(err, isolation.ErrFailedPrecondition) {
+		return a.create("stolen-" + id)
+	}
+	return sb, err
 }
 
 // find returns a check by its group and name.
@@ -334,6 +392,35 @@ func TestMutants(t *testing.T) {
 		}},
 		{"the limit that ended it is not listed", "limits/cpu", mutant{
 			wait: waited(func(e *isolation.Exit) { e.LimitsHit = nil }),
+		}},
+		{"what was written before an Attach loses a byte", "abilities/attach to two streams", mutant{
+			create: func(d isolation.Driver, ctx context.Context, id string, spec isolation.Spec) (isolation.Sandbox, error) {
+				sb, err := d.Create(ctx, id, spec)
+				if err != nil {
+					return nil, err
+				}
+				return loseFirst{sb}, nil
+			},
+		}},
+		{"a recovered sandbox loses a byte", "recover/while it writes", mutant{
+			inside: func(d isolation.Driver) any {
+				r, _ := isolation.As[isolation.Recoverer](d)
+				return loseRecovered{r}
+			},
+		}},
+		{"a sandbox is recovered that another has", "recover/delete", mutant{
+			inside: func(d isolation.Driver) any {
+				r, _ := isolation.As[isolation.Recoverer](d)
+				return anyHolder{r, func(id string) (isolation.Sandbox, error) {
+					return d.Create(context.Background(), id, isolation.Spec{Requirement: isolation.Shell})
+				}}
+			},
+		}},
+		{"Close deletes what is detached", "recover/after Close", mutant{
+			create: func(d isolation.Driver, ctx context.Context, id string, spec isolation.Spec) (isolation.Sandbox, error) {
+				spec.Detached = false
+				return d.Create(ctx, id, spec)
+			},
 		}},
 		{"Close does nothing", "close/with running processes", mutant{close: func(isolation.Driver) error { return nil }}},
 	} {

@@ -27,9 +27,10 @@ func named(spec isolation.Spec) bool {
 
 // keyOf returns the shelf of a spec. A sandbox with directories of the host in
 // it cannot be made ahead: what is at their names may be another thing by then.
-// Neither can one of an image that is only named.
+// Neither can one of an image that is only named, nor one that is to outlive this
+// process: it has its id from the start, and nobody would know of it.
 func keyOf(spec isolation.Spec) (key, bool) {
-	if len(spec.Mounts) > 0 || spec.Root.Path != "" || named(spec) {
+	if spec.Detached || len(spec.Mounts) > 0 || spec.Root.Path != "" || named(spec) {
 		return key{}, false
 	}
 	b, err := json.Marshal(plain(spec))

@@ -70,7 +70,12 @@ func New(c Config) (*Pool, error) {
 func (p *Pool) Name() string { return p.inner.Name() }
 
 // Unwrap lets isolation.As find the driver's abilities.
-func (p *Pool) Unwrap() any { return p.inner }
+func (p *Pool) Unwrap() any {
+	if r, ok := isolation.As[isolation.Recoverer](p.inner); ok {
+		return recovering{r, p}
+	}
+	return p.inner
+}
 
 // Probe implements isolation.Driver.
 func (p *Pool) Probe(ctx context.Context) (isolation.Features, error) { return p.inner.Probe(ctx) }
@@ -101,13 +106,16 @@ func (p *Pool) create(ctx context.Context, id string, spec isolation.Spec) (_ *s
 		return nil, err
 	}
 	defer p.work.Done()
-	sb := &sandbox{p: p, id: id, created: time.Now()}
+	sb := &sandbox{p: p, id: id, created: time.Now(), detached: spec.Detached}
 	k, alike := keyOf(spec)
 	if alike {
 		sb.inner, sb.innerID = p.claim(ctx, k, spec)
 	}
 	if sb.inner == nil {
 		sb.innerID = p.newID()
+		if spec.Detached {
+			sb.innerID = id // by which it is found again
+		}
 		if sb.inner, err = p.inner.Create(ctx, sb.innerID, spec); err != nil {
 			p.release(id, nil)
 			return nil, renamed(err, sb.innerID, id)
@@ -117,6 +125,7 @@ func (p *Pool) create(ctx context.Context, id string, spec isolation.Spec) (_ *s
 		p.learn(k, spec) // it can be made: worth a shelf
 	}
 	if err := p.handOut(sb); err != nil {
+		// It was not handed out: nobody would know of it, detached or not.
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 		defer cancel()
 		return nil, errors.Join(err, sb.inner.Delete(undo))
@@ -183,7 +192,7 @@ func (p *Pool) Close() error {
 	p.closed = true
 	var out []*sandbox
 	for _, sb := range p.out {
-		if sb != nil {
+		if sb != nil && !sb.detached {
 			out = append(out, sb)
 		}
 	}

@@ -3,6 +3,7 @@ package pool_test
 import (
 	"context"
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -60,14 +61,19 @@ func inner(sb isolation.Sandbox) isolation.Sandbox {
 }
 
 func conformance(c pool.Config) drivertest.Config {
-	return drivertest.Config{
+	host := mem.NewHost()
+	pooled := func(t testing.TB) (*pool.Pool, *mem.Driver) {
+		c, d := c, mem.New(mem.Config{Host: host})
+		c.Driver = d
+		p, err := pool.New(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p, d
+	}
+	dc := drivertest.Config{
 		New: func(t testing.TB) isolation.Driver {
-			c := c
-			c.Driver = mem.New(mem.Config{})
-			p, err := pool.New(c)
-			if err != nil {
-				t.Fatal(err)
-			}
+			p, _ := pooled(t)
 			return p
 		},
 		Command: func(p drivertest.Program, args ...string) (isolation.Spec, isolation.ProcessSpec, bool) {
@@ -81,6 +87,16 @@ func conformance(c pool.Config) drivertest.Config {
 			}
 		},
 	}
+	dc.Host = func(t testing.TB, st drivertest.Story) (stdout, stderr io.Reader, kill func()) {
+		p, d := pooled(t)
+		return drivertest.HostHere(p, dc, st, func() {
+			d.Crash()
+			if err := p.Close(); err != nil { // its goroutines are this process's
+				t.Errorf("Close: %v", err)
+			}
+		})
+	}
+	return dc
 }
 
 func TestConformance(t *testing.T) { drivertest.Run(t, conformance(pool.Config{Learn: 2})) }

@@ -15,6 +15,8 @@ type sandbox struct {
 	created time.Time
 	inner   isolation.Sandbox
 	innerID string
+	// detached: it is not deleted with the pool.
+	detached bool
 
 	mu       sync.Mutex // guards what follows; never held across a call of the driver
 	starting int        // Execs under way

@@ -12,36 +12,75 @@ import (
 // wear wraps the sandbox in those of its abilities that the features tell:
 // each is a layer that isolation.As looks through, so that what is not told
 // can't be found.
-func (s *sandbox) wear() isolation.Sandbox {
-	var v isolation.Sandbox = plain{s}
-	told := func(a string) bool { return slices.Contains(s.d.features.Abilities, a) }
+func (s *sandbox) wear(d *Driver) isolation.Sandbox {
+	h := handle{s, d}
+	var v isolation.Sandbox = plain{h}
+	told := func(a string) bool { return slices.Contains(d.features.Abilities, a) }
 	if told(isolation.AbilityAttach) {
-		v = attacher{v, s}
+		v = attacher{v, h}
 	}
 	if told(isolation.AbilityPause) {
-		v = pauser{v, s}
+		v = pauser{v, h}
 	}
 	if told(isolation.AbilityReset) {
-		v = resetter{v, s}
+		v = resetter{v, h}
 	}
 	if told(isolation.AbilityStats) {
-		v = stats{v, s}
+		v = stats{v, h}
 	}
 	if told(isolation.AbilityFiles) {
-		v = filer{v, s}
+		v = filer{v, h}
 	}
 	if told(isolation.AbilityWatch) {
-		v = watcher{v, s}
+		v = watcher{v, h}
 	}
 	return v
 }
 
+// handle is a sandbox as one driver has it.
+type handle struct {
+	s *sandbox
+	d *Driver
+}
+
+// held fails for a driver that has let the sandbox go.
+func (h handle) held(op string, o isolation.Outcome) error {
+	if h.s.isHeld(h.d) {
+		return nil
+	}
+	return &isolation.Error{Op: op, Driver: h.d.name, ID: h.s.id, Outcome: o, Err: isolation.ErrNotFound}
+}
+
 // plain hides everything but the core.
-type plain struct{ isolation.Sandbox }
+type plain struct{ handle }
+
+func (p plain) ID() string { return p.s.id }
+
+func (p plain) State(ctx context.Context) (isolation.State, error) {
+	if err := p.held("state", ""); err != nil {
+		return isolation.State{}, err
+	}
+	return p.s.State(ctx)
+}
+
+func (p plain) Exec(ctx context.Context, ps isolation.ProcessSpec, stdio isolation.Stdio) (isolation.Process, error) {
+	if err := p.held("exec", isolation.NotStarted); err != nil {
+		return nil, err
+	}
+	return p.s.Exec(ctx, ps, stdio)
+}
+
+// Delete of a sandbox that was let go does nothing: it is another's.
+func (p plain) Delete(ctx context.Context) error {
+	if !p.s.isHeld(p.d) {
+		return nil
+	}
+	return p.s.Delete(ctx)
+}
 
 type attacher struct {
 	isolation.Sandbox
-	s *sandbox
+	handle
 }
 
 func (a attacher) Unwrap() any { return a.Sandbox }
@@ -49,11 +88,14 @@ func (a attacher) Unwrap() any { return a.Sandbox }
 // Attach implements isolation.Attacher. The Exit of the process that it returns
 // counts as dropped what this caller was not given from its offsets on.
 func (a attacher) Attach(ctx context.Context, execID string, from isolation.Offsets, stdio isolation.Stdio) (isolation.Process, error) {
+	if err := a.held("attach", ""); err != nil {
+		return nil, err
+	}
 	p, err := a.s.attach(ctx, execID, from, stdio)
 	if err != nil {
 		return nil, a.s.fail("attach", "", err)
 	}
-	return p, nil
+	return a.s.borrowed(p), nil
 }
 
 func (s *sandbox) attach(ctx context.Context, execID string, from isolation.Offsets, stdio isolation.Stdio) (*attached, error) {
@@ -66,10 +108,7 @@ func (s *sandbox) attach(ctx context.Context, execID string, from isolation.Offs
 	if p == nil {
 		return nil, fmt.Errorf("exec id %.80q: %w", execID, isolation.ErrNotFound)
 	}
-	if stdio.Stdin != nil {
-		return nil, &isolation.UnsupportedError{Feature: "stdin of a process that already has one"}
-	}
-	if from.Stdout < 0 || from.Stderr < 0 {
+	if from.Stdout < 0 || from.Stderr < 0 || from.Stdin < -1 {
 		return nil, fmt.Errorf("offsets %+v: %w", from, isolation.ErrInvalidArgument)
 	}
 	a := &attached{process: p}
@@ -80,6 +119,13 @@ func (s *sandbox) attach(ctx context.Context, execID string, from isolation.Offs
 	if a.sinks[1], err = sinkAt(p.stderr, stdio.Stderr, from.Stderr, "stderr"); err != nil {
 		a.sinks[0].detach()
 		return nil, err
+	}
+	if stdio.Stdin != nil {
+		if err := p.stdin.attach(stdio.Stdin, from.Stdin); err != nil {
+			a.sinks[0].detach()
+			a.sinks[1].detach()
+			return nil, err
+		}
 	}
 	a.done = make(chan struct{})
 	go a.settle()
@@ -134,16 +180,23 @@ func (a *attached) Wait(ctx context.Context) (isolation.Exit, error) {
 
 type pauser struct {
 	isolation.Sandbox
-	s *sandbox
+	handle
 }
 
 func (w pauser) Unwrap() any { return w.Sandbox }
 
 // Pause implements isolation.Pauser. Programs stop at their next call of Proc.
-func (w pauser) Pause(ctx context.Context) error { return w.s.pause(ctx, "pause", true) }
+func (w pauser) Pause(ctx context.Context) error { return w.pause(ctx, "pause", true) }
 
 // Resume implements isolation.Pauser.
-func (w pauser) Resume(ctx context.Context) error { return w.s.pause(ctx, "resume", false) }
+func (w pauser) Resume(ctx context.Context) error { return w.pause(ctx, "resume", false) }
+
+func (w pauser) pause(ctx context.Context, op string, on bool) error {
+	if err := w.held(op, ""); err != nil {
+		return err
+	}
+	return w.s.pause(ctx, op, on)
+}
 
 func (s *sandbox) pause(ctx context.Context, op string, on bool) error {
 	if err := context.Cause(ctx); err != nil {
@@ -181,13 +234,16 @@ func (p *process) pause(on bool) {
 
 type resetter struct {
 	isolation.Sandbox
-	s *sandbox
+	handle
 }
 
 func (w resetter) Unwrap() any { return w.Sandbox }
 
 // Reset implements isolation.Resetter. What runs ends as canceled.
 func (w resetter) Reset(ctx context.Context) error {
+	if err := w.held("reset", ""); err != nil {
+		return err
+	}
 	if err := w.s.reset(ctx); err != nil {
 		return w.s.fail("reset", "", err)
 	}
@@ -230,7 +286,7 @@ func (s *sandbox) reset(ctx context.Context) error {
 
 type stats struct {
 	isolation.Sandbox
-	s *sandbox
+	handle
 }
 
 func (w stats) Unwrap() any { return w.Sandbox }
@@ -239,6 +295,9 @@ func (w stats) Unwrap() any { return w.Sandbox }
 // processes.
 func (w stats) Stats(ctx context.Context) (isolation.Usage, error) {
 	s := w.s
+	if err := w.held("stats", ""); err != nil {
+		return isolation.Usage{}, err
+	}
 	if err := context.Cause(ctx); err != nil {
 		return isolation.Usage{}, s.fail("stats", "", err)
 	}

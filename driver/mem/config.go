@@ -19,6 +19,9 @@ type Config struct {
 	Features func(*isolation.Features)
 	// Programs adds to Builtin, or replaces some of them.
 	Programs map[string]Program
+	// Host is what detached sandboxes live on; drivers that share one find each
+	// other's. nil: the driver has one of its own.
+	Host *Host
 	// Retain is how much of each output stream is kept for Attach after it
 	// was delivered; 0: 64 KiB.
 	Retain int
@@ -33,7 +36,7 @@ var enforced = []isolation.Limit{
 // abilities are those that mem has.
 var abilities = []string{
 	isolation.AbilityAttach, isolation.AbilityPause, isolation.AbilityReset, isolation.AbilityStats,
-	isolation.AbilityFiles, isolation.AbilityWatch,
+	isolation.AbilityFiles, isolation.AbilityWatch, isolation.AbilityRecover,
 }
 
 func (c Config) features() isolation.Features {
@@ -42,7 +45,7 @@ func (c Config) features() isolation.Features {
 		Engine:    c.Name,
 		Version:   "mem",
 		Runs:      isolation.Requirements(),
-		Options:   []isolation.Option{isolation.OptionCwd, isolation.OptionUser, isolation.OptionHostname},
+		Options:   []isolation.Option{isolation.OptionCwd, isolation.OptionUser, isolation.OptionHostname, isolation.OptionDetached},
 		Abilities: slices.Clone(abilities),
 	}
 	for _, l := range enforced {

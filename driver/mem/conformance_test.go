@@ -1,6 +1,7 @@
 package mem_test
 
 import (
+	"io"
 	"testing"
 
 	"github.com/axocoatl/isolation"
@@ -9,7 +10,8 @@ import (
 )
 
 func config(c mem.Config) drivertest.Config {
-	return drivertest.Config{
+	c.Host = mem.NewHost()
+	dc := drivertest.Config{
 		New: func(testing.TB) isolation.Driver { return mem.New(c) },
 		Command: func(p drivertest.Program, args ...string) (isolation.Spec, isolation.ProcessSpec, bool) {
 			return isolation.Spec{Requirement: isolation.Arbitrary, Language: "mem"},
@@ -21,6 +23,11 @@ func config(c mem.Config) drivertest.Config {
 			}
 		},
 	}
+	dc.Host = func(_ testing.TB, st drivertest.Story) (stdout, stderr io.Reader, kill func()) {
+		d := mem.New(c)
+		return drivertest.HostHere(d, dc, st, d.Crash)
+	}
+	return dc
 }
 
 func TestConformance(t *testing.T) { drivertest.Run(t, config(mem.Config{})) }

@@ -8,6 +8,10 @@
 // pipes, what it declares to use (Alloc, Compute, Step) counts against limits,
 // and any call ends the program once the host side ended it.
 //
+// Detached sandboxes live on a [Host], which drivers may share: what one leaves
+// another recovers.
+//
 // [Driver.SetFaults] makes calls fail or block, [Driver.Lose] kills what
-// carries a sandbox, [Driver.Live] tells what is left.
+// carries a sandbox, [Driver.Crash] ends the driver as a killed process would,
+// [Driver.Live] tells what is left.
 package mem

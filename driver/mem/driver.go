@@ -24,6 +24,8 @@ type Driver struct {
 	mu        sync.Mutex
 	sandboxes map[string]*sandbox // guarded by mu; nil: being made
 	closed    bool                // guarded by mu
+	host      *Host
+	gone      chan struct{} // closed when the driver has let go of what is detached
 }
 
 var _ isolation.Driver = (*Driver)(nil)
@@ -38,10 +40,21 @@ func New(c Config) *Driver {
 	}
 	d := &Driver{
 		name: c.Name, features: c.features(), programs: c.programs(), retain: int64(c.Retain),
-		sandboxes: map[string]*sandbox{},
+		sandboxes: map[string]*sandbox{}, host: c.Host, gone: make(chan struct{}),
+	}
+	if d.host == nil {
+		d.host = NewHost()
 	}
 	d.faults.Store(&Faults{})
 	return d
+}
+
+// Unwrap lets isolation.As find what the features tell.
+func (d *Driver) Unwrap() any {
+	if slices.Contains(d.features.Abilities, isolation.AbilityRecover) {
+		return recovering{d}
+	}
+	return nil
 }
 
 // Name implements isolation.Driver.
@@ -66,7 +79,7 @@ func (d *Driver) Create(ctx context.Context, id string, spec isolation.Spec) (is
 	if err != nil {
 		return nil, &isolation.Error{Op: "create", Driver: d.name, ID: id, Outcome: isolation.NotStarted, Err: err}
 	}
-	return s.wear(), nil
+	return s.wear(d), nil
 }
 
 func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (_ *sandbox, err error) {
@@ -97,14 +110,29 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (_ 
 		}
 	}
 	s := newSandbox(d, id, spec, began)
+	if spec.Detached {
+		if err := d.host.add(s); err != nil {
+			s.cancel()
+			return nil, err
+		}
+	}
+	if err := d.enter(s); err != nil {
+		d.host.remove(s)
+		s.cancel()
+		return nil, err
+	}
+	return s, nil
+}
+
+// enter makes a sandbox the driver's.
+func (d *Driver) enter(s *sandbox) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
-		s.cancel()
-		return nil, errClosed
+		return errClosed
 	}
-	d.sandboxes[id] = s
-	return s, nil
+	d.sandboxes[s.id] = s
+	return nil
 }
 
 var errClosed = fmt.Errorf("driver is closed: %w", isolation.ErrFailedPrecondition)
@@ -175,17 +203,9 @@ func (d *Driver) forget(id string, s *sandbox) {
 	}
 }
 
-// Close deletes every sandbox.
+// Close deletes every sandbox that is not detached, and lets go of the others.
 func (d *Driver) Close() error {
-	d.mu.Lock()
-	d.closed = true
-	var live []*sandbox
-	for _, s := range d.sandboxes {
-		if s != nil {
-			live = append(live, s)
-		}
-	}
-	d.mu.Unlock()
+	live := d.shut()
 	var errs []error
 	if hook := d.faults.Load().Close; hook != nil {
 		errs = append(errs, hook())
@@ -197,4 +217,30 @@ func (d *Driver) Close() error {
 		errs = append(errs, s.delete(context.Background()))
 	}
 	return errors.Join(errs...)
+}
+
+// shut has nothing begin any more, lets go of the detached sandboxes and returns
+// the others.
+func (d *Driver) shut() (live []*sandbox) {
+	var detached []*sandbox
+	d.mu.Lock()
+	if !d.closed {
+		d.closed = true
+		close(d.gone)
+	}
+	for id, s := range d.sandboxes {
+		switch {
+		case s == nil:
+		case s.spec.Detached:
+			detached = append(detached, s)
+			delete(d.sandboxes, id)
+		default:
+			live = append(live, s)
+		}
+	}
+	d.mu.Unlock()
+	for _, s := range detached {
+		s.letGo()
+	}
+	return live
 }

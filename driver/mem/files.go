@@ -109,7 +109,7 @@ func (n *node) info(name string) isolation.FileInfo {
 // filer is a sandbox with its files.
 type filer struct {
 	isolation.Sandbox
-	s *sandbox
+	handle
 }
 
 func (f filer) Unwrap() any { return f.Sandbox }
@@ -124,7 +124,7 @@ func (f filer) do(ctx context.Context, op, name string, call func(t *tree, name 
 	defer f.s.mu.Unlock()
 	switch {
 	case err != nil:
-	case f.s.deleted:
+	case f.s.deleted || !f.s.isHeld(f.d):
 		err = isolation.ErrNotFound
 	case f.s.lost:
 		err = fmt.Errorf("sandbox is lost: %w", isolation.ErrFailedPrecondition)
@@ -321,7 +321,7 @@ func (f filer) Rename(ctx context.Context, from, to string) error {
 // watcher is a sandbox whose files can be watched.
 type watcher struct {
 	isolation.Sandbox
-	s *sandbox
+	handle
 }
 
 // Unwrap lets isolation.As find further abilities.

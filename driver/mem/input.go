@@ -1,8 +1,11 @@
 package mem
 
 import (
+	"fmt"
 	"io"
 	"sync"
+
+	"github.com/axocoatl/isolation"
 )
 
 // input is the pipe from the caller's reader to the program. It reads ahead by
@@ -13,14 +16,47 @@ type input struct {
 	buf     []byte        // guarded by mu
 	eof     bool          // guarded by mu; nothing comes after buf
 	closed  bool          // guarded by mu; the process ended: no Read begins any more
+	total   int64         // guarded by mu; given to the process by now
+	feeder  int           // guarded by mu; who may give: the last one that attached
+	fed     bool          // guarded by mu; somebody gives
 }
 
 func newInput(r io.Reader) *input {
 	in := &input{changed: make(chan struct{}), eof: r == nil}
 	if r != nil {
-		go in.pump(r)
+		in.fed = true
+		go in.pump(r, 0, 0)
 	}
 	return in
+}
+
+// attach goes on with input from a reader that begins at an offset; -1: at the
+// end of what was given.
+func (in *input) attach(r io.Reader, from int64) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	switch {
+	case in.closed || in.eof:
+		return fmt.Errorf("the input has ended: %w", isolation.ErrFailedPrecondition)
+	case in.fed:
+		return fmt.Errorf("somebody gives input: %w", isolation.ErrFailedPrecondition)
+	case from > in.total:
+		return fmt.Errorf("input from %d on: %d bytes were given: %w", from, in.total, isolation.ErrInvalidArgument)
+	case from < 0:
+		from = in.total
+	}
+	in.fed = true
+	go in.pump(r, in.feeder, in.total-from)
+	return nil
+}
+
+// letGo takes nothing more from who gives.
+func (in *input) letGo() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.fed = false
+	in.feeder++
+	in.changeLocked()
 }
 
 func (in *input) changeLocked() {
@@ -28,11 +64,12 @@ func (in *input) changeLocked() {
 	in.changed = make(chan struct{})
 }
 
-func (in *input) pump(r io.Reader) {
+// pump gives what r has behind the first skip bytes.
+func (in *input) pump(r io.Reader, feeder int, skip int64) {
 	chunk := make([]byte, chunkBytes)
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	for !in.closed {
+	for !in.closed && in.feeder == feeder {
 		room := min(pipeBytes-len(in.buf), len(chunk))
 		if room == 0 {
 			wait := in.changed
@@ -44,7 +81,14 @@ func (in *input) pump(r io.Reader) {
 		in.mu.Unlock()
 		n, err := r.Read(chunk[:room])
 		in.mu.Lock()
-		in.buf = append(in.buf, chunk[:max(0, min(n, room))]...)
+		if in.feeder != feeder {
+			return // it was let go meanwhile
+		}
+		b := chunk[:max(0, min(n, room))]
+		known := min(skip, int64(len(b)))
+		skip -= known
+		in.buf = append(in.buf, b[known:]...)
+		in.total += int64(len(b)) - known
 		in.eof = err != nil
 		in.changeLocked()
 		if in.eof {

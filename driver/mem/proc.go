@@ -220,7 +220,8 @@ func (c *Proc) Spawn(f func(ctx context.Context)) <-chan struct{} {
 		return nil
 	}
 	p.children++
-	s.d.running.Add(1)
+	d := s.driver()
+	d.running.Add(1)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -228,7 +229,7 @@ func (c *Proc) Spawn(f func(ctx context.Context)) <-chan struct{} {
 			p.mu.Lock()
 			p.children--
 			p.mu.Unlock()
-			s.d.running.Add(-1)
+			d.running.Add(-1)
 			s.taskEnded()
 		}()
 		f(ctx)

@@ -47,6 +47,7 @@ type process struct {
 	wall     *time.Timer               // guarded by mu; nil: no limit, or paused
 	wallLeft time.Duration             // guarded by mu; of the limit, when wallFrom
 	wallFrom time.Time                 // guarded by mu
+	alone    time.Time                 // guarded by mu; since when nobody has it
 	resume   chan struct{}             // guarded by mu; nil: not paused; closed by Resume
 }
 
@@ -56,7 +57,7 @@ var _ isolation.Process = (*process)(nil)
 func newProcess(s *sandbox, ps isolation.ProcessSpec, stdio isolation.Stdio) *process {
 	p := &process{
 		s: s, id: ps.ExecID, spec: ps, code: -1,
-		stdin: newInput(stdio.Stdin), stdout: newStream(s.d.retain), stderr: newStream(s.d.retain),
+		stdin: newInput(stdio.Stdin), stdout: newStream(s.driver().retain), stderr: newStream(s.driver().retain),
 		done: make(chan struct{}), ignored: map[isolation.Signal]bool{},
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
@@ -80,13 +81,14 @@ func (p *process) start(program Program, asked time.Time) {
 	p.wallLeft = p.spec.Limits.Wall
 	p.runWallLocked()
 	returned := make(chan struct{})
-	p.s.d.running.Add(1)
-	go p.run(program, returned)
+	d := p.s.driver()
+	d.running.Add(1)
+	go p.run(d, program, returned)
 	go p.settle(returned)
 }
 
 // run calls the program; every way out of it leads through the deferred call.
-func (p *process) run(program Program, returned chan<- struct{}) {
+func (p *process) run(d *Driver, program Program, returned chan<- struct{}) {
 	code, ok := 0, false
 	defer func() {
 		// A call of Proc ends the goroutine once the outcome is fixed; then
@@ -98,7 +100,7 @@ func (p *process) run(program Program, returned chan<- struct{}) {
 		} else {
 			p.exited(code)
 		}
-		p.s.d.running.Add(-1)
+		d.running.Add(-1)
 		p.s.taskEnded()
 		close(returned)
 	}()
@@ -211,7 +213,7 @@ func (p *process) Kill(_ context.Context, sig isolation.Signal) error {
 // Wait implements isolation.Process.
 func (p *process) Wait(ctx context.Context) (isolation.Exit, error) {
 	if err := p.ready(ctx); err != nil {
-		return isolation.Exit{}, &isolation.Error{Op: "wait", Driver: p.s.d.name, ID: p.id, Outcome: isolation.OutcomeUnknown, Err: err}
+		return isolation.Exit{}, &isolation.Error{Op: "wait", Driver: p.s.driver().name, ID: p.id, Outcome: isolation.OutcomeUnknown, Err: err}
 	}
 	return p.result(), nil
 }
@@ -233,7 +235,7 @@ func (p *process) ready(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 	}
-	if hook := p.s.d.faults.Load().Wait; hook != nil {
+	if hook := p.s.driver().faults.Load().Wait; hook != nil {
 		return hook(ctx, p.id)
 	}
 	return nil

@@ -2,6 +2,7 @@ package mem
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"strconv"
 	"time"
@@ -25,6 +26,7 @@ import (
 //	spin                  computes for ever
 //	hog N                 allocates N bytes, or fails
 //	flood N, flooderr N   write N bytes to stdout or stderr
+//	lines N S             writes N numbered lines to both, ends with status S
 //	crash                 aborts
 //	trap                  traps
 //	deny                  does what it may not
@@ -58,6 +60,7 @@ func Builtin() map[string]Program {
 		"fill":      fill,
 		"files":     files,
 		"forks":     forks,
+		"lines":     lines,
 		"survivors": survivors,
 	}
 }
@@ -145,6 +148,22 @@ func flood(c *Proc, w io.Writer) int {
 		n -= int64(len(b))
 	}
 	return 0
+}
+
+func lines(c *Proc) int {
+	status := 0
+	if args := c.Args(); len(args) > 2 {
+		status, _ = strconv.Atoi(args[2])
+	}
+	for i, n := 0, int(number(c)); i < n; {
+		var b []byte
+		for ; i < n && len(b) < 1<<10; i++ {
+			b = fmt.Appendf(b, "%07d\n", i)
+		}
+		text(c.Stdout(), string(b))
+		text(c.Stderr(), string(b))
+	}
+	return status
 }
 
 func fill(c *Proc) int {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/axocoatl/isolation"
@@ -17,7 +18,9 @@ const maxEnded = 64
 // sandbox is a set of processes that share limits. What callers hold is
 // sandbox.wear: the sandbox with its abilities around it.
 type sandbox struct {
-	d       *Driver
+	holder  atomic.Pointer[Driver] // the last one
+	letGone atomic.Bool            // nobody has it
+	host    *Host
 	id      string
 	spec    isolation.Spec
 	created time.Time
@@ -47,12 +50,15 @@ var _ isolation.Sandbox = (*sandbox)(nil)
 
 func newSandbox(d *Driver, id string, spec isolation.Spec, began time.Time) *sandbox {
 	s := &sandbox{
-		d: d, id: id, spec: spec, created: time.Now(), making: time.Since(began),
+		host: d.host, id: id, spec: spec, created: time.Now(), making: time.Since(began),
 		changed: make(chan struct{}), live: map[string]*process{}, files: newTree(),
 	}
+	s.holder.Store(d)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
+
+func (s *sandbox) driver() *Driver { return s.holder.Load() }
 
 func (s *sandbox) changeLocked() {
 	close(s.changed)
@@ -60,7 +66,7 @@ func (s *sandbox) changeLocked() {
 }
 
 func (s *sandbox) fail(op string, o isolation.Outcome, err error) error {
-	return &isolation.Error{Op: op, Driver: s.d.name, ID: s.id, Outcome: o, Err: err}
+	return &isolation.Error{Op: op, Driver: s.driver().name, ID: s.id, Outcome: o, Err: err}
 }
 
 // ID implements isolation.Sandbox.
@@ -95,7 +101,7 @@ func (s *sandbox) Exec(ctx context.Context, ps isolation.ProcessSpec, stdio isol
 	if err != nil {
 		return nil, s.fail("exec", isolation.NotStarted, err)
 	}
-	return p, nil
+	return s.borrowed(p), nil
 }
 
 func (s *sandbox) exec(ctx context.Context, ps isolation.ProcessSpec, stdio isolation.Stdio) (*process, error) {
@@ -106,10 +112,10 @@ func (s *sandbox) exec(ctx context.Context, ps isolation.ProcessSpec, stdio isol
 	if err := ps.Validate(); err != nil {
 		return nil, err
 	}
-	if err := s.d.checkUsed(s.spec, ps); err != nil {
+	if err := s.driver().checkUsed(s.spec, ps); err != nil {
 		return nil, err
 	}
-	if hook := s.d.faults.Load().Exec; hook != nil {
+	if hook := s.driver().faults.Load().Exec; hook != nil {
 		if err := hook(ctx, s.id, ps); err != nil {
 			return nil, err
 		}
@@ -121,7 +127,7 @@ func (s *sandbox) exec(ctx context.Context, ps isolation.ProcessSpec, stdio isol
 	if s.spec.Func != "" {
 		name = s.spec.Func
 	}
-	program := s.d.programs[name]
+	program := s.driver().programs[name]
 	if program == nil {
 		return nil, fmt.Errorf("program %q is not there: %w", name, isolation.ErrNotFound)
 	}
@@ -244,7 +250,7 @@ func (s *sandbox) liveLocked() []*process {
 
 // Delete implements isolation.Sandbox.
 func (s *sandbox) Delete(ctx context.Context) error {
-	if hook := s.d.faults.Load().Delete; hook != nil {
+	if hook := s.driver().faults.Load().Delete; hook != nil {
 		if err := hook(ctx, s.id); err != nil {
 			return s.fail("delete", "", err)
 		}
@@ -276,7 +282,8 @@ func (s *sandbox) delete(ctx context.Context) error {
 	s.gone = true
 	s.ended = nil
 	s.mu.Unlock()
-	s.d.forget(s.id, s)
+	s.driver().forget(s.id, s)
+	s.host.remove(s)
 	return nil
 }
 

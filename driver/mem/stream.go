@@ -26,6 +26,7 @@ type stream struct {
 	buf     []byte         // guarded by mu
 	over    int64          // guarded by mu; written beyond the output limit, not kept
 	sinks   map[*sink]bool // guarded by mu; those that still take data
+	kept    int64          // guarded by mu; nothing from here on is dropped before somebody attaches; -1: nobody was let go
 	ended   bool           // guarded by mu; nothing more will be appended
 }
 
@@ -39,7 +40,7 @@ type sink struct {
 }
 
 func newStream(retain int64) *stream {
-	return &stream{retain: retain, changed: make(chan struct{}), sinks: map[*sink]bool{}}
+	return &stream{retain: retain, changed: make(chan struct{}), sinks: map[*sink]bool{}, kept: -1}
 }
 
 func (s *stream) changeLocked() {
@@ -58,6 +59,8 @@ func (s *stream) attach(w io.Writer, from int64) (_ *sink, base, end int64, ok b
 		return nil, base, end, false
 	}
 	k := &sink{s: s, w: w, pos: from, done: make(chan struct{})}
+	s.kept = -1
+	s.changeLocked()
 	if w == nil {
 		close(k.done)
 		return k, base, end, true
@@ -78,6 +81,9 @@ func (s *stream) append(stop <-chan struct{}, b []byte) int {
 			return taken
 		}
 		slowest := s.endLocked()
+		if s.kept >= 0 {
+			slowest = s.kept
+		}
 		for k := range s.sinks {
 			slowest = min(slowest, k.pos)
 		}
@@ -114,6 +120,22 @@ func (s *stream) beyond(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.over += int64(n)
+}
+
+// letGo cuts all sinks off, and holds the program back until another comes: what
+// the slowest was not given is kept.
+func (s *stream) letGo() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.kept < 0 {
+		s.kept = s.endLocked()
+	}
+	for k := range s.sinks {
+		s.kept = min(s.kept, k.pos)
+		k.closed = true
+	}
+	clear(s.sinks)
+	s.changeLocked()
 }
 
 // end says that nothing more comes.
@@ -170,20 +192,24 @@ func (k *sink) run() {
 	}
 }
 
-// drain waits until all was delivered, as long as the writer takes something
-// every drainGrace, and returns what was not. No Write begins after it.
+// drain waits until all was delivered, unless the writer takes nothing for
+// several times drainGrace, and returns what was not. No Write begins after it.
 func (k *sink) drain() (dropped int64) {
 	s := k.s
 	tick := time.NewTicker(drainGrace)
 	defer tick.Stop()
-	last := int64(-1)
+	const patience = 5 // on a busy host a good writer may wait so long for a processor
+	last, idle := int64(-1), 0
 	for waiting := true; waiting; {
 		select {
 		case <-k.done:
 			waiting = false
 		case <-tick.C:
 			s.mu.Lock()
-			waiting = k.pos != last
+			if idle++; k.pos != last {
+				idle = 0
+			}
+			waiting = idle < patience
 			last = k.pos
 			s.mu.Unlock()
 		}

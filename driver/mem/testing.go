@@ -36,6 +36,15 @@ func (d *Driver) Lose(id, detail string) bool {
 	return true
 }
 
+// Crash ends the driver as SIGKILL ends a process: what is not detached is lost,
+// nobody is told of anything any more, and another driver of the same Host may
+// recover the rest.
+func (d *Driver) Crash() {
+	for _, s := range d.shut() {
+		s.lose("its driver crashed")
+	}
+}
+
 // Live tells how many sandboxes there are, and how many goroutines the driver
 // runs for programs in them.
 func (d *Driver) Live() (sandboxes, programs int) {

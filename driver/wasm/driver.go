@@ -210,6 +210,8 @@ func checkSpec(spec isolation.Spec) error {
 		return &isolation.UnsupportedError{Feature: "a host name", Need: stronger}
 	case spec.Profile == "session":
 		return &isolation.UnsupportedError{Feature: "the session profile", Need: stronger}
+	case spec.Detached:
+		return &isolation.UnsupportedError{Feature: "a sandbox that outlives its maker", Need: stronger}
 	case spec.Func != "":
 		return &isolation.UnsupportedError{Feature: "a registered function", Need: "tier none"}
 	case spec.Resources.CPUs > 0:

@@ -90,10 +90,30 @@ func do(program string, args []string) (int, error) {
 		return 0, files(arg(1, os.TempDir()), n)
 	case "forks":
 		return 0, forks(n)
+	case "lines":
+		status, err := strconv.Atoi(arg(1, "0"))
+		return status, errors.Join(err, lines(int(n)))
 	case "survivors":
 		return 0, survivors(n)
 	}
 	return 64, errors.New("there is no such program")
+}
+
+// lines writes some at a time, so that neither stream is far ahead.
+func lines(n int) error {
+	for i := 0; i < n; {
+		var b []byte
+		for ; i < n && len(b) < 1<<10; i++ {
+			b = fmt.Appendf(b, "%07d\n", i)
+		}
+		if _, err := os.Stdout.Write(b); err != nil {
+			return err
+		}
+		if _, err := os.Stderr.Write(b); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func write(s string) error {

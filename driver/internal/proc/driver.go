@@ -166,6 +166,9 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (*s
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
+	if spec.Detached && !d.eng.Features().Has(isolation.OptionDetached) {
+		return nil, Unsupported("a sandbox that outlives its maker", "the oci tier")
+	}
 	if err := d.eng.Check(spec); err != nil {
 		return nil, err
 	}
