@@ -102,20 +102,7 @@ func startError(g program, err error) error {
 // Wait parks until the program ended, and reaps it.
 func (c *child) Wait() (proc.ChildStatus, error) {
 	defer c.fd.Close()
-	var ws unix.WaitStatus
-	var ru unix.Rusage
-	var err error
-	try := func(flags int) bool {
-		var pid int
-		pid, err = unix.Wait4(c.pid, &ws, flags, &ru)
-		return pid != 0 && err != unix.EINTR
-	}
-	rc, rerr := c.fd.SyscallConn()
-	if rerr == nil {
-		rerr = rc.Read(func(uintptr) bool { return try(unix.WNOHANG) })
-	}
-	for rerr != nil && !try(0) { // a kernel whose pidfds cannot be polled
-	}
+	ws, ru, err := spawn.Wait(c.pid, c.fd)
 	failpoint.Hit(failpoint.NoneEnded)
 	if err != nil {
 		// Its end was seen and its status was not: somebody else in the host

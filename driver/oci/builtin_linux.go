@@ -28,7 +28,7 @@ func New(c Config) (*Driver, error) {
 	if c.DiskBytes == 0 {
 		c.DiskBytes = min(1<<30, hostMemory()/4)
 	}
-	e := &builtin{cfg: c}
+	e := &builtin{cfg: c, guest: &program{}}
 	if kind, ok := runtimeNamed(c.Engine); ok {
 		if c.Guest != "" || len(embeddedGuest) == 0 { // else it is unpacked when it is wanted
 			e.guest, e.guestErr = findGuest(&c)
@@ -50,7 +50,7 @@ func hostMemory() int64 {
 // builtin is the engine that makes containers itself.
 type builtin struct {
 	cfg      Config
-	guest    program
+	guest    *program
 	guestErr error
 	ranges   ranges
 	spawner  spawn.Spawner
@@ -64,11 +64,7 @@ func (e *builtin) Name() string { return "builtin" }
 
 func (e *builtin) Close() error {
 	e.spawner.Close()
-	e.closing.Do(func() {
-		if e.guest.file != nil {
-			_ = e.guest.file.Close() // nothing was written to it
-		}
-	})
+	e.closing.Do(e.guest.close)
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/axocoatl/isolation"
@@ -97,7 +98,10 @@ func GuestProgram(c Config) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer p.file.Close()
+	defer p.close()
+	if p.content != nil {
+		return p.content, nil
+	}
 	return io.ReadAll(io.NewSectionReader(p.file, 0, 1<<62))
 }
 
@@ -106,27 +110,49 @@ const guestName = "axo-guest"
 
 // program is the guest's executable.
 type program struct {
-	file *os.File
-	how  string // for people
-	path string // on disk; empty: embedded
+	how     string // for people
+	path    string // on disk; empty: embedded
+	content []byte // embedded; nil: on disk
+
+	mu   sync.Mutex
+	file *os.File // guarded by mu, until it is there
+}
+
+// open returns the executable as a file. The embedded one becomes one when it is
+// first wanted: that takes a millisecond, and most processes start none.
+func (p *program) open() (*os.File, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var err error
+	if p.file == nil {
+		p.file, err = memoryFile(guestName, p.content)
+	}
+	return p.file, err
+}
+
+func (p *program) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.file != nil {
+		_ = p.file.Close() // nothing was written to it
+	}
 }
 
 // findGuest opens the guest: by config, embedded, or beside this program.
-func findGuest(c *Config) (program, error) {
+func findGuest(c *Config) (*program, error) {
 	if c.Guest != "" {
 		return openGuest(c.Guest)
 	}
 	if len(embeddedGuest) > 0 {
-		f, err := memoryFile(guestName, embeddedGuest)
-		return program{file: f, how: "embedded " + guestName}, err
+		return &program{content: embeddedGuest, how: "embedded " + guestName}, nil
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return program{}, fmt.Errorf("find this program: %w", err)
+		return &program{}, fmt.Errorf("find this program: %w", err)
 	}
 	p, err := openGuest(filepath.Join(filepath.Dir(self), guestName))
 	if errors.Is(err, isolation.ErrNotFound) {
-		return program{}, &isolation.UnsupportedError{
+		return &program{}, &isolation.UnsupportedError{
 			Feature: "containers without a guest program",
 			Need:    "axo-guest beside this program (CGO_ENABLED=0 go build ./cmd/axo-guest), or its path in Config.Guest",
 		}
@@ -134,13 +160,13 @@ func findGuest(c *Config) (program, error) {
 	return p, err
 }
 
-func openGuest(path string) (program, error) {
+func openGuest(path string) (*program, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
 		err = fmt.Errorf("%w (%w)", err, isolation.ErrNotFound)
 	}
 	if err != nil {
-		return program{}, fmt.Errorf("guest program: %w", err)
+		return &program{}, fmt.Errorf("guest program: %w", err)
 	}
-	return program{file: f, how: path, path: path}, nil
+	return &program{file: f, how: path, path: path}, nil
 }

@@ -98,7 +98,11 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 	}
 	// By a number above all that the guest gets: it is looked up when those
 	// are in place.
-	exe, err := dupAbove(e.guest.file, len(l.files))
+	guest, err := e.guest.open()
+	if err != nil {
+		return fmt.Errorf("embedded %s: %w", guestName, err)
+	}
+	exe, err := dupAbove(guest, len(l.files))
 	if err != nil {
 		return err
 	}

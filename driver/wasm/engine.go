@@ -51,7 +51,7 @@ var descriptions = map[Engine]description{
 	},
 	Wasmtime: {
 		name: Wasmtime, version: wasmtimeVersion, program: "axo-wasmtime", make: "make wasmtime",
-		layout: layout{module: "module.cwasm"}, format: 2,
+		layout: layout{module: "module.cwasm"}, format: 3,
 		fuel: "counted by the engine", linuxOnly: true, components: true,
 	},
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"runtime"
 	"strings"
 	"sync"
@@ -20,6 +19,7 @@ import (
 	"github.com/axocoatl/isolation/driver/wasm/worker"
 	"github.com/axocoatl/isolation/internal/cgroup"
 	"github.com/axocoatl/isolation/internal/failpoint"
+	"github.com/axocoatl/isolation/internal/spawn"
 )
 
 // launcher starts worker processes. All are started by one thread, which lives
@@ -29,23 +29,17 @@ type launcher struct {
 	engine  *description
 	prog    program
 	progErr error
-	memfd   *os.File // the embedded program
 	jail    bool
 	groups  *cgroup.Tree
+	spawner spawn.Spawner
 
-	once  sync.Once
-	calls chan func()
-	done  chan struct{}
+	mu    sync.Mutex
+	memfd *os.File // guarded by mu; the embedded program, once it was wanted
 }
 
 func newLauncher(c *Config, e *description) (*launcher, error) {
-	l := &launcher{config: c, engine: e, jail: true, calls: make(chan func()), done: make(chan struct{})}
+	l := &launcher{config: c, engine: e, jail: true}
 	l.prog, l.progErr = findProgram(c, e)
-	if l.progErr == nil && l.prog.content != nil {
-		if l.progErr = l.seal(); l.progErr != nil {
-			l.progErr = fmt.Errorf("embedded worker: %w", l.progErr)
-		}
-	}
 	if c.NoCgroup {
 		l.groups = cgroup.None("turned off by configuration")
 	} else {
@@ -54,42 +48,48 @@ func newLauncher(c *Config, e *description) (*launcher, error) {
 	return l, nil
 }
 
-// seal puts the embedded program into a memory file that nobody can change.
-func (l *launcher) seal() error {
-	fd, err := unix.MemfdCreate("axo-wasm", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err != nil {
-		return os.NewSyscallError("memfd_create", err)
+// executable is the path by which a child finds the program.
+func (l *launcher) executable() (string, error) {
+	if l.progErr != nil || l.prog.content == nil {
+		return l.prog.path, l.progErr
 	}
-	l.memfd = os.NewFile(uintptr(fd), "axo-wasm")
-	if _, err := l.memfd.Write(l.prog.content); err != nil {
-		return err
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.memfd == nil {
+		f, err := seal(l.prog.content)
+		if err != nil {
+			return "", fmt.Errorf("embedded worker: %w", err)
+		}
+		l.memfd = f
 	}
-	_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
-	l.prog.path = fmt.Sprintf("/proc/self/fd/%d", fd)
-	return err
+	return fmt.Sprintf("/proc/self/fd/%d", l.memfd.Fd()), nil
 }
 
-// onThread runs f on the launcher's thread.
-func (l *launcher) onThread(f func()) {
-	l.once.Do(func() {
-		go func() {
-			runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-			for {
-				select {
-				case f := <-l.calls:
-					f()
-				case <-l.done:
-					return
-				}
-			}
-		}()
-	})
-	finished := make(chan struct{})
-	l.calls <- func() {
-		defer close(finished)
-		f()
+// aboveWorkers is a descriptor number that no worker is given: the path of the
+// program is looked up when the worker's descriptors are in their places.
+const aboveWorkers = 16
+
+// seal puts the embedded program into a memory file that nobody can change. That
+// takes milliseconds, so it is done for the first worker, not before.
+func seal(content []byte) (*os.File, error) {
+	low, err := unix.MemfdCreate("axo-wasm", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
 	}
-	<-finished
+	fd, err := unix.FcntlInt(uintptr(low), unix.F_DUPFD_CLOEXEC, aboveWorkers)
+	unix.Close(low)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	f := os.NewFile(uintptr(fd), "axo-wasm")
+	if _, err = f.Write(content); err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // child is a worker process and the connection to it.
@@ -97,7 +97,6 @@ type child struct {
 	*os.File
 	pid    int
 	busy   atomic.Bool // reads look for a while before they sleep
-	cmd    *exec.Cmd
 	pidfd  *os.File
 	stderr *os.File
 	role   string
@@ -111,8 +110,9 @@ type child struct {
 }
 
 func (l *launcher) start(role string) (_ *child, err error) {
-	if l.progErr != nil {
-		return nil, l.progErr
+	path, err := l.executable()
+	if err != nil {
+		return nil, err
 	}
 	var undo undo
 	defer func() { undo.unless(err == nil) }()
@@ -128,51 +128,39 @@ func (l *launcher) start(role string) (_ *child, err error) {
 	defer theirs.Close()
 	// Nobody reads the pipe while the worker lives: what does not fit is lost
 	// to the worker, and the host keeps no goroutine for it.
-	errRead, errWrite, err := os.Pipe()
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, os.NewSyscallError("pipe2", err)
+	}
+	errRead, errWrite := os.NewFile(uintptr(fds[0]), "stderr"), os.NewFile(uintptr(fds[1]), "stderr")
+	undo.add(func() { errRead.Close() })
+	defer errWrite.Close()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
-	undo.add(func() { errRead.Close() })
-	defer errWrite.Close()
-	if err := unix.SetNonblock(int(errWrite.Fd()), true); err != nil {
-		return nil, err
-	}
+	defer null.Close()
 	c := &child{File: ours, stderr: errRead, role: role, limits: l.config}
 	if err := l.account(c, role); err != nil {
 		return nil, err
 	}
 	undo.add(c.unaccount)
-	pidfd := -1
-	c.cmd = &exec.Cmd{
-		Path: l.prog.path, Args: []string{l.engine.program, role},
+	c.pid, c.pidfd, err = l.spawner.Start(spawn.Spec{
+		Path: path, Args: []string{l.engine.program, role},
 		// A fixed environment: nothing of the caller's reaches a worker.
 		Env: append([]string{"GODEBUG=madvdontneed=1"}, l.prog.env...), Dir: "/",
-		Stderr: errWrite, ExtraFiles: []*os.File{theirs},
-		SysProcAttr: &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL, PidFD: &pidfd},
-	}
-	l.onThread(func() { err = c.cmd.Start() })
+		Files: []*os.File{null, null, errWrite, theirs},
+		// It joins by itself, before its first instruction: to move it costs
+		// milliseconds in version 1.
+		Tasks: c.group.Joins(), Rlimits: c.rlimits(), ParentDeathSignal: syscall.SIGKILL,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", l.prog.how, err)
 	}
 	failpoint.Hit(failpoint.Started)
-	c.pid = c.cmd.Process.Pid
-	undo.add(func() { c.kill(); c.cmd.Wait() })
-	if pidfd >= 0 {
-		c.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
-	}
+	undo.add(func() { c.kill(); c.reap() })
 	if c.entry != nil {
 		if err := c.entry.AddProcess(c.pid); err != nil {
 			return nil, err
-		}
-	}
-	// The worker runs no code but ours before it is sent a module: limits
-	// that come now come in time.
-	if err := c.setLimits(); err != nil {
-		return nil, err
-	}
-	if c.group != nil {
-		if err := c.group.Add(c.pid); err != nil {
-			return nil, fmt.Errorf("worker's control group: %w", err)
 		}
 	}
 	failpoint.Hit(failpoint.Attached)
@@ -238,26 +226,16 @@ const groupGrace = 2 * time.Second
 // openFiles is what a worker may have open: its own few, and a module's.
 const openFiles = 4096
 
-func (c *child) setLimits() error {
-	type limit struct {
-		what int
-		v    uint64
-	}
-	list := []limit{{unix.RLIMIT_CORE, 0}, {unix.RLIMIT_NOFILE, openFiles}}
+func (c *child) rlimits() []spawn.Rlimit {
+	same := func(what int, v uint64) spawn.Rlimit { return spawn.Rlimit{Resource: what, Cur: v, Max: v} }
+	list := []spawn.Rlimit{same(unix.RLIMIT_CORE, 0), same(unix.RLIMIT_NOFILE, openFiles)}
 	if c.role == worker.RoleCompile {
-		seconds := uint64(max(1, c.limits.CompileTime/time.Second))
 		// No RLIMIT_AS on run workers: they reserve address space for their
 		// modules.
-		list = append(list, limit{unix.RLIMIT_CPU, seconds}, limit{unix.RLIMIT_AS, uint64(c.limits.CompileMemory) + goReserve},
-			limit{unix.RLIMIT_FSIZE, maxArtefactFile})
+		list = append(list, same(unix.RLIMIT_CPU, uint64(max(1, c.limits.CompileTime/time.Second))),
+			same(unix.RLIMIT_AS, uint64(c.limits.CompileMemory)+goReserve), same(unix.RLIMIT_FSIZE, maxArtefactFile))
 	}
-	for _, l := range list {
-		r := unix.Rlimit{Cur: l.v, Max: l.v}
-		if err := unix.Prlimit(c.pid, l.what, &r, nil); err != nil {
-			return fmt.Errorf("worker's limit %d: %w", l.what, err)
-		}
-	}
-	return nil
+	return list
 }
 
 // goReserve is address space that the Go runtime maps without using it.
@@ -291,29 +269,36 @@ func (c *child) kill() {
 	if c.killed.Swap(true) {
 		return
 	}
-	_ = c.cmd.Process.Kill() // an error means that it has ended
+	// An error means that it has ended, or that somebody has waited for it.
+	if rc, err := c.pidfd.SyscallConn(); err == nil {
+		_ = rc.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
+	}
+}
+
+// reap waits until the process has ended.
+func (c *child) reap() (unix.WaitStatus, unix.Rusage, error) {
+	defer c.pidfd.Close()
+	return spawn.Wait(c.pid, c.pidfd)
 }
 
 // wait returns when the process has ended and nothing of it is left.
 func (c *child) wait() childEnd {
 	c.once.Do(func() {
-		err := c.cmd.Wait()
-		st := c.cmd.ProcessState
-		if st == nil {
+		ws, ru, err := c.reap()
+		if err != nil {
 			c.end.status = fmt.Sprint(err)
 			return
 		}
-		c.end.status = st.String()
-		c.end.cpu = st.UserTime() + st.SystemTime()
-		if ws, ok := st.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-			c.end.cpuLimit = ws.Signal() == syscall.SIGXCPU ||
-				c.role == worker.RoleCompile && ws.Signal() == syscall.SIGKILL && c.end.cpu >= c.limits.CompileTime
+		c.end.cpu = time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+		if ws.Signaled() {
+			c.end.status = "ended by " + unix.SignalName(ws.Signal())
+			c.end.cpuLimit = ws.Signal() == unix.SIGXCPU ||
+				c.role == worker.RoleCompile && ws.Signal() == unix.SIGKILL && c.end.cpu >= c.limits.CompileTime
+		} else {
+			c.end.status = fmt.Sprintf("exited with status %d", ws.ExitStatus())
 		}
 		c.end.stderr = c.lastWords()
 		c.end.memoryLimit = c.group.Read().OOM > 0 || outOfMemory(c.end.stderr)
-		if c.pidfd != nil {
-			c.pidfd.Close()
-		}
 		failpoint.Hit(failpoint.Killed)
 		c.unaccount()
 	})
@@ -385,7 +370,9 @@ func (u *undo) unless(ok bool) {
 }
 
 func (l *launcher) close() {
-	close(l.done)
+	l.spawner.Close()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.memfd != nil {
 		l.memfd.Close()
 	}
@@ -393,7 +380,7 @@ func (l *launcher) close() {
 
 // depends lists the files that workers are made of.
 func (l *launcher) depends() []string {
-	if l.progErr != nil || l.memfd != nil {
+	if l.progErr != nil || l.prog.content != nil {
 		return nil
 	}
 	return []string{l.prog.path}

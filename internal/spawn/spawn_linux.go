@@ -400,6 +400,23 @@ func (c *child) start() (int, *os.File, error) {
 	return int(pid), os.NewFile(uintptr(c.pidfd), "pidfd"), nil
 }
 
+// Wait parks until a program of [Spawner.Start] has ended, and reaps it. The pidfd
+// stays open.
+func Wait(pid int, pidfd *os.File) (ws unix.WaitStatus, ru unix.Rusage, err error) {
+	try := func(flags int) bool {
+		var ended int
+		ended, err = unix.Wait4(pid, &ws, flags, &ru)
+		return ended != 0 && err != unix.EINTR
+	}
+	rc, rerr := pidfd.SyscallConn()
+	if rerr == nil {
+		rerr = rc.Read(func(uintptr) bool { return try(unix.WNOHANG) })
+	}
+	for rerr != nil && !try(0) { // a kernel whose pidfds cannot be polled
+	}
+	return ws, ru, err
+}
+
 func reap(pid int) {
 	var ws unix.WaitStatus
 	for {

@@ -24,14 +24,20 @@ pub const MAX_TABLE: usize = 1 << 20;
 /// kernel, since to clear it costs more than to fault it in again.
 const KEEP_RESIDENT: usize = 256 << 10;
 
-fn base(s: Settings) -> Config {
+/// What both kinds of engine agree on.
+pub fn config(s: Settings) -> Config {
     let mut c = Config::new();
     // WebAssembly 2.0 and tail calls, as the other engine has them. What is
-    // beyond is left out until a module needs it.
+    // beyond is left out until a module needs it: it is also what most of the
+    // engine's advisories are about.
     c.wasm_tail_call(true)
         .wasm_relaxed_simd(false)
         .wasm_memory64(false)
         .wasm_extended_const(false)
+        .wasm_function_references(false)
+        .wasm_gc(false)
+        .wasm_exceptions(false)
+        .wasm_threads(false)
         .wasm_multi_memory(s.component)
         .wasm_component_model(s.component);
     c.consume_fuel(s.fuel);
@@ -48,12 +54,12 @@ fn base(s: Settings) -> Config {
 
 /// An engine that makes artefacts.
 pub fn compiler(s: Settings) -> Result<Engine> {
-    Engine::new(&base(s))
+    Engine::new(&config(s))
 }
 
 /// An engine that runs one instance at a time.
 pub fn runner(s: Settings) -> Result<Engine> {
-    let mut c = base(s);
+    let mut c = config(s);
     c.enable_compiler(false);
     if !s.component {
         let mut p = PoolingAllocationConfig::new();
