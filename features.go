@@ -68,6 +68,7 @@ const (
 	OptionRootPath Option = "root_path"
 	OptionSession  Option = "session" // Profile "session"
 	OptionDetached Option = "detached"
+	OptionTemplate Option = "template"
 )
 
 // Enforcement returns how l is held; a limit that is not listed is not
@@ -104,6 +105,7 @@ func OptionsOf(spec Spec, p ProcessSpec) []Option {
 	add(spec.Root.Path != "", OptionRootPath)
 	add(spec.Profile == "session", OptionSession)
 	add(spec.Detached, OptionDetached)
+	add(spec.Root.Template != "", OptionTemplate)
 	return out
 }
 

@@ -61,6 +61,7 @@ func TestUsedParts(t *testing.T) {
 		OptionRootPath: func(s *Spec, _ *ProcessSpec) { s.Root.Path = "/" },
 		OptionSession:  func(s *Spec, _ *ProcessSpec) { s.Profile = "session" },
 		OptionDetached: func(s *Spec, _ *ProcessSpec) { s.Detached = true },
+		OptionTemplate: func(s *Spec, _ *ProcessSpec) { s.Root.Template = "x" },
 	}
 	limits := map[Limit]func(*Spec, *ProcessSpec){
 		LimitWall:    func(_ *Spec, p *ProcessSpec) { p.Limits.Wall = 1 },

@@ -48,11 +48,14 @@ type Module struct {
 // IsZero reports whether no module is named.
 func (m Module) IsZero() bool { return m.Path == "" && len(m.Data) == 0 && m.Digest == "" }
 
-// Root names a root file system: an OCI image or a directory. The zero value
+// Root names a root file system: an OCI image, a directory, or a template that has
+// one. The zero value
 // is the tier's default: the host's system directories, read-only.
 type Root struct {
 	Image string `json:"image,omitempty"` // reference, or "sha256:..." of a local image
 	Path  string `json:"path,omitempty"`  // directory on the host
+	// Template names a template of virtual machines (microVMs).
+	Template string `json:"template,omitempty"`
 }
 
 // IsZero reports whether no root is named.
@@ -156,8 +159,8 @@ func (s Spec) Validate() error {
 	if d := s.Module.Digest; d != "" && !validDigest(d) {
 		return bad("module digest %.80q is not sha256:<64 hex digits>", d)
 	}
-	if s.Root.Image != "" && s.Root.Path != "" {
-		return bad("root has both an image and a path")
+	if r := s.Root; r.Image != "" && r.Path != "" || r.Template != "" && (r.Image != "" || r.Path != "") {
+		return bad("root has more than one of image, path and template")
 	}
 	if s.Profile != "" && s.Profile != "default" && s.Profile != "session" {
 		return bad("profile %q: want default or session", s.Profile)

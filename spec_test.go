@@ -41,7 +41,7 @@ func TestSpecValidate(t *testing.T) {
 		"digest, upper case":   func(s *Spec) { s.Module.Digest = strings.ToUpper(digest) },
 		"digest, no hex":       func(s *Spec) { s.Module.Digest = digest[:70] + "g" },
 		"digest, no hex in it": func(s *Spec) { s.Module.Digest = "sha256:0" + "g" + digest[9:] },
-		"image and path":       func(s *Spec) { s.Root = Root{"x", "/x"} },
+		"image and path":       func(s *Spec) { s.Root = Root{Image: "x", Path: "/x"} },
 		"profile":              func(s *Spec) { s.Profile = "Default" },
 		"memory":               func(s *Spec) { s.Resources.MemoryBytes = -1 },
 		"pids":                 func(s *Spec) { s.Resources.Pids = -1 },

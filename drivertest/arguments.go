@@ -124,6 +124,7 @@ func checkUnsupported(t testing.TB, s *suite) {
 		isolation.OptionHostname: {spec: func(c *isolation.Spec) { c.Hostname = "dt" }},
 		isolation.OptionImage:    {spec: func(c *isolation.Spec) { c.Root = isolation.Root{Image: "dt"} }},
 		isolation.OptionRootPath: {spec: func(c *isolation.Spec) { c.Root = isolation.Root{Path: "/"} }},
+		isolation.OptionTemplate: {spec: func(c *isolation.Spec) { c.Root = isolation.Root{Template: "dt"} }},
 		isolation.OptionSession:  {spec: func(c *isolation.Spec) { c.Profile = "session" }},
 		isolation.OptionDetached: {spec: detached},
 	} {

@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -26,6 +25,7 @@ import (
 type machine struct {
 	plan.Machine
 	root   *os.File // O_PATH of the programs'
+	stage  *os.File // O_PATH of the file system of what they write
 	random *os.File
 	groups groups
 	mark   atomic.Pointer[[]byte] // of the token of the last SYNC
@@ -66,7 +66,7 @@ func inMachine() error {
 		err = step("channel", func() error {
 			b, err := os.ReadFile(plan.MachineFile)
 			if err == nil {
-				err = json.Unmarshal(b, &g.vm.Machine)
+				err = g.vm.Parse(b)
 			}
 			if err == nil {
 				open, err = g.channel()

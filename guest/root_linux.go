@@ -35,6 +35,12 @@ func (g *guest) makeRoot() (*os.File, error) {
 	} else if err := unix.Mount("axo", p.Staging, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, scratch); err != nil {
 		return nil, &os.PathError{Op: "mount tmpfs", Path: p.Staging, Err: err}
 	}
+	if g.vm != nil {
+		var err error
+		if g.vm.stage, err = os.OpenFile(p.Staging, unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
+			return nil, err
+		}
+	}
 	// One file system holds all that is written, so that one size bounds it:
 	// root (or the overlay's upper layer) and scratch directories.
 	base := p.Staging

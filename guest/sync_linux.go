@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unsafe"
@@ -110,6 +111,11 @@ func (g *guest) sync(m *wire.SyncMessage) error {
 
 // limit bounds all programs together.
 func (g *guest) limit(m *wire.SyncMessage) error {
+	if m.Disk > 0 {
+		if err := g.vm.resize(m.Disk); err != nil {
+			return fmt.Errorf("disk limit: %w", err)
+		}
+	}
 	l := cgroup.Limits{MemoryBytes: int64(min(m.Memory, 1<<62)), Pids: int64(min(m.Pids, 1<<31)), CPUs: float64(m.MilliCPU) / 1000}
 	if all := g.vm.groups.all; all != nil {
 		return all.Limit(l)
@@ -118,6 +124,22 @@ func (g *guest) limit(m *wire.SyncMessage) error {
 		return &classError{classSupport, errors.New("limits: the machine's kernel has no control groups")}
 	}
 	return nil
+}
+
+// resize bounds the memory that holds what programs write (fspick(2)).
+func (m *machine) resize(size uint64) error {
+	if m.Upper.Device != "" {
+		return &classError{classSupport, errors.New("what programs write is on a disk")}
+	}
+	fs, err := unix.Fspick(fdOf(m.stage), "", unix.FSPICK_EMPTY_PATH|unix.FSPICK_CLOEXEC)
+	if err != nil {
+		return os.NewSyscallError("fspick", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigSetString(fs, "size", strconv.FormatUint(size, 10)); err != nil {
+		return os.NewSyscallError("fsconfig", err)
+	}
+	return os.NewSyscallError("fsconfig", unix.FsconfigReconfigure(fs))
 }
 
 // awaitSnapshot stops programs and the start of others until the next SYNC.
@@ -217,7 +239,7 @@ func (g *guest) mount(m *wire.MountMessage) error {
 		}
 		return mountError(target, err)
 	}
-	if m.Device == "" || strings.ContainsAny(m.Device, "/,=") || m.Type == "" {
+	if m.Device == "" || strings.ContainsAny(m.Device, "/,=") || m.Type == "" || m.Source != "" && !filepath.IsAbs(m.Source) {
 		return &classError{classInvalid, fmt.Errorf("device %q with type %q", m.Device, m.Type)}
 	}
 	p := plan.Mount{Type: m.Type, Data: strings.TrimSuffix("source=/dev/"+m.Device+","+m.Data, ","), Flags: unix.MS_NOSUID | unix.MS_NODEV}
@@ -245,17 +267,58 @@ func (g *guest) mount(m *wire.MountMessage) error {
 			return err
 		}
 		defer t.close()
-		to, err := t.makeAll(target)
+		from := fd
+		if m.Source != "" {
+			if from, err = part(fd, m.Source); err != nil {
+				return err
+			}
+			defer unix.Close(from)
+		}
+		to, err := t.place(target, from)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(to)
-		return move(fd, to)
+		return move(from, to)
 	})
 	if err == nil {
 		g.vm.mounts = append(g.vm.mounts, target)
 	}
 	return mountError(target, err)
+}
+
+// partDir is where a file system is mounted for the moment in which a part of it
+// is taken: nothing detached can be (open_tree(2)).
+const partDir = "/dev/.axo"
+
+// part is a mount of what has a name in a detached file system, which is no more.
+func part(fs int, name string) (_ int, err error) {
+	if err := unix.Mkdir(partDir, 0o700); err != nil && err != unix.EEXIST {
+		return -1, &os.PathError{Op: "mkdir", Path: partDir, Err: err}
+	}
+	at, err := openTree(partDir)
+	if err != nil {
+		return -1, err
+	}
+	defer at.close()
+	if err := move(fs, at.fd); err != nil {
+		return -1, err
+	}
+	defer func() {
+		err = errors.Join(err, unix.Unmount(partDir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW), unix.Rmdir(partDir))
+	}()
+	whole, err := openTree(partDir)
+	if err != nil {
+		return -1, err
+	}
+	defer whole.close()
+	from, err := whole.open(name, unix.O_PATH)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(from)
+	fd, err := unix.OpenTree(from, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	return fd, os.NewSyscallError("open_tree", err)
 }
 
 func mountError(target string, err error) error {

@@ -25,6 +25,7 @@ type requestFlags struct {
 	pythonCode, shellCode       string
 	packages                    string
 	image, root, entrypoint     string
+	template                    string
 	profile                     string
 	timeout, cpuTime            time.Duration
 	memory, disk, outputLimit   string
@@ -51,6 +52,7 @@ func (f *requestFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.entrypoint, "entrypoint", "", "with --image: run this program instead of the image's entrypoint")
 	fs.StringVar(&f.profile, "profile", "", "default (strict), or session: root and sudo work inside; with --image or --root")
 	fs.StringVar(&f.root, "root", "", "run it with this directory as its root file system; what it writes there is gone afterwards")
+	fs.StringVar(&f.template, "template", "", "run it in this template of virtual machines (axo template ls)")
 	fs.DurationVar(&f.timeout, "timeout", 0, "end it after this time, such as 2s or 500ms")
 	fs.DurationVar(&f.cpuTime, "cpu-time", 0, "end it after this much CPU time")
 	fs.StringVar(&f.memory, "memory", "", "memory limit, such as 64M or 1G")
@@ -216,7 +218,7 @@ func (f *requestFlags) program(c *cobra.Command, args []string, r *engine.Reques
 	if kinds > 1 {
 		return fmt.Errorf("--python, --shell and --native exclude each other")
 	}
-	r.Spec.Root.Image = f.image
+	r.Spec.Root.Image, r.Spec.Root.Template = f.image, f.template
 	if f.root != "" {
 		dir, err := filepath.Abs(f.root)
 		if err != nil {
@@ -227,8 +229,10 @@ func (f *requestFlags) program(c *cobra.Command, args []string, r *engine.Reques
 	switch {
 	case f.image != "" && f.root != "":
 		return fmt.Errorf("--image and --root exclude each other")
-	case f.native && (f.image != "" || f.root != ""):
-		return fmt.Errorf("--native runs without isolation, so without --image and --root")
+	case f.template != "" && (f.image != "" || f.root != ""):
+		return fmt.Errorf("--template has a root of its own: it goes without --image and --root")
+	case f.native && (f.template != "" || f.image != "" || f.root != ""):
+		return fmt.Errorf("--native runs without isolation, so without --image, --root and --template")
 	case f.entrypoint != "" && (f.image == "" || kinds > 0):
 		return fmt.Errorf("--entrypoint goes with --image alone")
 	}
@@ -256,7 +260,7 @@ func (f *requestFlags) program(c *cobra.Command, args []string, r *engine.Reques
 	switch {
 	case f.native:
 		r.Spec.Requirement = isolation.NativeTrusted
-	case c.ArgsLenAtDash() == 0, f.root != "":
+	case c.ArgsLenAtDash() == 0, f.root != "", f.template != "":
 		r.Spec.Requirement, r.Spec.Language = isolation.Arbitrary, f.lang
 	case f.lang != "":
 		rest := args[1:]

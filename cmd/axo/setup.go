@@ -51,15 +51,16 @@ QEMU, which you install: on Debian, apt install qemu-system-x86.`,
 				return failed(c, err, f.asJSON)
 			}
 			if !again {
-				list, err := microvm.Templates(filepath.Join(dir, all.TemplatesDir))
-				for _, t := range list {
-					if t.Name == microvm.DefaultTemplate && err == nil && t.Fits(os.Getenv("AXO_QEMU_PATH")) == nil {
-						f.progress(c.ErrOrStderr())("the default template is there")
-						return nil
-					}
+				err := all.CheckTemplate(c.Context(), driverConfig(dir), microvm.DefaultTemplate)
+				if err == nil {
+					f.progress(c.ErrOrStderr())("the default template is there")
+					return nil
+				}
+				if errors.Is(err, isolation.ErrFailedPrecondition) {
+					f.progress(c.ErrOrStderr())(err.Error())
 				}
 			}
-			return f.build(c)
+			return f.build(c, microvm.DefaultTemplate)
 		},
 	}
 	f.register(c.Flags())

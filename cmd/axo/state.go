@@ -65,7 +65,9 @@ func openEngine(c *cobra.Command) (*engine.Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	reg, err := all.Registry(driverConfig(dir))
+	config := driverConfig(dir)
+	config.Progress = func(step string) { fmt.Fprintf(c.ErrOrStderr(), "%s ...\n", step) }
+	reg, err := all.Registry(config)
 	if err != nil {
 		return nil, &statusError{exitEngine, err}
 	}

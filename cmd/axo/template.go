@@ -28,7 +28,7 @@ func newTemplate() *cobra.Command {
 
 // templateFlags are those of template build and setup.
 type templateFlags struct {
-	all.TemplateConfig
+	microvm.Recipe
 	quiet, asJSON bool
 }
 
@@ -56,33 +56,55 @@ func newTemplateBuild() *cobra.Command {
 		Use:   "build [flags] [NAME]",
 		Short: "Boot a machine once, and keep it as a template",
 		Long: `Boot a machine once, warm it, and keep it as a template, of which the sandboxes of
-tier microvm are copies. Its root disk is made of this host's system, or of a
-directory. Sandboxes use the template "default", which is also what no NAME means.
-A template is built anew when QEMU or the processor has changed.`,
+tier microvm are copies. Its root disk is made of this host's system, of an image,
+or of a directory. Sandboxes without a root of their own use the template
+"default", which is also what no NAME means; axo run --template names another. For
+an image, and for a sandbox that needs a larger machine, a template is built when
+it is first wanted. A template is built anew when what it was made of changes: QEMU,
+the processor, the kernel, axo-guest, the image.`,
 		Example: `  axo template build
   axo template build --memory 2048 --cpus 2 --package git
+  axo template build --image python:3.12 python
   axo template build --rootfs ./rootfs small`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			name := microvm.DefaultTemplate
 			if len(args) > 0 {
-				f.Name = args[0]
+				name = args[0]
 			}
-			return f.build(c)
+			switch {
+			case f.Image != "" && f.Dir != "":
+				return errors.New("--image and --rootfs exclude each other")
+			case (f.Image != "" || f.Dir != "") && len(f.Packages) > 0:
+				return errors.New("--package goes with the host's system")
+			case f.Dir != "":
+				var err error
+				if f.Dir, err = filepath.Abs(f.Dir); err != nil {
+					return err
+				}
+			}
+			return f.build(c, name)
 		},
 	}
 	f.register(c.Flags())
 	c.Flags().StringVar(&f.Kernel, "kernel", "", "release or digest of the kernel (axo kernel ls; default: the newest import)")
-	c.Flags().StringVar(&f.Root, "rootfs", "", "make the root disk of this directory")
+	c.Flags().StringVar(&f.Image, "image", "", "make the root disk of this image (axo image ls)")
+	c.Flags().StringVar(&f.Dir, "rootfs", "", "make the root disk of this directory")
+	c.Flags().BoolVar(&f.Session, "session", false, "for --profile session: root and sudo work inside")
 	return c
 }
 
-func (f *templateFlags) build(c *cobra.Command) error {
+func (f *templateFlags) build(c *cobra.Command, name string) error {
 	dir, err := stateDir(c)
 	if err != nil {
 		return err
 	}
-	f.Progress = f.progress(c.ErrOrStderr())
-	t, err := all.BuildTemplate(c.Context(), driverConfig(dir), f.TemplateConfig)
+	config := driverConfig(dir)
+	config.Progress = f.progress(c.ErrOrStderr())
+	if err := all.BuildTemplate(c.Context(), config, name, f.Recipe); err != nil {
+		return failed(c, err, f.asJSON)
+	}
+	t, err := microvm.ReadTemplate(filepath.Join(dir, all.TemplatesDir), name)
 	if err != nil {
 		return failed(c, err, f.asJSON)
 	}
@@ -115,7 +137,7 @@ func newTemplateLs() *cobra.Command {
 				fmt.Fprintln(w, "NAME\tDIGEST\tACCEL\tMEMORY\tCPUS\tKERNEL\tROOT\tDISK\tBUILT")
 				for _, t := range list {
 					fmt.Fprintf(w, "%s\t%.19s\t%s\t%d MiB\t%d\t%s\t%s\t%s\t%s\n", t.Name, t.Digest, t.Shape.Accel, t.Shape.MemoryMiB, t.Shape.CPUs,
-						t.Kernel, t.Source, bytesOf(t.Disk.Size), t.Built.Local().Format(time.DateTime))
+						t.Key.Kernel, t.Source, bytesOf(t.Disk.Size), t.Built.Local().Format(time.DateTime))
 				}
 				err = errors.Join(err, w.Flush())
 			}

@@ -42,8 +42,11 @@ type Config struct {
 	// NoCgroup leaves control groups alone.
 	NoCgroup bool
 	// Funcs are Go functions that NativeTrusted requests may name.
-	Funcs  map[string]none.Func
-	Logger *slog.Logger
+	Funcs map[string]none.Func
+	// Progress is told each step of building a template of virtual machines as it
+	// begins, by a sandbox that waits for it too. nil: nobody.
+	Progress func(step string)
+	Logger   *slog.Logger
 }
 
 // Runtimes lists the names that Config.Runtimes may have.
@@ -61,7 +64,7 @@ func Registry(c Config) (isolation.Registry, error) {
 		if err != nil {
 			return r, err
 		}
-		vc.Recorder, vc.Templates = vmRecorder{j}, filepath.Join(c.StateDir, TemplatesDir)
+		vc.Recorder, vc.Templates, vc.Builder = vmRecorder{j}, filepath.Join(c.StateDir, TemplatesDir), newTemplates(c)
 		oc.Images, oc.StateDir = imagesIn(c.StateDir), filepath.Join(c.StateDir, "oci")
 		nc.Recorder, oc.Recorder = noneRecorder{j}, ociRecorder{j}
 	}

@@ -59,6 +59,17 @@ func (i images) Open(ctx context.Context, ref string) (_ *root.FS, err error) {
 	}, r.Release), nil
 }
 
+// digest is that of the image that ref means.
+func (i images) digest(ref string) (_ string, err error) {
+	s, err := image.Open(image.Config{Dir: i.dir})
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	img, err := find(s, ref)
+	return img.Digest, err
+}
+
 func find(s *image.Store, ref string) (image.Image, error) {
 	img, err := s.Get(ref)
 	if errors.Is(err, isolation.ErrNotFound) {

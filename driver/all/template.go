@@ -3,13 +3,18 @@ package all
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/root"
 	"github.com/axocoatl/isolation/driver/microvm"
 	"github.com/axocoatl/isolation/driver/oci"
 	"github.com/axocoatl/isolation/image/disk"
@@ -22,43 +27,132 @@ const (
 	TemplatesDir = "templates"
 )
 
-// TemplateConfig describes a template of virtual machines.
-type TemplateConfig struct {
-	Name      string // "" is microvm.DefaultTemplate
-	Kernel    string // release or digest; "": the one that was imported last
-	MemoryMiB int
-	CPUs      int
-	Accel     string // "kvm", "tcg"; "": what works
-	// Root is a directory that has the root file system. Empty: this host's
-	// system, with Packages beside the essential ones.
-	Root     string
-	Packages []string
-	Progress func(step string)
+// BuildTemplate builds a template in a state directory; name "" is
+// [microvm.DefaultTemplate].
+func BuildTemplate(ctx context.Context, c Config, name string, r microvm.Recipe) error {
+	if c.StateDir == "" {
+		return fmt.Errorf("a template needs a state directory: %w", isolation.ErrInvalidArgument)
+	}
+	return newTemplates(c).Build(ctx, name, r, "")
 }
 
-// BuildTemplate builds a template in a state directory.
-func BuildTemplate(ctx context.Context, c Config, t TemplateConfig) (*microvm.Template, error) {
-	if c.StateDir == "" {
-		return nil, fmt.Errorf("a template needs a state directory: %w", isolation.ErrInvalidArgument)
+// CheckTemplate reports why a template of a state directory has to be built anew:
+// nil if it can be used.
+func CheckTemplate(ctx context.Context, c Config, name string) error {
+	t := newTemplates(c)
+	vc := t.config()
+	vc.Builder = t
+	return microvm.Check(ctx, vc, name)
+}
+
+// templates implements [microvm.Builder] with what a state directory has.
+type templates struct {
+	c Config
+
+	mu    sync.Mutex
+	guest []byte
+	sum   string
+}
+
+func newTemplates(c Config) *templates { return &templates{c: c} }
+
+func (t *templates) config() microvm.Config {
+	return microvm.Config{Templates: filepath.Join(t.c.StateDir, TemplatesDir), QEMU: t.c.QEMU, Logger: t.c.Logger}
+}
+
+// program reads axo-guest, once.
+func (t *templates) program() (guest []byte, digest string, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.guest == nil {
+		if t.guest, err = oci.GuestProgram(oci.Config{Guest: t.c.Guest}); err != nil {
+			return nil, "", err
+		}
+		h := sha256.Sum256(t.guest)
+		t.sum = "sha256:" + hex.EncodeToString(h[:])
 	}
-	guest, err := oci.GuestProgram(oci.Config{Guest: c.Guest})
+	return t.guest, t.sum, nil
+}
+
+func (t *templates) kernel(ref string) (*kernel.Kernel, error) {
+	store, err := kernel.Open(filepath.Join(t.c.StateDir, KernelsDir), kernel.Limits{})
 	if err != nil {
 		return nil, err
 	}
-	store, err := kernel.Open(filepath.Join(c.StateDir, KernelsDir), kernel.Limits{})
-	if err != nil {
-		return nil, err
+	return store.Get(ref)
+}
+
+func kernelID(k *kernel.Kernel) string {
+	return k.Release + " (" + k.Digest[:len("sha256:")+12] + ")"
+}
+
+// Inputs implements [microvm.Builder].
+func (t *templates) Inputs(ctx context.Context, r microvm.Recipe) (in microvm.Inputs, err error) {
+	if _, in.Guest, err = t.program(); err != nil {
+		return in, err
 	}
-	k, err := store.Get(t.Kernel)
+	k, err := t.kernel(r.Kernel)
 	if err != nil {
-		return nil, err
+		return in, err
+	}
+	in.Kernel = kernelID(k)
+	switch {
+	case r.Image != "":
+		in.Source, err = imagesIn(t.c.StateDir).digest(r.Image)
+	case r.Dir != "":
+		in.Source, err = identityOf(ctx, r.Dir)
+	default:
+		in.Source = "host"
+	}
+	return in, err
+}
+
+// identityOf identifies a directory with all below it, without reading files.
+func identityOf(ctx context.Context, dir string) (string, error) {
+	h := sha256.New()
+	_, err := root.Directory(dir)
+	if err != nil {
+		return "", err
+	}
+	err = filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		fmt.Fprintf(h, "%q %v %d %d %s\n", name, info.Mode(), info.Size(), info.ModTime().UnixNano(), changed(info))
+		return nil
+	})
+	return "tree:" + hex.EncodeToString(h.Sum(nil)), err
+}
+
+// Build implements [microvm.Builder].
+func (t *templates) Build(ctx context.Context, name string, r microvm.Recipe, reuse string) (err error) {
+	in, err := t.Inputs(ctx, r)
+	if err != nil {
+		return err
+	}
+	k, err := t.kernel(r.Kernel)
+	if err != nil {
+		return err
 	}
 	if err := k.Verify(); err != nil {
-		return nil, err
+		return err
+	}
+	guest, _, err := t.program()
+	if err != nil {
+		return err
 	}
 	b := microvm.BuildConfig{
-		Name: t.Name, MemoryMiB: t.MemoryMiB, CPUs: t.CPUs, Accel: t.Accel, Progress: t.Progress,
-		Kernel: k.VMLinux(), KernelID: k.Release + " (" + k.Digest[:len("sha256:")+12] + ")", Guest: guest,
+		Name: name, MemoryMiB: r.MemoryMiB, CPUs: r.CPUs, Accel: r.Accel, Recipe: r, SourceKey: in.Source, Reuse: reuse,
+		Kernel: k.VMLinux(), KernelID: in.Kernel, Guest: guest, Progress: t.c.Progress,
 		WriteInitrd: func(w io.Writer, modules, dirs []string, files []microvm.InitFile) error {
 			var list []kernel.InitrdFile
 			for _, f := range files {
@@ -66,23 +160,36 @@ func BuildTemplate(ctx context.Context, c Config, t TemplateConfig) (*microvm.Te
 			}
 			return k.WriteInitrd(w, modules, dirs, list...)
 		},
-		Source: "this host's system",
-		Warm:   [][]string{{"/bin/sh", "-c", "exit 0"}},
 	}
-	if t.Root != "" {
-		b.Source = t.Root
-	} else {
-		b.Warm = append(b.Warm, []string{"/bin/sh", "-c", "! command -v python3 >/dev/null || exec python3 -c 'import json, random, re, ssl, subprocess'"})
+	var write func(w *disk.Writer) error
+	switch {
+	case r.Image != "":
+		img, err := imagesIn(t.c.StateDir).Open(ctx, r.Image)
+		if err != nil {
+			return err
+		}
+		defer img.Release()
+		owner := disk.Same
+		if img.OwnersMapped {
+			owner = func(int, int) (int, int) { return 0, 0 }
+		}
+		b.Source, b.Image, b.Config = "image "+r.Image, true, img.Config
+		write = func(w *disk.Writer) error { return w.Layers(img.Layers, owner) }
+	case r.Dir != "":
+		b.Source, b.Image = r.Dir, true
+		write = func(w *disk.Writer) error { return w.Tree(r.Dir, "/", disk.Same, nil) }
+	default:
+		b.Source = "this host's system"
+		b.Warm = [][]string{
+			{"/bin/sh", "-c", "exit 0"},
+			{"/bin/sh", "-c", "! command -v python3 >/dev/null || exec python3 -c 'import json, random, re, ssl, subprocess'"},
+		}
+		write = func(w *disk.Writer) error { return w.Host(ctx, r.Packages...) }
 	}
 	b.WriteDisk = func(f *os.File, temp string) error {
 		d := disk.Create(f, temp, disk.Limits{})
-		var err error
-		if t.Root != "" {
-			err = d.Tree(t.Root, "/", disk.Same, nil)
-		} else {
-			err = d.Host(ctx, t.Packages...)
-		}
-		return errors.Join(err, d.Close())
+		return errors.Join(write(d), d.Close())
 	}
-	return microvm.Build(ctx, microvm.Config{Templates: filepath.Join(c.StateDir, TemplatesDir), QEMU: c.QEMU, Logger: c.Logger}, b)
+	_, err = microvm.Build(ctx, t.config(), b)
+	return err
 }

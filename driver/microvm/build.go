@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/root"
 )
 
 // BuildConfig describes a template.
@@ -29,6 +30,16 @@ type BuildConfig struct {
 	// what it needs meanwhile.
 	WriteDisk func(f *os.File, temp string) error
 	Source    string // what the disk is made of, for people
+	// Image: programs are started as Config says, from a root that is an image's
+	// or a directory's. Else the root is the host's system.
+	Image  bool
+	Config root.Config
+	// Recipe is what it was asked for by; sizes are those above. SourceKey
+	// identifies what the disk is made of; see Inputs.Source.
+	Recipe    Recipe
+	SourceKey string
+	// Reuse is a root disk that has the same source. Empty: WriteDisk makes one.
+	Reuse string
 	// Warm are commands that run before the snapshot, so that machines find in
 	// memory what they need. One that fails is an error.
 	Warm [][]string
@@ -54,7 +65,7 @@ func (b BuildConfig) withDefaults() (BuildConfig, error) {
 		b.Name = DefaultTemplate
 	}
 	if b.MemoryMiB == 0 {
-		b.MemoryMiB = 640
+		b.MemoryMiB = defaultMemoryMiB
 	}
 	if b.CPUs == 0 {
 		b.CPUs = 1
@@ -66,14 +77,23 @@ func (b BuildConfig) withDefaults() (BuildConfig, error) {
 		return b, err
 	}
 	switch {
-	case b.MemoryMiB < 192 || b.MemoryMiB > 64<<10:
-		return b, fmt.Errorf("a machine of %d MiB: from 192 to 65536 can be had: %w", b.MemoryMiB, isolation.ErrInvalidArgument)
-	case b.CPUs < 1 || b.CPUs > 64:
-		return b, fmt.Errorf("a machine of %d processors: from 1 to 64 can be had: %w", b.CPUs, isolation.ErrInvalidArgument)
+	case b.MemoryMiB < 192 || b.MemoryMiB > maxMachineMiB:
+		return b, fmt.Errorf("a machine of %d MiB: from 192 to %d can be had: %w", b.MemoryMiB, maxMachineMiB, isolation.ErrInvalidArgument)
+	case b.CPUs < 1 || b.CPUs > maxMachineCPUs:
+		return b, fmt.Errorf("a machine of %d processors: from 1 to %d can be had: %w", b.CPUs, maxMachineCPUs, isolation.ErrInvalidArgument)
 	case b.Accel != "" && b.Accel != "kvm" && b.Accel != "tcg":
 		return b, fmt.Errorf("accelerator %q: want kvm or tcg: %w", b.Accel, isolation.ErrInvalidArgument)
 	case b.Kernel == "" || b.WriteInitrd == nil || len(b.Guest) == 0 || b.WriteDisk == nil:
 		return b, fmt.Errorf("a template needs a kernel, an initial RAM file system, a guest and a disk: %w", isolation.ErrInvalidArgument)
 	}
+	r := &b.Recipe
+	r.MemoryMiB, r.CPUs, r.Accel = b.MemoryMiB, b.CPUs, b.Accel
 	return b, nil
 }
+
+// Machines' sizes: what they have if nobody says, and can have.
+const (
+	defaultMemoryMiB = 640
+	maxMachineMiB    = 64 << 10
+	maxMachineCPUs   = 64
+)

@@ -58,12 +58,15 @@ func Build(ctx context.Context, c Config, bc BuildConfig) (*Template, error) {
 	defer os.RemoveAll(dir)
 	b := &builder{engine: &engine{cfg: c}, BuildConfig: bc, vmm: q}
 	defer b.spawner.Close()
-	b.t = &Template{Name: bc.Name, Source: bc.Source, Built: time.Now().UTC().Truncate(time.Second), CPU: hostCPU(), Kernel: bc.KernelID, Binary: q.caps().id, dir: dir}
+	b.t = &Template{Name: bc.Name, Source: bc.Source, Built: time.Now().UTC().Truncate(time.Second), Recipe: bc.Recipe, Image: bc.Image, Config: bc.Config, dir: dir}
 	if b.t.VMM, err = q.version(ctx); err != nil {
 		return nil, err
 	}
 	sum := sha256.Sum256(bc.Guest)
-	b.t.Guest = "sha256:" + hex.EncodeToString(sum[:])
+	b.t.Key = Key{
+		Layout: layout, Binary: q.caps().id, CPU: hostCPU(), Kernel: bc.KernelID, Guest: "sha256:" + hex.EncodeToString(sum[:]), Source: bc.SourceKey,
+		MemoryMiB: bc.MemoryMiB, CPUs: bc.CPUs, Session: bc.Recipe.Session,
+	}
 	if err := b.build(ctx); err != nil {
 		return nil, fmt.Errorf("build template %s: %w", bc.Name, err)
 	}
@@ -149,6 +152,17 @@ func (b *builder) build(ctx context.Context) (err error) {
 }
 
 func (b *builder) makeDisk() error {
+	if b.Reuse != "" {
+		// The same file, which nobody writes to: another size of a template takes
+		// no other disk.
+		err := os.Link(b.Reuse, b.t.path(fileDisk))
+		if err == nil {
+			return b.openDisk()
+		}
+		if !errors.Is(err, unix.EXDEV) && !errors.Is(err, unix.EMLINK) {
+			return err
+		}
+	}
 	f, err := os.OpenFile(b.t.path(fileDisk), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -160,7 +174,11 @@ func (b *builder) makeDisk() error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if b.disk, err = os.Open(f.Name()); err != nil { // read-only, as QEMU wants it
+	return b.openDisk()
+}
+
+func (b *builder) openDisk() (err error) {
+	if b.disk, err = os.Open(b.t.path(fileDisk)); err != nil { // read-only, as QEMU wants it
 		return err
 	}
 	h := sha256.New()
@@ -173,34 +191,19 @@ func (b *builder) makeDisk() error {
 }
 
 func (b *builder) makeInitrd() error {
-	doc, err := json.Marshal(guestPlan(b.vmm.caps()))
+	var buf bytes.Buffer
+	p, err := b.plan()
 	if err != nil {
 		return err
 	}
-	var buf bytes.Buffer
 	err = b.WriteInitrd(&buf, modules, []string{"dev", "proc", "sys", "run"}, []InitFile{
-		{"init", 0o755, b.Guest}, {plan.MachineFile[1:], 0o644, doc},
+		{"init", 0o755, b.Guest}, {plan.MachineFile[1:], 0o644, p.Append(nil)},
 	})
 	if err != nil {
 		return err
 	}
 	b.initrd, err = qemu.MemoryFile("initrd", &buf)
 	return err
-}
-
-// guestPlan is what the guest makes of the machine.
-func guestPlan(c caps) *plan.Machine {
-	return &plan.Machine{
-		Port: c.port, VsockPort: c.vsockPort, Image: plan.Disk{Device: "vda", Type: "erofs"},
-		Plan: plan.Plan{Root: plan.Root{
-			Dirs: []plan.Dir{{Path: "/root", Mode: 0o700, UID: -1, GID: -1}, {Path: "/var/tmp", Mode: 0o1777, UID: -1, GID: -1}},
-			Files: []plan.File{
-				{Path: "/etc/passwd", Mode: 0o644, Data: "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"},
-				{Path: "/etc/group", Mode: 0o644, Data: "root:x:0:\nuser:x:1000:\nnogroup:x:65534:\n"},
-				{Path: "/etc/nsswitch.conf", Mode: 0o644, Data: "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"},
-			},
-		}},
-	}
 }
 
 // commandLine is the kernel's (Documentation/admin-guide/kernel-parameters.txt).

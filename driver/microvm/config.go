@@ -28,8 +28,11 @@ type Config struct {
 	// none.
 	Recorder Recorder
 	// Drain is how long output may still come after a process ended. 0: 100 ms.
-	Drain  time.Duration
-	Logger *slog.Logger // nil: silent
+	Drain time.Duration
+	// Builder makes templates that a sandbox wants and that are not there: of an
+	// image, a directory, or another size. nil: then there are none.
+	Builder Builder
+	Logger  *slog.Logger // nil: silent
 }
 
 // Recorder writes down what must not be left behind.

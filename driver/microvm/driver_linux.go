@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/axocoatl/isolation"
@@ -29,8 +30,11 @@ type engine struct {
 
 	mu     sync.Mutex
 	groups *cgroup.Tree // nil: not looked for yet
-	ready  *loaded      // nil: not loaded yet
+	ready  []*loaded    // the one used last is the last
 	closed bool
+
+	loading  sync.Mutex // one at a time is read; taken before mu
+	building sync.Mutex // one at a time is built; taken before loading
 }
 
 func (e *engine) Name() string { return "qemu" }
@@ -40,10 +44,12 @@ func (e *engine) Close() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.closed = true
-	if e.ready != nil {
-		e.ready.close()
-		e.ready = nil
+	for _, l := range e.ready {
+		if l.users == 0 {
+			l.close()
+		}
 	}
+	e.ready = nil
 	return nil
 }
 
@@ -61,38 +67,6 @@ func (e *engine) tree() *cgroup.Tree {
 	return e.groups
 }
 
-// template returns the default template, verified and in memory. One that was
-// built anew meanwhile is taken.
-func (e *engine) template() (*loaded, error) {
-	q, err := e.vmm()
-	if err != nil {
-		return nil, err
-	}
-	t, err := readTemplate(e.cfg.Templates, DefaultTemplate)
-	if errors.Is(err, isolation.ErrNotFound) {
-		return nil, proc.Unsupported("a microVM without a template", setupFix)
-	} else if err != nil {
-		return nil, err
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed {
-		return nil, fmt.Errorf("the driver is closed: %w", isolation.ErrFailedPrecondition)
-	}
-	if e.ready != nil && e.ready.Digest == t.Digest {
-		return e.ready, nil
-	}
-	l, err := load(t, q)
-	if err != nil {
-		return nil, err
-	}
-	if e.ready != nil {
-		e.ready.close()
-	}
-	e.ready = l
-	return l, nil
-}
-
 func (e *engine) Features() isolation.Features {
 	f := isolation.Features{
 		Tier: isolation.TierMicroVM, Engine: "qemu",
@@ -102,28 +76,34 @@ func (e *engine) Features() isolation.Features {
 			{Limit: isolation.LimitOutput, Enforced: true, By: "host pump"},
 			{Limit: isolation.LimitFiles, Enforced: true, By: "RLIMIT_NOFILE, of each process"},
 			{Limit: isolation.LimitCPUTime, Enforced: true, By: "the guest's cgroup, polled, and RLIMIT_CPU behind it"},
-			{Limit: isolation.LimitMemory, Enforced: true, By: "the guest's cgroup; the machine's memory behind it"},
+			{Limit: isolation.LimitMemory, Enforced: true, By: "the guest's cgroup; the machine's memory behind it, which is at least as much"},
 			{Limit: isolation.LimitPids, Enforced: true, By: "the guest's cgroup"},
-			{Limit: isolation.LimitCPUs, Enforced: true, By: "the guest's cgroup; the machine's processors behind it"},
-			{Limit: isolation.LimitDisk, Reason: "what programs write is memory of the machine, half of it at most"},
+			{Limit: isolation.LimitCPUs, Enforced: true, By: "the guest's cgroup; the machine's processors behind it, which are at least as many"},
+			{Limit: isolation.LimitDisk, Enforced: true, Uncounted: true, By: "size of the machine's tmpfs that holds all that is writable"},
 			{Limit: isolation.LimitFuel, Reason: "native programs have no fuel"},
 		},
-		Options:   []isolation.Option{isolation.OptionCwd, isolation.OptionUser, isolation.OptionHostname, isolation.OptionTerminal},
+		Options: []isolation.Option{
+			isolation.OptionCwd, isolation.OptionUser, isolation.OptionHostname, isolation.OptionTerminal, isolation.OptionTemplate,
+		},
 		Abilities: []string{isolation.AbilityPause, isolation.AbilityPrepare, isolation.AbilityFiles, isolation.AbilityWatch},
+	}
+	if e.cfg.Builder != nil {
+		f.Runs = append(f.Runs, isolation.ContainerImage)
+		f.Options = append(f.Options, isolation.OptionImage, isolation.OptionRootPath, isolation.OptionSession)
 	}
 	q, err := e.vmm()
 	if err == nil {
 		f.Depends = append(f.Depends, q.caps().path)
 	}
-	t, err := readTemplate(e.cfg.Templates, DefaultTemplate)
+	t, err := ReadTemplate(e.cfg.Templates, DefaultTemplate)
 	if err != nil {
 		return f
 	}
 	f.Depends = append(f.Depends, t.path(fileTemplate))
 	f.Version, f.Emulated = t.VMM, t.Shape.Accel == qemu.TCG
-	wall := isolation.Wall{Name: "vm", Present: true, Detail: "KVM, QEMU microvm, Linux " + t.Kernel}
+	wall := isolation.Wall{Name: "vm", Present: true, Detail: "KVM, QEMU microvm, Linux " + t.Key.Kernel}
 	if f.Emulated {
-		wall = isolation.Wall{Name: "vm", Detail: "emulated (TCG), which QEMU does not call a boundary; Linux " + t.Kernel}
+		wall = isolation.Wall{Name: "vm", Detail: "emulated (TCG), which QEMU does not call a boundary; Linux " + t.Key.Kernel}
 	}
 	f.Walls = []isolation.Wall{
 		{Name: "guest", Present: true, Detail: "in the machine: pid and mount namespaces, no capabilities, no_new_privs, cgroup"},
@@ -159,45 +139,25 @@ func (e *engine) Probe(ctx context.Context, f *isolation.Features) (err error) {
 
 func (e *engine) Check(spec isolation.Spec) error {
 	switch {
-	case spec.Requirement != isolation.Python && spec.Requirement != isolation.Shell && spec.Requirement != isolation.Arbitrary:
+	case !slices.Contains(e.Features().Runs, spec.Requirement):
 		return proc.Unsupported("requirement "+spec.Requirement.String(), "another tier or engine")
 	case !spec.Module.IsZero():
 		return proc.Unsupported("a module", "the wasm tier")
 	case spec.Func != "":
 		return proc.Unsupported("func", `engine "func"`)
-	case !spec.Root.IsZero():
-		return proc.Unsupported("a root of one's own in a microVM", "the container tier")
-	case spec.Language != "":
-		return proc.Unsupported("language "+spec.Language, "a tier with an interpreter for it")
-	case spec.Profile == "session":
-		return proc.Unsupported("profile session in a microVM", "the container tier")
+	case spec.Requirement == isolation.ContainerImage && spec.Root.Image == "":
+		return fmt.Errorf("a container image is to run, and none is named: %w", isolation.ErrInvalidArgument)
+	case spec.Language != "" && spec.Requirement != isolation.Arbitrary:
+		return proc.Unsupported("language "+spec.Language+" with "+spec.Requirement.String(), "the requirement Arbitrary")
+	case (spec.Root.Image != "" || spec.Root.Path != "" || spec.Profile == "session") && e.cfg.Builder == nil:
+		return proc.Unsupported("a root of one's own, or profile session, in a microVM", "a program that can build templates")
 	case len(spec.Mounts) > 0:
 		return proc.Unsupported("directories of the host in a microVM", "the container tier")
-	case spec.Resources.DiskBytes > 0:
-		return proc.Unsupported("disk limit in a microVM", "the container tier")
-	}
-	if t, err := readTemplate(e.cfg.Templates, DefaultTemplate); err == nil { // if not, Create says why
-		return t.holds(spec.Resources)
+	case spec.Root.Template != "":
+		return checkTemplateName(spec.Root.Template)
 	}
 	return nil
 }
-
-// holds refuses limits that are more than the machine has, and would not be
-// limits.
-func (t *Template) holds(r isolation.Resources) error {
-	// The kernel and the guest have a part of the memory.
-	if most := int64(t.Shape.MemoryMiB-reservedMiB) << 20; r.MemoryBytes > most {
-		return proc.Unsupported(fmt.Sprintf("%d bytes of memory in a machine of %d MiB", r.MemoryBytes, t.Shape.MemoryMiB),
-			fmt.Sprintf("at most %d, or a larger template (axo template build --memory)", most))
-	}
-	if r.CPUs > float64(t.Shape.CPUs) {
-		return proc.Unsupported(fmt.Sprintf("%g cores in a machine of %d", r.CPUs, t.Shape.CPUs), "a larger template (axo template build --cpus)")
-	}
-	return nil
-}
-
-// reservedMiB is what kernel and guest have of a machine's memory.
-const reservedMiB = 64
 
 func (e *engine) CheckProcess(p isolation.ProcessSpec) error {
 	if p.Limits.Fuel > 0 {

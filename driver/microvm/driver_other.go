@@ -37,5 +37,5 @@ func (absent) Create(context.Context, string, isolation.Spec) (proc.Place, error
 // Build fails: see [New].
 func Build(context.Context, Config, BuildConfig) (*Template, error) { return nil, errNoLinux }
 
-// Fits: see [New].
-func (t *Template) Fits(string) error { return errNoLinux }
+// Check fails: see [New].
+func Check(context.Context, Config, string) error { return errNoLinux }

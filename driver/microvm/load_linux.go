@@ -1,6 +1,7 @@
 package microvm
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -19,6 +20,7 @@ import (
 // loaded is a template whose files are open, verified, and can be mapped.
 type loaded struct {
 	*Template
+	users int      // guarded by the engine's mu
 	ram   *os.File // sealed: no machine can change what others map
 	state *os.File // sealed
 	disk  *os.File
@@ -179,25 +181,31 @@ func hostCPU() string {
 	return ""
 }
 
-// Fits reports why a template cannot be used on this host with a QEMU, which is
-// named as in Config: nil if it can.
-func (t *Template) Fits(qemuPath string) error {
-	v, err := findVMM(Config{QEMU: qemuPath})
+// fits reports why a template cannot be restored on this host: nil if it can.
+func (t *Template) fits(v vmm) error {
+	k := t.Key
+	k.Layout, k.Binary, k.CPU = layout, v.caps().id, hostCPU()
+	if why := t.Key.differs(k); why != "" {
+		return errStale(t.Name, why)
+	}
+	return nil
+}
+
+// Check reports why a template cannot be used as it is: nil if it can. What c's
+// Builder would make now counts.
+func Check(ctx context.Context, c Config, name string) error {
+	e := &engine{cfg: c}
+	v, err := e.vmm()
 	if err != nil {
 		return err
 	}
-	return t.fits(v)
-}
-
-func (t *Template) fits(v vmm) error {
-	rebuild := func(what string) error {
-		return fmt.Errorf("template %s was built with %s; %s makes it anew: %w", t.Name, what, setupFix, isolation.ErrFailedPrecondition)
+	w, err := e.wanted(ctx, isolation.Spec{Root: isolation.Root{Template: name}})
+	if err != nil {
+		return err
 	}
-	if t.Binary != v.caps().id {
-		return rebuild("another QEMU (" + t.VMM + ")")
+	_, why, err := w.look(c.Templates, v)
+	if err == nil && why != "" {
+		err = errStale(name, why)
 	}
-	if cpu := hostCPU(); t.CPU != cpu {
-		return rebuild("another processor (" + t.CPU + ", this is " + cpu + ")")
-	}
-	return nil
+	return err
 }

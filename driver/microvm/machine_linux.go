@@ -53,10 +53,11 @@ func (e *engine) Create(ctx context.Context, id string, spec isolation.Spec) (pr
 }
 
 func (e *engine) create(ctx context.Context, id string, spec isolation.Spec) (_ *machine, err error) {
-	t, err := e.template()
+	t, err := e.template(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
+	defer e.release(t)
 	m := &machine{eng: e, name: "axo-microvm-" + id + "-" + rand.Text()[:10]}
 	defer func() {
 		if err != nil {
@@ -91,7 +92,7 @@ func (e *engine) create(ctx context.Context, id string, spec isolation.Spec) (_ 
 	if err != nil {
 		return nil, err
 	}
-	m.Programs = guestconn.Programs{Resources: spec.Resources, Request: request, PID: m.vm.pid(), Lost: m.lost}
+	m.Programs = guestconn.Programs{Resources: spec.Resources, Request: t.request(spec.Requirement), PID: m.vm.pid(), Lost: m.lost}
 	if m.Conn, err = guestconn.Open(ctx, rw, nil); err != nil {
 		return nil, fmt.Errorf("%w%s", err, m.vm.LastWords())
 	}
@@ -191,23 +192,39 @@ func (e *engine) sweepRunDir() {
 	}
 }
 
-// request makes the guest's request of a process.
-func request(p *proc.Process) (*wire.ExecMessage, error) {
-	s := p.Spec
+// request makes the guest's requests of processes.
+func (t *Template) request(req isolation.Requirement) func(*proc.Process) (*wire.ExecMessage, error) {
+	image, config := t.Image, t.Config
+	return func(p *proc.Process) (*wire.ExecMessage, error) {
+		s := p.Spec
+		if image {
+			var err error
+			if s, err = config.Process(req, s); err != nil {
+				return nil, err
+			}
+			s.User = p.Spec.User // the image's is in the guest's plan
+		}
+		return execMessage(s), nil
+	}
+}
+
+const softFiles, hardFiles = 1024, 4096
+
+func execMessage(s isolation.ProcessSpec) *wire.ExecMessage {
 	m := &wire.ExecMessage{
 		Args: s.Args, Env: s.Env, Cwd: s.Cwd, User: s.User, Tty: s.Terminal, Rows: uint64(s.Size.Rows), Cols: uint64(s.Size.Cols),
 	}
-	files := uint64(s.Limits.OpenFiles)
-	if files == 0 {
-		files = 1024
+	files := wire.Rlimit{Resource: unix.RLIMIT_NOFILE, Cur: softFiles, Max: hardFiles}
+	if n := uint64(s.Limits.OpenFiles); n > 0 {
+		files.Cur, files.Max = n, n
 	}
-	m.Rlimits = append(m.Rlimits, wire.Rlimit{Resource: unix.RLIMIT_NOFILE, Cur: files, Max: files}, wire.Rlimit{Resource: unix.RLIMIT_CORE})
+	m.Rlimits = append(m.Rlimits, files, wire.Rlimit{Resource: unix.RLIMIT_CORE})
 	if c := s.Limits.CPU; c > 0 {
 		// What is left if the host cannot watch.
 		n := uint64(c.Seconds()) + 2
 		m.Rlimits = append(m.Rlimits, wire.Rlimit{Resource: unix.RLIMIT_CPU, Cur: n, Max: n + 1})
 	}
-	return m, nil
+	return m
 }
 
 // Start implements [proc.Place].

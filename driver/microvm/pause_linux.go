@@ -56,6 +56,7 @@ func again(r isolation.Resources) *wire.SyncMessage {
 }
 
 func limited(s *wire.SyncMessage, r isolation.Resources) *wire.SyncMessage {
+	s.Disk = uint64(r.DiskBytes)
 	s.Memory, s.Pids, s.MilliCPU = uint64(r.MemoryBytes), uint64(r.Pids), uint64(math.Ceil(r.CPUs*1000))
 	return s
 }

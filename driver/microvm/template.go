@@ -1,8 +1,6 @@
 package microvm
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +13,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/root"
 	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
 )
 
@@ -26,13 +25,16 @@ type Template struct {
 	Built  time.Time `json:"built"`
 	// Digest is that of all that follows.
 	Digest string `json:"digest"`
-	// What it was made with. When one of these changes it must be built again.
+	// What it was to be made of, and what it was made of. When that changes it
+	// must be built again.
+	Recipe Recipe     `json:"recipe"`
+	Key    Key        `json:"key"`
 	Shape  qemu.Shape `json:"shape"`
-	VMM    string     `json:"vmm"`    // QEMU's version
-	Binary identity   `json:"binary"` // of QEMU's program
-	CPU    string     `json:"cpu"`    // the host's
-	Kernel string     `json:"kernel"` // release and digest
-	Guest  string     `json:"guest"`  // digest of axo-guest
+	VMM    string     `json:"vmm"` // its version
+	// Image: the root is one, or a directory of the host, and programs are started
+	// as Config says.
+	Image  bool        `json:"image,omitempty"`
+	Config root.Config `json:"config,omitzero"`
 	// Its files.
 	Disk  file `json:"disk"`
 	RAM   file `json:"ram"`
@@ -78,12 +80,7 @@ func checkTemplateName(name string) error {
 func (t *Template) sum() string {
 	c := *t
 	c.Digest, c.Name, c.Source, c.Built, c.Disk.Is = "", "", "", time.Time{}, identity{}
-	b, err := json.Marshal(c)
-	if err != nil {
-		panic(err) // strings and numbers
-	}
-	h := sha256.Sum256(b)
-	return "sha256:" + hex.EncodeToString(h[:])
+	return digestOf(c)
 }
 
 // Templates lists the templates of a directory by name. One that cannot be read
@@ -101,7 +98,7 @@ func Templates(dir string) ([]*Template, error) {
 		if checkTemplateName(e.Name()) != nil || !e.IsDir() {
 			continue
 		}
-		t, err := readTemplate(dir, e.Name())
+		t, err := ReadTemplate(dir, e.Name())
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -112,7 +109,9 @@ func Templates(dir string) ([]*Template, error) {
 	return out, errors.Join(errs...)
 }
 
-func readTemplate(dir, name string) (*Template, error) {
+// ReadTemplate reads one template of a directory. One that is not whole is of class
+// FailedPrecondition.
+func ReadTemplate(dir, name string) (*Template, error) {
 	if err := checkTemplateName(name); err != nil {
 		return nil, err
 	}
@@ -134,7 +133,7 @@ func readTemplate(dir, name string) (*Template, error) {
 
 // RemoveTemplate removes a template. Sandboxes that were made of it go on.
 func RemoveTemplate(dir, name string) error {
-	if _, err := readTemplate(dir, name); err != nil && !errors.Is(err, isolation.ErrFailedPrecondition) {
+	if _, err := ReadTemplate(dir, name); err != nil && !errors.Is(err, isolation.ErrFailedPrecondition) {
 		return err
 	}
 	// First a name that is not listed: it is there whole or not at all.

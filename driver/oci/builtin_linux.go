@@ -92,6 +92,8 @@ func (e *builtin) Check(spec isolation.Spec) error {
 		return proc.Unsupported("a module", "the wasm tier")
 	case spec.Func != "":
 		return proc.Unsupported("func", `engine "func"`)
+	case spec.Root.Template != "":
+		return proc.Unsupported("a template", "the microVM tier")
 	case spec.Root.Image != "" && e.cfg.Images == nil:
 		return proc.Unsupported("an image", "a store of images in Config.Images")
 	case spec.Requirement == isolation.ContainerImage && spec.Root.Image == "":

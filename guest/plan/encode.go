@@ -14,8 +14,16 @@ import (
 func (p *Plan) Append(b []byte) []byte { return appendValue(b, reflect.ValueOf(p).Elem()) }
 
 // Parse reads what Append of the same build wrote.
-func (p *Plan) Parse(b []byte) error {
-	rest, err := parseValue(b, reflect.ValueOf(p).Elem())
+func (p *Plan) Parse(b []byte) error { return parse(b, reflect.ValueOf(p).Elem()) }
+
+// Append appends the machine in the form of a plan.
+func (m *Machine) Append(b []byte) []byte { return appendValue(b, reflect.ValueOf(m).Elem()) }
+
+// Parse reads what Append of the same build wrote.
+func (m *Machine) Parse(b []byte) error { return parse(b, reflect.ValueOf(m).Elem()) }
+
+func parse(b []byte, v reflect.Value) error {
+	rest, err := parseValue(b, v)
 	if err == nil && len(rest) > 0 {
 		err = fmt.Errorf("plan: %d bytes too many", len(rest))
 	}

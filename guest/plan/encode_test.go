@@ -32,6 +32,15 @@ func fill(v reflect.Value, n *int64) {
 	}
 }
 
+func TestMachineForm(t *testing.T) {
+	var full, got Machine
+	n := int64(0)
+	fill(reflect.ValueOf(&full).Elem(), &n)
+	if err := got.Parse(full.Append(nil)); err != nil || !reflect.DeepEqual(got, full) {
+		t.Errorf("%v\n%+v\n%+v", err, got, full)
+	}
+}
+
 func TestForm(t *testing.T) {
 	var full Plan
 	n := int64(0)

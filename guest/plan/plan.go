@@ -135,11 +135,11 @@ type Process struct {
 	CPUs   int // affinity to this many; 0: all
 }
 
-// MachineFile is where the guest finds its Machine, as JSON, when it is the
-// first process of a virtual machine; and ModuleList a file with the paths of
+// MachineFile is where the guest finds its Machine, as Append writes it, when it is
+// the first process of a virtual machine; and ModuleList a file with the paths of
 // kernel modules, one a line, in the order in which they are loaded.
 const (
-	MachineFile = "/machine.json"
+	MachineFile = "/machine"
 	ModuleList  = "/modules.list"
 )
 
@@ -148,22 +148,22 @@ const (
 type Machine struct {
 	// Port is the name of a virtio serial port, and VsockPort a port of vsock(7)
 	// to listen on; one of them is the connection to the host.
-	Port      string `json:"port,omitempty"`
-	VsockPort uint32 `json:"vsock_port,omitempty"`
+	Port      string
+	VsockPort uint32
 	// Image is the read-only root of the programs, below a writable layer.
-	Image Disk `json:"image"`
+	Image Disk
 	// Upper is a disk that has the writable layer. Without, it is memory.
-	Upper Disk `json:"upper,omitzero"`
+	Upper Disk
 	// Plan is the rest. Where it has no Mounts it gets those that every sandbox
 	// has from the kernel; where its root has no Size, half of the memory; where
 	// its Process has no user, 1000.
-	Plan Plan `json:"plan"`
+	Plan Plan
 }
 
 // Disk is a block device, or a directory that stands for one.
 type Disk struct {
-	Device string `json:"device,omitempty"` // name in /dev: "vda"
-	Type   string `json:"type,omitempty"`   // "ext4", "erofs"
-	Data   string `json:"data,omitempty"`   // options (mount(8))
-	Path   string `json:"path,omitempty"`   // a directory of the initial RAM file system instead
+	Device string // name in /dev: "vda"
+	Type   string // "ext4", "erofs"
+	Data   string // options (mount(8))
+	Path   string // a directory of the initial RAM file system instead
 }

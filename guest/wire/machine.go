@@ -18,6 +18,8 @@ type SyncMessage struct {
 	Memory   uint64 // bytes
 	Pids     uint64
 	MilliCPU uint64 // thousandths of a core
+	// Disk bounds what is written to files, in bytes; 0: as the machine was made.
+	Disk uint64
 	// Snapshot announces a snapshot instead: programs are frozen, nothing is
 	// started before the next SYNC, and the other fields have no meaning.
 	Snapshot bool
@@ -52,7 +54,8 @@ func (m *SyncMessage) Append(b []byte) []byte {
 	b = appendUint(b, 7, m.Memory)
 	b = appendUint(b, 8, m.Pids)
 	b = appendUint(b, 9, m.MilliCPU)
-	return appendUint(b, 10, bit(m.Snapshot))
+	b = appendUint(b, 10, bit(m.Snapshot))
+	return appendUint(b, 11, m.Disk)
 }
 
 // Parse reads the body.
@@ -82,6 +85,8 @@ func (m *SyncMessage) Parse(body []byte) error {
 			return v.uint(&m.MilliCPU)
 		case 10:
 			return v.flag(&m.Snapshot)
+		case 11:
+			return v.uint(&m.Disk)
 		}
 		return unknown("SYNC", tag)
 	})
@@ -106,6 +111,9 @@ type MountMessage struct {
 	Own bool
 	// Remove takes away what was mounted at Target instead.
 	Remove bool
+	// Source is an absolute path in the file system: that part of it is mounted,
+	// a directory or a file. Empty: all of it.
+	Source string
 }
 
 // Append appends the body.
@@ -116,7 +124,8 @@ func (m *MountMessage) Append(b []byte) []byte {
 	b = appendText(b, 4, m.Data)
 	b = appendUint(b, 5, bit(m.ReadOnly))
 	b = appendUint(b, 6, bit(m.Own))
-	return appendUint(b, 7, bit(m.Remove))
+	b = appendUint(b, 7, bit(m.Remove))
+	return appendText(b, 8, m.Source)
 }
 
 // Parse reads the body.
@@ -138,6 +147,8 @@ func (m *MountMessage) Parse(body []byte) error {
 			return v.flag(&m.Own)
 		case 7:
 			return v.flag(&m.Remove)
+		case 8:
+			return v.text(&m.Source)
 		}
 		return unknown("MOUNT", tag)
 	})

@@ -3,7 +3,6 @@ package guestconn_test
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -112,12 +111,9 @@ func boot(t testing.TB, disk string) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	doc, err := json.Marshal(plan.Machine{Port: "agent0", Image: plan.Disk{Path: "/image"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := plan.Machine{Port: "agent0", Image: plan.Disk{Path: "/image"}}
 	files := map[string][]byte{
-		"init": readFile(t, guestProgram), "machine.json": doc, "image/bin/busybox": readFile(t, busybox),
+		"init": readFile(t, guestProgram), plan.MachineFile[1:]: p.Append(nil), "image/bin/busybox": readFile(t, busybox),
 		"image/etc/passwd": []byte("root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n"),
 	}
 	var list strings.Builder
@@ -245,13 +241,13 @@ func TestMachine(t *testing.T) {
 	// Neither the first process nor the channel is there for programs, whoever
 	// they are.
 	for _, user := range []string{"", "0"} {
-		q := request("sh", "-c", `ls /proc | grep -c '^[0-9]*$'; readlink /proc/1/exe; find / -name 'vport*' -o -name 'virtio-ports' -o -name 'vda' -o -name machine.json 2>/dev/null | grep -v '^/sys/devices.*virtio-ports$' | head -n 3
+		q := request("sh", "-c", `ls /proc | grep -c '^[0-9]*$'; readlink /proc/1/exe; find / -name 'vport*' -o -name 'virtio-ports' -o -name 'vda' -o -name machine 2>/dev/null | grep -v '^/sys/devices.*virtio-ports$' | head -n 3
 			ls -d /run/axo /modules /image 2>/dev/null; ls /sys/class/virtio-ports; mknod /tmp/port c 247 1 2>/dev/null && echo mknod; chroot / true 2>/dev/null && echo chroot
 			mount -t proc proc /tmp 2>/dev/null && echo mount; kill -9 1 2>/dev/null; kill -9 -1 2>/dev/null; echo end`)
 		q.User = user
 		r := run(t, c, q, nil)
 		if bytes.Contains(r.out, []byte("mknod")) || bytes.Contains(r.out, []byte("chroot")) || bytes.Contains(r.out, []byte("mount\n")) ||
-			bytes.Contains(r.out, []byte("/dev/vport")) || bytes.Contains(r.out, []byte("/run/axo")) || bytes.Contains(r.out, []byte("machine.json")) {
+			bytes.Contains(r.out, []byte("/dev/vport")) || bytes.Contains(r.out, []byte("/run/axo")) || bytes.Contains(r.out, []byte("/machine\n")) {
 			t.Errorf("user %q: %q %q", user, r.out, r.err)
 		}
 		if err := c.Ping(ctx); err != nil {

@@ -1,0 +1,7 @@
+//go:build !linux
+
+package all
+
+import "io/fs"
+
+func changed(fs.FileInfo) string { return "" }
