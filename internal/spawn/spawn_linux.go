@@ -71,6 +71,23 @@ type Spec struct {
 	ControllingTerminal bool
 	// CPUs is an affinity mask; nil: the caller's.
 	CPUs *unix.CPUSet
+
+	// Mounts are made one after the other in the child's mount namespace, which
+	// must be a new one; nothing of it is seen outside.
+	Mounts []Mount
+	// Root, a mount point, becomes the program's root; what was there before is
+	// gone. Path and Dir are below it. "": the root stays.
+	Root string
+}
+
+// Mount is one mount (mount(2)), with attributes that are set on it afterwards
+// (mount_setattr(2)), which leaves those that it has.
+type Mount struct {
+	Source, Target, Type, Data string
+	Flags                      uintptr // MS_BIND, MS_REC; or of a new file system
+	Attr                       uint64  // MOUNT_ATTR flags
+	// Optional: if it cannot be made, it is left out.
+	Optional bool
 }
 
 // Error is a start that failed in the child. It names the step.
@@ -94,6 +111,8 @@ const (
 	stepLimits
 	stepMap
 	stepOOM
+	stepMount
+	stepRoot
 	stepCapabilities
 	stepPrivileges
 	stepExec
@@ -102,7 +121,7 @@ const (
 var stepNames = [...]string{
 	stepSession: "new session", stepCgroup: "join cgroup", stepFiles: "set descriptors", stepDir: "enter directory",
 	stepUser: "change user", stepParent: "tie to parent", stepLimits: "set limits", stepMap: "wait for id maps",
-	stepOOM: "set oom_score_adj", stepCapabilities: "drop capabilities", stepPrivileges: "set no_new_privs", stepExec: "execute",
+	stepOOM: "set oom_score_adj", stepMount: "mount", stepRoot: "change root", stepCapabilities: "drop capabilities", stepPrivileges: "set no_new_privs", stepExec: "execute",
 }
 
 // Spawner starts programs from one thread of its own: the kernel sends a
@@ -216,6 +235,16 @@ type child struct {
 	cpus         *unix.CPUSet
 	terminal     bool
 	one          [1]byte
+	mounts       []mount
+	root         *byte
+	slash, dot   [2]byte // "/", "."
+}
+
+type mount struct {
+	source, target, kind, data *byte
+	flags                      uintptr
+	attr                       unix.MountAttr
+	optional                   bool
 }
 
 type rlimit struct {
@@ -239,6 +268,9 @@ func prepare(s Spec) (*child, error) {
 		return c, err
 	}
 	if c.envp, err = syscall.SlicePtrFromStrings(s.Env); err != nil {
+		return c, err
+	}
+	if err = c.prepareMounts(s); err != nil {
 		return c, err
 	}
 	// Fd() would make a pipe's end blocking, which theirs already is.
@@ -299,6 +331,34 @@ func prepare(s Spec) (*child, error) {
 		c.groups = append(make([]uint32, 0, len(s.Cred.Groups)+1), s.Cred.Groups...)
 	}
 	return c, nil
+}
+
+func (c *child) prepareMounts(s Spec) error {
+	if (len(s.Mounts) > 0 || s.Root != "") && s.Namespaces&unix.CLONE_NEWNS == 0 {
+		return syscall.EINVAL
+	}
+	c.slash, c.dot = [2]byte{'/'}, [2]byte{'.'}
+	text := func(v string) (*byte, error) {
+		if v == "" {
+			return nil, nil
+		}
+		return syscall.BytePtrFromString(v)
+	}
+	var err error
+	for _, m := range s.Mounts {
+		out := mount{flags: m.Flags, attr: unix.MountAttr{Attr_set: m.Attr}, optional: m.Optional}
+		for _, f := range []struct {
+			to   **byte
+			from string
+		}{{&out.source, m.Source}, {&out.target, m.Target}, {&out.kind, m.Type}, {&out.data, m.Data}} {
+			if *f.to, err = text(f.from); err != nil {
+				return err
+			}
+		}
+		c.mounts = append(c.mounts, out)
+	}
+	c.root, err = text(s.Root)
+	return err
 }
 
 func numbers(files []*os.File) ([]int, error) {
@@ -506,6 +566,7 @@ func (c *child) run() {
 		e    syscall.Errno
 		i    int
 		step uintptr
+		m    *mount
 	)
 	// Also what the host program ignores: an ignored signal is inherited.
 	for i = 1; i <= maxSignal; i++ {
@@ -563,6 +624,41 @@ func (c *child) run() {
 			goto fail
 		}
 		if _, _, e = syscall.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(c.oom))), c.oomBytes); e != 0 {
+			goto fail
+		}
+	}
+	// While the user is still who may.
+	step = stepMount
+	if len(c.mounts) > 0 || c.root != nil {
+		if _, _, e = syscall.RawSyscall6(unix.SYS_MOUNT, 0, uintptr(unsafe.Pointer(&c.slash[0])), 0, unix.MS_REC|unix.MS_PRIVATE, 0, 0); e != 0 {
+			goto fail
+		}
+	}
+	for i = range c.mounts {
+		m = &c.mounts[i]
+		_, _, e = syscall.RawSyscall6(unix.SYS_MOUNT, uintptr(unsafe.Pointer(m.source)), uintptr(unsafe.Pointer(m.target)),
+			uintptr(unsafe.Pointer(m.kind)), m.flags, uintptr(unsafe.Pointer(m.data)), 0)
+		if e != 0 && m.optional {
+			continue
+		}
+		if e == 0 && m.attr.Attr_set != 0 {
+			_, _, e = syscall.RawSyscall6(unix.SYS_MOUNT_SETATTR, ^uintptr(99), uintptr(unsafe.Pointer(m.target)), unix.AT_RECURSIVE,
+				uintptr(unsafe.Pointer(&m.attr)), unsafe.Sizeof(m.attr), 0)
+		}
+		if e != 0 {
+			goto fail
+		}
+	}
+	// pivot_root(2), "pivot_root(".", ".")".
+	step = stepRoot
+	if c.root != nil {
+		if _, _, e = syscall.RawSyscall(unix.SYS_CHDIR, uintptr(unsafe.Pointer(c.root)), 0, 0); e != 0 {
+			goto fail
+		}
+		if _, _, e = syscall.RawSyscall(unix.SYS_PIVOT_ROOT, uintptr(unsafe.Pointer(&c.dot[0])), uintptr(unsafe.Pointer(&c.dot[0])), 0); e != 0 {
+			goto fail
+		}
+		if _, _, e = syscall.RawSyscall(unix.SYS_UMOUNT2, uintptr(unsafe.Pointer(&c.dot[0])), unix.MNT_DETACH, 0); e != 0 {
 			goto fail
 		}
 	}

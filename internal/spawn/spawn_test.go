@@ -194,3 +194,80 @@ func TestLowDescriptors(t *testing.T) {
 		pidfd.Close()
 	}
 }
+
+// TestRoot: a program with a root of its own sees what was mounted there, as it
+// was to be mounted, and nothing else.
+func TestRoot(t *testing.T) {
+	root := t.TempDir()
+	for _, d := range []string{"/sys", "/proc", "/missing"} {
+		if err := os.Mkdir(root+d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mounts := []Mount{{Source: root, Target: root, Flags: unix.MS_BIND, Attr: unix.MOUNT_ATTR_NOSUID}}
+	for _, d := range []string{"/bin", "/lib", "/lib64", "/usr"} {
+		info, err := os.Lstat(d)
+		if err != nil {
+			continue
+		}
+		if info.Mode()&os.ModeSymlink != 0 {
+			to, err := os.Readlink(d)
+			if err == nil {
+				err = os.Symlink(to, root+d)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if err := os.Mkdir(root+d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		mounts = append(mounts, Mount{Source: d, Target: root + d, Flags: unix.MS_BIND | unix.MS_REC, Attr: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV})
+	}
+	mounts = append(mounts, Mount{Source: "/proc", Target: root + "/proc", Flags: unix.MS_BIND | unix.MS_REC},
+		Mount{Source: "/nowhere", Target: root + "/missing", Flags: unix.MS_BIND, Optional: true})
+	if err := os.WriteFile(root+"/mark", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var s Spawner
+	defer s.Close()
+	change := func(sp *Spec) {
+		sp.Namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS
+		sp.Map = func(pid int) error {
+			dir := fmt.Sprintf("/proc/%d/", pid)
+			if os.Geteuid() != 0 {
+				if err := os.WriteFile(dir+"setgroups", []byte("deny"), 0); err != nil {
+					return err
+				}
+			}
+			return errors.Join(os.WriteFile(dir+"gid_map", fmt.Appendf(nil, "0 %d 1", os.Getegid()), 0), os.WriteFile(dir+"uid_map", fmt.Appendf(nil, "0 %d 1", os.Geteuid()), 0))
+		}
+		sp.Mounts, sp.Root, sp.Dir = mounts, root, "/usr"
+	}
+	script := "pwd; [ -e /mark ] && echo marked; [ -e " + root + " ] || echo apart; touch /usr/x 2>&1 | grep -q 'Read-only file system' && echo read-only; grep -c 'ro,.*nodev' /proc/self/mountinfo"
+	pid, out, err := shell(t, &s, script, change)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := io.ReadAll(out)
+	awaited(t, pid)
+	if got := string(b); !strings.HasPrefix(got, "/usr\nmarked\napart\nread-only\n") || strings.HasSuffix(got, "\n0\n") {
+		t.Errorf("it said %q", got)
+	}
+	for name, f := range map[string]func(*Spec){
+		"mount": func(sp *Spec) {
+			sp.Mounts = append(mounts[:1:1], Mount{Source: "/nowhere", Target: root, Flags: unix.MS_BIND})
+		},
+		"change root": func(sp *Spec) { sp.Mounts, sp.Root = nil, root },
+	} {
+		_, _, err := shell(t, &s, "exit 0", func(sp *Spec) { change(sp); f(sp) })
+		var e *Error
+		if !errors.As(err, &e) || e.Step != name {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, _, err := shell(t, &s, "exit 0", func(sp *Spec) { sp.Mounts = mounts }); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("mounts without a namespace for them: %v", err)
+	}
+}
