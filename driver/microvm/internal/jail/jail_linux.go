@@ -1,0 +1,358 @@
+package jail
+
+import (
+	"debug/elf"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/spawn"
+)
+
+// Config is a program to be started. The files stay the caller's.
+type Config struct {
+	Program string   // path
+	Args    []string // without the program's name
+	// Dir is an empty directory that becomes the root.
+	Dir string
+	// Files are the descriptors from 3 on. /proc/self/fd/N opens them again.
+	Files []*os.File
+	// Paths of this host that the program finds under the same names, read-only.
+	// With a program that is linked to libraries those are added.
+	Paths []string
+	// KVM: the program finds /dev/kvm.
+	KVM bool
+	// FileBytes bounds what it writes to one file.
+	FileBytes uint64
+	// Tasks are files of control groups that it joins.
+	Tasks []*os.File
+	// Session: the program outlives this process.
+	Session bool
+	// Started is told the process as soon as there is one.
+	Started func(pid int) error
+}
+
+// Process is a running program.
+type Process struct {
+	PID    int
+	pidfd  *os.File
+	dir    string
+	ended  chan struct{}
+	said   *tail
+	tails  sync.WaitGroup
+	closer sync.Once
+}
+
+// Work is the directory that a program may write to, as it sees it. It is where
+// the program starts.
+const Work = "/run"
+
+// nobody is who the program is, in its user namespace and, if root starts it, on
+// the host.
+const nobody = 65534
+
+// Start starts a program.
+func Start(s *spawn.Spawner, c *Config) (_ *Process, err error) {
+	p := &Process{dir: c.Dir, ended: make(chan struct{}), said: new(tail)}
+	mounts, err := makeRoot(c)
+	if err != nil {
+		return nil, err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer w.Close()
+	p.tails.Go(func() { p.said.fill(r) })
+	spec := spawn.Spec{
+		Path: "/" + programName, Args: append([]string{programName}, c.Args...), Dir: Work,
+		Files: append([]*os.File{null, w, w}, c.Files...), Tasks: c.Tasks, Mounts: mounts, Root: c.Dir,
+		Namespaces: unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC |
+			unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP,
+		Map: func(pid int) error { return mapNobody(pid, c.KVM) }, Cred: &spawn.Credential{UID: nobody, GID: nobody, KeepGroups: os.Geteuid() != 0},
+		DropCapabilities: true, NoNewPrivs: true,
+		Rlimits: []spawn.Rlimit{{Resource: unix.RLIMIT_CORE}, {Resource: unix.RLIMIT_NOFILE, Cur: 1024, Max: 1024}, {Resource: unix.RLIMIT_FSIZE, Cur: c.FileBytes, Max: c.FileBytes}},
+	}
+	if !c.Session {
+		spec.ParentDeathSignal = syscall.SIGKILL
+	}
+	if p.PID, p.pidfd, err = s.Start(spec); err != nil {
+		return nil, err
+	}
+	go func() {
+		reap(p.pidfd, p.PID)
+		close(p.ended)
+	}()
+	if c.Started != nil {
+		if err := c.Started(p.PID); err != nil {
+			p.Kill()
+			p.Wait()
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+const programName = "vmm"
+
+// makeRoot makes what mounts are put on, and says which.
+func makeRoot(c *Config) ([]spawn.Mount, error) {
+	if err := os.Chmod(c.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	const bind = unix.MS_BIND | unix.MS_REC
+	const quiet = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
+	mounts := []spawn.Mount{{Source: c.Dir, Target: c.Dir, Flags: unix.MS_BIND, Attr: quiet | unix.MOUNT_ATTR_NOEXEC}}
+	file := func(source, name string, attr uint64) error {
+		target := filepath.Join(c.Dir, name)
+		mounts = append(mounts, spawn.Mount{Source: source, Target: target, Flags: unix.MS_BIND, Attr: attr})
+		return os.WriteFile(target, nil, 0o644)
+	}
+	for _, d := range []string{"dev", "proc", Work} {
+		if err := os.Mkdir(filepath.Join(c.Dir, d), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	if os.Geteuid() == 0 {
+		if err := os.Chown(filepath.Join(c.Dir, Work), nobody, nobody); err != nil {
+			return nil, err
+		}
+	}
+	if err := file(c.Program, programName, quiet|unix.MOUNT_ATTR_RDONLY); err != nil {
+		return nil, err
+	}
+	if c.KVM {
+		if _, err := kvmGroup(); err != nil {
+			return nil, err
+		}
+		if err := file(kvm, kvm, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC); err != nil {
+			return nil, err
+		}
+	}
+	proc := filepath.Join(c.Dir, "proc")
+	mounts = append(mounts,
+		spawn.Mount{Source: "/proc", Target: proc, Flags: bind, Attr: quiet | unix.MOUNT_ATTR_NOEXEC},
+		// Where /proc is whole (user_namespaces(7)) there is one that has this
+		// program alone.
+		spawn.Mount{Source: "proc", Target: proc, Type: "proc", Data: "subset=pid", Flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, Optional: true},
+	)
+	libraries, err := needs(c.Program)
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range append(libraries, c.Paths...) {
+		target := filepath.Join(c.Dir, path)
+		info, err := os.Lstat(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+			return nil, err
+		}
+		switch {
+		case info.Mode()&os.ModeSymlink != 0: // /lib, where /usr is merged
+			to, err := os.Readlink(path)
+			if err == nil {
+				err = os.Symlink(to, target)
+			}
+			if err != nil {
+				return nil, err
+			}
+		case info.IsDir():
+			if err := os.Mkdir(target, 0o755); err != nil {
+				return nil, err
+			}
+			mounts = append(mounts, spawn.Mount{Source: path, Target: target, Flags: bind, Attr: quiet | unix.MOUNT_ATTR_RDONLY})
+		default:
+			if err := file(path, path, quiet|unix.MOUNT_ATTR_RDONLY); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return mounts, nil
+}
+
+// needs lists where the libraries are of a program that is not static.
+func needs(program string) ([]string, error) {
+	f, err := elf.Open(program)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", program, err)
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return []string{"/usr", "/lib", "/lib64", "/etc/ld.so.cache"}, nil
+		}
+	}
+	return nil, nil
+}
+
+const kvm = "/dev/kvm"
+
+// kvmGroup is the group that it takes to open KVM; nobody's if it takes none.
+// The error says why a program of a jail could not open it.
+func kvmGroup() (int, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(kvm, &st); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: kvm, Err: err}
+	}
+	mode := st.Mode & 0o666
+	switch {
+	case mode&0o006 == 0o006:
+		return nobody, nil
+	case os.Geteuid() != 0: // who starts it is who it is on the host
+		f, err := os.OpenFile(kvm, os.O_RDWR, 0)
+		if err == nil {
+			err = f.Close()
+		}
+		return nobody, err
+	case mode&0o060 == 0o060 && st.Gid != 0:
+		return int(st.Gid), nil
+	}
+	return 0, fmt.Errorf("%s is for root alone (mode %#o, group %d), and virtual machines are run as nobody: chgrp kvm %[1]s && chmod 660 %[1]s: %[4]w",
+		kvm, st.Mode&0o777, st.Gid, isolation.ErrPermissionDenied)
+}
+
+// mapNobody maps one user (user_namespaces(7)). An ordinary caller's program is
+// the caller on the host.
+func mapNobody(pid int, kvm bool) (err error) {
+	dir := fmt.Sprintf("/proc/%d/", pid)
+	uid, gid := nobody, nobody
+	if kvm {
+		if gid, err = kvmGroup(); err != nil {
+			return err
+		}
+	}
+	if os.Geteuid() != 0 {
+		uid, gid = os.Geteuid(), os.Getegid()
+		if err := write(dir+"setgroups", "deny"); err != nil {
+			return err
+		}
+	}
+	return errors.Join(write(dir+"gid_map", fmt.Sprintf("%d %d 1\n", nobody, gid)), write(dir+"uid_map", fmt.Sprintf("%d %d 1\n", nobody, uid)))
+}
+
+func write(name, data string) error {
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(data)
+	return errors.Join(err, f.Close())
+}
+
+func reap(pidfd *os.File, pid int) {
+	rc, err := pidfd.SyscallConn()
+	if err == nil {
+		var ws unix.WaitStatus
+		err = rc.Read(func(uintptr) bool {
+			n, err := unix.Wait4(pid, &ws, unix.WNOHANG, nil)
+			return n != 0 && err != unix.EINTR
+		})
+	}
+	for err != nil { // the descriptor cannot be waited on
+		if _, werr := unix.Wait4(pid, nil, 0, nil); werr != unix.EINTR {
+			return
+		}
+	}
+}
+
+// Signal sends a signal.
+func (p *Process) Signal(sig unix.Signal) error {
+	rc, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	if err := rc.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); err != nil {
+		return err
+	}
+	return os.NewSyscallError("pidfd_send_signal", serr)
+}
+
+// Kill ends the program at once, whatever its state.
+func (p *Process) Kill() { _ = p.Signal(unix.SIGKILL) } // it fails only if it has ended
+
+// CPU is the processor time that the program has used by now
+// (clock_getcpuclockid(3)); 0 once it is gone.
+func (p *Process) CPU() time.Duration {
+	select {
+	case <-p.ended:
+		return 0
+	default:
+	}
+	const scheduler = 2 // CPUCLOCK_SCHED of the kernel's posix-timers.h
+	var ts unix.Timespec
+	if unix.ClockGettime(int32(^p.PID<<3|scheduler), &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+// Ended is closed when the program is gone.
+func (p *Process) Ended() <-chan struct{} { return p.ended }
+
+// Wait waits for the program's end and closes what this process has of it.
+func (p *Process) Wait() {
+	<-p.ended
+	p.tails.Wait()
+	p.closer.Do(func() { p.pidfd.Close() })
+}
+
+// Said is the last of what the program wrote to its standard output and error.
+func (p *Process) Said() string { return p.said.String() }
+
+// Panicked returns the line by which a kernel, whose console is the program's
+// output, said that it cannot go on; "" if it did not.
+func (p *Process) Panicked() string {
+	for line := range strings.Lines(p.Said()) {
+		if i := strings.Index(line, "Kernel panic - "); i >= 0 {
+			return strings.TrimSpace(line[i:])
+		}
+	}
+	return ""
+}
+
+// tail keeps the last of what is written to a pipe.
+type tail struct {
+	mu  sync.Mutex
+	buf []byte
+}
+
+const tailBytes = 16 << 10
+
+func (t *tail) fill(r *os.File) {
+	defer r.Close()
+	var b [4096]byte
+	for {
+		n, err := r.Read(b[:])
+		t.mu.Lock()
+		t.buf = append(t.buf, b[:n]...)
+		t.buf = t.buf[max(0, len(t.buf)-tailBytes):]
+		t.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.buf)
+}
