@@ -3,41 +3,36 @@ package main
 import (
 	"fmt"
 	"slices"
-)
 
-// job is a test program.
-type job struct {
-	name string // of the program and its directory in the machine
-	dir  string // of its package
-	run  string // flags that choose its tests; "": all
-}
+	"github.com/axocoatl/isolation/test/inside"
+)
 
 // all are the tests of what uses control groups: the units, the conformance
 // suites, limits, kills, crashes and leaks. Those that measure or hammer take
 // minutes where everything is emulated, and have nothing to do with it.
-var all = []job{
-	{name: "cgroup", dir: "internal/cgroup"},
-	{name: "spawn", dir: "internal/spawn", run: "-test.skip=^TestStress$"},
-	{name: "journal", dir: "internal/journal"},
-	{name: "none", dir: "driver/none", run: "-test.run=^(TestUnified|TestConformanceProcess|TestKilledHost|TestNested|TestLifeCycle|" +
+var all = []inside.Job{
+	{Name: "cgroup", Dir: "internal/cgroup"},
+	{Name: "spawn", Dir: "internal/spawn", Run: "-test.skip=^TestStress$"},
+	{Name: "journal", Dir: "internal/journal"},
+	{Name: "none", Dir: "driver/none", Run: "-test.run=^(TestUnified|TestConformanceProcess|TestKilledHost|TestNested|TestLifeCycle|" +
 		"TestCPULimitOfATree|TestOOM|TestForkBomb|TestUser)$ -test.skip=/hammer"},
-	{name: "oci", dir: "driver/oci", run: "-test.skip=WithoutCgroup|OrdinaryUser|Prepared|Runtimes|/^(crun|runc|youki|runsc|hammer)$"},
+	{Name: "oci", Dir: "driver/oci", Run: "-test.skip=WithoutCgroup|OrdinaryUser|Prepared|Runtimes|/^(crun|runc|youki|runsc|hammer)$"},
 }
 
 // programs are those that tests would build.
 var programs = []string{"cmd/axo-guest", "drivertest/testprogram"}
 
-func (c *config) jobs() ([]job, error) {
-	if c.only == "" {
+func jobs(only, run string) ([]inside.Job, error) {
+	if only == "" {
 		return all, nil
 	}
-	i := slices.IndexFunc(all, func(j job) bool { return j.name == c.only })
+	i := slices.IndexFunc(all, func(j inside.Job) bool { return j.Name == only })
 	if i < 0 {
-		return nil, fmt.Errorf("no job %q", c.only)
+		return nil, fmt.Errorf("no job %q", only)
 	}
 	j := all[i]
-	if c.run != "" {
-		j.run += " -test.run=" + c.run
+	if run != "" {
+		j.Run += " -test.run=" + run
 	}
-	return []job{j}, nil
+	return []inside.Job{j}, nil
 }

@@ -1,4 +1,4 @@
-package main
+package inside
 
 import (
 	"bytes"
@@ -21,6 +21,7 @@ var initScript []byte
 
 // machine is one that runs the tests; its files are in dir.
 type machine struct {
+	*Config
 	dir    string
 	kernel *kernel.Kernel
 }
@@ -30,12 +31,12 @@ func (m *machine) scratch() string { return filepath.Join(m.dir, "scratch") }
 func (m *machine) initrd() string  { return filepath.Join(m.dir, "initrd") }
 func (m *machine) console() string { return filepath.Join(m.dir, "console") }
 
-func (m *machine) takeKernel(ctx context.Context, pkg string) error {
+func (m *machine) takeKernel(ctx context.Context) error {
 	s, err := kernel.Open(filepath.Join(m.dir, "kernels"), kernel.Limits{})
 	if err != nil {
 		return err
 	}
-	if m.kernel, err = s.Import(ctx, []string{pkg}, kernel.Options{}); err != nil {
+	if m.kernel, err = s.Import(ctx, []string{m.Package}, kernel.Options{}); err != nil {
 		return err
 	}
 	box, err := os.ReadFile("/bin/busybox")
@@ -46,7 +47,7 @@ func (m *machine) takeKernel(ctx context.Context, pkg string) error {
 	if err != nil {
 		return err
 	}
-	err = m.kernel.WriteInitrd(f, []string{"virtio_mmio", "virtio_console", "virtio_blk", "erofs", "overlay"},
+	err = m.kernel.WriteInitrd(f, append([]string{"virtio_mmio", "virtio_console", "virtio_blk", "erofs", "overlay"}, m.Modules...),
 		[]string{"bin", "dev", "proc", "root"},
 		kernel.InitrdFile{Name: "init", Mode: 0o755, Data: bytes.NewReader(initScript), Size: int64(len(initScript))},
 		kernel.InitrdFile{Name: "bin/busybox", Mode: 0o755, Data: bytes.NewReader(box), Size: int64(len(box))})
@@ -60,8 +61,15 @@ func (m *machine) run(ctx context.Context, port string) error {
 	if err != nil {
 		return err
 	}
+	cpu, memory := m.CPU, m.MemoryMiB
+	if cpu == "" {
+		cpu = "max"
+	}
+	if memory == 0 {
+		memory = 3072
+	}
 	c := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-M", "microvm", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-m", "3072", "-smp", "2",
+		"-M", "microvm", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", cpu, "-m", strconv.Itoa(memory), "-smp", "2",
 		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
 		"-kernel", m.kernel.VMLinux(), "-initrd", m.initrd(),
 		// Without the rate of its clock an emulated machine measures it, which

@@ -1,4 +1,4 @@
-package main
+package inside
 
 import (
 	"bytes"
@@ -19,7 +19,7 @@ import (
 //go:embed jobs.sh
 var jobsScript []byte
 
-// packages are those whose files the tests need, with what they depend on: a
+// packages are those whose files all tests need, with what they depend on: a
 // shell, the usual commands, and Python.
 var packages = []string{
 	"base-files", "bash", "busybox-static", "coreutils", "dash", "findutils", "grep", "sed", "libacl1", "libattr1", "libc6", "libc-bin", "libgmp10", "libpcre2-8-0",
@@ -27,7 +27,10 @@ var packages = []string{
 	"python3-minimal", "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib",
 }
 
-func (m *machine) makeDisk(ctx context.Context, jobs []job) (err error) {
+// Disk is a root disk that is being made.
+type Disk = disk.Writer
+
+func (m *machine) makeDisk(ctx context.Context) (err error) {
 	bin := filepath.Join(m.dir, "bin")
 	for _, sub := range []string{"tests", "programs"} {
 		if err := os.MkdirAll(filepath.Join(bin, sub), 0o755); err != nil {
@@ -35,13 +38,13 @@ func (m *machine) makeDisk(ctx context.Context, jobs []job) (err error) {
 		}
 	}
 	list := ""
-	for _, j := range jobs {
-		list += j.name + " " + j.run + "\n"
-		if err := run(ctx, "go", "test", "-c", "-vet=off", "-o", filepath.Join(bin, "tests", j.name), "./"+j.dir); err != nil {
+	for _, j := range m.Jobs {
+		list += j.Name + " " + j.Run + "\n"
+		if err := run(ctx, "go", "test", "-c", "-vet=off", "-o", filepath.Join(bin, "tests", j.Name), "./"+j.Dir); err != nil {
 			return err
 		}
 	}
-	for _, p := range programs {
+	for _, p := range m.Programs {
 		if err := run(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(bin, "programs", path.Base(p)), "./"+p); err != nil {
 			return err
 		}
@@ -52,42 +55,31 @@ func (m *machine) makeDisk(ctx context.Context, jobs []job) (err error) {
 	}
 	defer f.Close()
 	w := disk.Create(f, m.dir, disk.Limits{})
-	for _, name := range []string{"bin", "sbin", "lib", "lib64"} { // links, where /usr is merged
-		if err := w.Path("/"+name, disk.Same); err != nil {
-			return err
-		}
-	}
-	for _, p := range packages {
-		if err := addPackage(ctx, w, p); err != nil {
-			return err
-		}
-	}
-	for _, d := range []string{"/dev", "/proc", "/sys", "/tmp", "/run", "/root", "/var/tmp", "/mnt", "/etc"} {
-		if err := w.Dir(d, 0o755, 0, 0); err != nil {
-			return err
-		}
-	}
 	err = errors.Join(
-		w.Path("/etc/ld.so.cache", disk.Same),
-		w.File("/etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n")),
-		w.File("/etc/group", 0o644, []byte("root:x:0:\nnogroup:x:65534:\n")),
+		System(ctx, w, m.Packages...),
 		w.File("/axo/jobs.sh", 0o644, jobsScript),
 		w.File("/axo/list", 0o644, []byte(list)),
+		w.File("/axo/env", 0o644, []byte(strings.Join(m.Env, "\n")+"\n")),
 		w.Tree(bin, "/axo", disk.Same, nil),
 	)
 	if err != nil {
 		return err
 	}
-	for _, j := range jobs { // tests run in the directory of their package
-		target := "/axo/dirs/" + j.name
+	for _, j := range m.Jobs { // tests run in the directory of their package
+		target := "/axo/dirs/" + j.Name
 		if err := w.Dir(target, 0o755, 0, 0); err != nil {
 			return err
 		}
-		data := filepath.Join(j.dir, "testdata")
+		data := filepath.Join(j.Dir, "testdata")
 		if _, err := os.Stat(data); err == nil {
 			if err := w.Tree(data, target+"/testdata", disk.Same, nil); err != nil {
 				return err
 			}
+		}
+	}
+	if m.Add != nil {
+		if err := m.Add(ctx, w, m.kernel, m.dir); err != nil {
+			return err
 		}
 	}
 	if err := w.Close(); err != nil {
@@ -102,6 +94,31 @@ func (m *machine) makeDisk(ctx context.Context, jobs []job) (err error) {
 		return err
 	}
 	return run(ctx, "/sbin/mkfs.ext4", "-q", "-E", "lazy_itable_init=1,root_owner=0:0", m.scratch())
+}
+
+// System adds a shell, the usual commands and Python to a disk, and more of this
+// host's packages.
+func System(ctx context.Context, w *Disk, more ...string) error {
+	for _, name := range []string{"bin", "sbin", "lib", "lib64"} { // links, where /usr is merged
+		if err := w.Path("/"+name, disk.Same); err != nil {
+			return err
+		}
+	}
+	for _, p := range append(packages, more...) {
+		if err := addPackage(ctx, w, p); err != nil {
+			return err
+		}
+	}
+	for _, d := range []string{"/dev", "/proc", "/sys", "/tmp", "/run", "/root", "/var/tmp", "/mnt", "/etc"} {
+		if err := w.Dir(d, 0o755, 0, 0); err != nil {
+			return err
+		}
+	}
+	return errors.Join(
+		w.Path("/etc/ld.so.cache", disk.Same),
+		w.File("/etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n")),
+		w.File("/etc/group", 0o644, []byte("root:x:0:\nnogroup:x:65534:\n")),
+	)
 }
 
 // unneeded is what tests read nothing of.

@@ -26,6 +26,10 @@ done
 echo $$ >/sys/fs/cgroup/axo.slice/tests.service/cgroup.procs || fail join
 echo "axo-host $($b uname -r), controllers: $($b cat /sys/fs/cgroup/axo.slice/tests.service/cgroup.controllers)" >/dev/vport0p1
 export HOME=/root TMPDIR=/tmp AXO_REQUIRE=1 AXO_TEST_PROGRAMS=/axo/programs AXO_TEST_PATIENCE=90s
+set -a
+. /axo/env
+set +a
+[ ! -e /dev/kvm ] || $b chmod 666 /dev/kvm
 while read -r name run; do
 	echo "axo-start $name" >/dev/vport0p1
 	cd "/axo/dirs/$name" || fail "$name"

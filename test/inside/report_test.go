@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package inside
 
 import (
 	"io"
@@ -12,8 +12,8 @@ import (
 // success.
 func TestReport(t *testing.T) {
 	const good = "axo-host 6.1, controllers: memory\naxo-start a\n=== RUN   TestX\n--- PASS: TestX (0.01s)\nPASS\naxo-exit a 0\naxo-done\n"
-	jobs := []job{{name: "a"}}
-	if err := report(io.Discard, []byte(good), jobs); err != nil {
+	jobs := []Job{{Name: "a"}}
+	if err := report(io.Discard, "test", []byte(good), jobs); err != nil {
 		t.Error(err)
 	}
 	for name, said := range map[string]string{
@@ -26,7 +26,7 @@ func TestReport(t *testing.T) {
 		"not set up":    good + "axo-failed mount\n",
 		"only a prefix": strings.Replace(good, "axo-done", "axo-done or not", 1),
 	} {
-		if err := report(io.Discard, []byte(said), jobs); err == nil {
+		if err := report(io.Discard, "test", []byte(said), jobs); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}

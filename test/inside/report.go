@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package inside
 
 import (
 	"bytes"
@@ -12,7 +12,7 @@ import (
 
 // report reads what a machine wrote, prints a line for each job, and returns an
 // error unless all jobs ended well and tested something.
-func report(w io.Writer, said []byte, jobs []job) error {
+func report(w io.Writer, name string, said []byte, jobs []Job) error {
 	var errs []error
 	done := false
 	status := map[string]string{}
@@ -23,7 +23,7 @@ func report(w io.Writer, said []byte, jobs []job) error {
 		f := strings.Fields(text)
 		switch {
 		case strings.HasPrefix(text, "axo-host "):
-			fmt.Fprintln(w, "cgroup2: Linux", strings.TrimPrefix(text, "axo-host "))
+			fmt.Fprintf(w, "%s: Linux %s\n", name, strings.TrimPrefix(text, "axo-host "))
 		case strings.HasPrefix(text, "axo-failed "):
 			errs = append(errs, fmt.Errorf("the machine was not set up: %s", strings.TrimPrefix(text, "axo-failed ")))
 		case len(f) == 2 && f[0] == "axo-start":
@@ -38,7 +38,7 @@ func report(w io.Writer, said []byte, jobs []job) error {
 	}
 	for _, j := range jobs {
 		passed, skipped := 0, 0
-		for _, line := range output[j.name] {
+		for _, line := range output[j.Name] {
 			line = strings.TrimLeft(line, " ")
 			switch {
 			case strings.HasPrefix(line, "--- PASS:"):
@@ -47,12 +47,12 @@ func report(w io.Writer, said []byte, jobs []job) error {
 				skipped++
 			}
 		}
-		s, ended := status[j.name]
-		fmt.Fprintf(w, "cgroup2: %-8s status %s, %d passed, %d skipped\n", j.name, map[bool]string{true: s, false: "none"}[ended], passed, skipped)
+		s, ended := status[j.Name]
+		fmt.Fprintf(w, "%s: %-8s status %s, %d passed, %d skipped\n", name, j.Name, map[bool]string{true: s, false: "none"}[ended], passed, skipped)
 		if s == "0" && passed > 0 {
 			continue
 		}
-		errs = append(errs, fmt.Errorf("%s: status %q, %d tests passed; its output:\n%s", j.name, s, passed, failures(output[j.name])))
+		errs = append(errs, fmt.Errorf("%s: status %q, %d tests passed; its output:\n%s", j.Name, s, passed, failures(output[j.Name])))
 	}
 	if !done {
 		errs = append(errs, errors.New("the machine did not come to an end"))
