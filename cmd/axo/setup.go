@@ -36,29 +36,48 @@ func newSetupMicroVM() *cobra.Command {
 		Short: "Import a kernel and build the default template, where they are missing",
 		Long: `Import a kernel and build the default template of virtual machines, where they are
 missing or do not fit this host any more. The kernel is this host's; where that
-cannot be used, Debian's kernel for clouds is downloaded with apt-get. It takes
-QEMU, which you install: on Debian, apt install qemu-system-x86.`,
+cannot be used, Debian's kernel for clouds is downloaded with apt-get. It takes a
+VMM, which you install: Firecracker, a program in PATH, where KVM works; else QEMU:
+on Debian, apt install qemu-system-x86.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			dir, err := stateDir(c)
 			if err != nil {
 				return err
 			}
-			if _, err := exec.LookPath("qemu-system-x86_64"); err != nil && os.Getenv("AXO_QEMU_PATH") == "" {
-				return failed(c, &isolation.UnsupportedError{Feature: "microVMs without QEMU", Need: "qemu-system-x86_64; on Debian: apt install qemu-system-x86"}, f.asJSON)
-			}
-			if err := ensureKernel(c.Context(), filepath.Join(dir, all.KernelsDir), f.progress(c.ErrOrStderr())); err != nil {
+			config := driverConfig(dir)
+			step := f.progress(c.ErrOrStderr())
+			asked := f.engine != ""
+			f.engine = f.engineFor(config)
+			if err := microvm.Installed(config.MicroVM(f.engine)); err != nil {
 				return failed(c, err, f.asJSON)
 			}
-			if !again {
-				err := all.CheckTemplate(c.Context(), driverConfig(dir), microvm.DefaultTemplate)
-				if err == nil {
-					f.progress(c.ErrOrStderr())("the default template is there")
-					return nil
+			if err := ensureKernel(c.Context(), filepath.Join(dir, all.KernelsDir), step); err != nil {
+				return failed(c, err, f.asJSON)
+			}
+			there := func() bool {
+				if again {
+					return false
 				}
-				if errors.Is(err, isolation.ErrFailedPrecondition) {
-					f.progress(c.ErrOrStderr())(err.Error())
+				err := all.CheckTemplate(c.Context(), config, f.engine, microvm.DefaultTemplate)
+				switch {
+				case err == nil:
+					step("the default template is there")
+				case errors.Is(err, isolation.ErrFailedPrecondition):
+					step(err.Error())
 				}
+				return err == nil
+			}
+			if there() {
+				return nil
+			}
+			err = f.make(c, dir, microvm.DefaultTemplate)
+			if err == nil || asked || f.engine == microvm.QEMU || c.Context().Err() != nil || microvm.Installed(config.MicroVM(microvm.QEMU)) != nil {
+				return f.print(c, err, dir, microvm.DefaultTemplate)
+			}
+			step(fmt.Sprintf("Firecracker does not work here (%.300v); QEMU instead", err))
+			if f.engine = microvm.QEMU; there() {
+				return nil
 			}
 			return f.build(c, microvm.DefaultTemplate)
 		},

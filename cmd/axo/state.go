@@ -90,6 +90,6 @@ func driverConfig(stateDir string) all.Config {
 	return all.Config{
 		Runtimes: runtimes,
 		StateDir: stateDir, Worker: os.Getenv("AXO_WASM_WORKER_PATH"), WasmtimeWorker: os.Getenv("AXO_WASMTIME_WORKER_PATH"),
-		Guest: os.Getenv("AXO_GUEST_PATH"), QEMU: os.Getenv("AXO_QEMU_PATH"),
+		Guest: os.Getenv("AXO_GUEST_PATH"), QEMU: os.Getenv("AXO_QEMU_PATH"), Firecracker: os.Getenv("AXO_FIRECRACKER_PATH"),
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/all"
 	"github.com/axocoatl/isolation/driver/microvm"
 )
@@ -29,16 +30,32 @@ func newTemplate() *cobra.Command {
 // templateFlags are those of template build and setup.
 type templateFlags struct {
 	microvm.Recipe
+	engine        string
 	quiet, asJSON bool
 }
 
 func (f *templateFlags) register(fs *pflag.FlagSet) {
 	fs.IntVar(&f.MemoryMiB, "memory", 640, "memory of the machine in MiB; 64 of it are the kernel's and the guest's")
 	fs.IntVar(&f.CPUs, "cpus", 1, "processors of the machine")
+	fs.StringVar(&f.engine, "engine", "", "firecracker or qemu; default: firecracker where it is installed and KVM can be opened, else qemu")
 	fs.StringVar(&f.Accel, "accel", "", "kvm or tcg (emulated); default: what works here")
 	fs.StringArrayVar(&f.Packages, "package", nil, "with the host's system: a further package of this host; may be repeated")
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "show no progress")
 	fs.BoolVar(&f.asJSON, "json", false, "print one JSON object with the template")
+}
+
+// microvmEngines are those that have templates, in order of preference.
+var microvmEngines = []string{microvm.Firecracker, microvm.QEMU}
+
+// engineFor is the engine that a template is built for.
+func (f *templateFlags) engineFor(c all.Config) string {
+	switch {
+	case f.engine != "":
+		return f.engine
+	case f.Accel != "tcg" && microvm.Installed(c.MicroVM(microvm.Firecracker)) == nil:
+		return microvm.Firecracker
+	}
+	return microvm.QEMU
 }
 
 // progress shows the steps of a build.
@@ -60,8 +77,9 @@ tier microvm are copies. Its root disk is made of this host's system, of an imag
 or of a directory. Sandboxes without a root of their own use the template
 "default", which is also what no NAME means; axo run --template names another. For
 an image, and for a sandbox that needs a larger machine, a template is built when
-it is first wanted. A template is built anew when what it was made of changes: QEMU,
-the processor, the kernel, axo-guest, the image.`,
+it is first wanted. A template is built anew when what it was made of changes: QEMU
+or Firecracker, the processor, the kernel, axo-guest, the image. Each engine has
+templates of its own.`,
 		Example: `  axo template build
   axo template build --memory 2048 --cpus 2 --package git
   axo template build --image python:3.12 python
@@ -99,12 +117,21 @@ func (f *templateFlags) build(c *cobra.Command, name string) error {
 	if err != nil {
 		return err
 	}
+	return f.print(c, f.make(c, dir, name), dir, name)
+}
+
+func (f *templateFlags) make(c *cobra.Command, dir, name string) error {
 	config := driverConfig(dir)
 	config.Progress = f.progress(c.ErrOrStderr())
-	if err := all.BuildTemplate(c.Context(), config, name, f.Recipe); err != nil {
+	return all.BuildTemplate(c.Context(), config, f.engineFor(config), name, f.Recipe)
+}
+
+// print says which template there is now, or why not.
+func (f *templateFlags) print(c *cobra.Command, err error, dir, name string) error {
+	if err != nil {
 		return failed(c, err, f.asJSON)
 	}
-	t, err := microvm.ReadTemplate(filepath.Join(dir, all.TemplatesDir), name)
+	t, err := microvm.ReadTemplate(filepath.Join(dir, all.TemplatesOf(f.engineFor(driverConfig(dir)))), name)
 	if err != nil {
 		return failed(c, err, f.asJSON)
 	}
@@ -126,17 +153,18 @@ func newTemplateLs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			list, err := microvm.Templates(filepath.Join(dir, all.TemplatesDir))
+			list := []*microvm.Template{}
+			for _, engine := range microvmEngines {
+				of, terr := microvm.Templates(filepath.Join(dir, all.TemplatesOf(engine)))
+				list, err = append(list, of...), errors.Join(err, terr)
+			}
 			if asJSON {
-				if list == nil {
-					list = []*microvm.Template{}
-				}
 				err = errors.Join(err, printJSON(c.OutOrStdout(), list))
 			} else {
 				w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
-				fmt.Fprintln(w, "NAME\tDIGEST\tACCEL\tMEMORY\tCPUS\tKERNEL\tROOT\tDISK\tBUILT")
+				fmt.Fprintln(w, "NAME\tENGINE\tDIGEST\tACCEL\tMEMORY\tCPUS\tKERNEL\tROOT\tDISK\tBUILT")
 				for _, t := range list {
-					fmt.Fprintf(w, "%s\t%.19s\t%s\t%d MiB\t%d\t%s\t%s\t%s\t%s\n", t.Name, t.Digest, t.Shape.Accel, t.Shape.MemoryMiB, t.Shape.CPUs,
+					fmt.Fprintf(w, "%s\t%s\t%.19s\t%s\t%d MiB\t%d\t%s\t%s\t%s\t%s\n", t.Name, t.Engine, t.Digest, t.Shape.Accel, t.Shape.MemoryMiB, t.Shape.CPUs,
 						t.Key.Kernel, t.Source, bytesOf(t.Disk.Size), t.Built.Local().Format(time.DateTime))
 				}
 				err = errors.Join(err, w.Flush())
@@ -151,7 +179,33 @@ func newTemplateLs() *cobra.Command {
 	return c
 }
 
+// removeTemplate removes the template of an engine, or of all if none is named.
+func removeTemplate(dir, name, engine string) error {
+	engines := microvmEngines
+	if engine != "" {
+		engines = []string{engine}
+	}
+	var missing error
+	gone := false
+	for _, e := range engines {
+		err := microvm.RemoveTemplate(filepath.Join(dir, all.TemplatesOf(e)), name)
+		switch {
+		case err == nil:
+			gone = true
+		case errors.Is(err, isolation.ErrNotFound):
+			missing = err
+		default:
+			return err
+		}
+	}
+	if gone {
+		return nil
+	}
+	return missing
+}
+
 func newTemplateRm() *cobra.Command {
+	var engine string
 	c := &cobra.Command{
 		Use:   "rm NAME...",
 		Short: "Remove templates",
@@ -163,7 +217,7 @@ func newTemplateRm() *cobra.Command {
 			}
 			var errs []error
 			for _, name := range args {
-				if err := microvm.RemoveTemplate(filepath.Join(dir, all.TemplatesDir), name); err != nil {
+				if err := removeTemplate(dir, name, engine); err != nil {
 					errs = append(errs, err)
 					continue
 				}
@@ -175,5 +229,6 @@ func newTemplateRm() *cobra.Command {
 			return nil
 		},
 	}
+	c.Flags().StringVar(&engine, "engine", "", "only that of firecracker or qemu")
 	return c
 }

@@ -31,6 +31,8 @@ type Config struct {
 	Guest string
 	// QEMU is the path of qemu-system-x86_64; empty: it is looked for in PATH.
 	QEMU string
+	// Firecracker is the path of firecracker; empty: it is looked for in PATH.
+	Firecracker string
 	// Runtimes are paths of OCI runtimes by their names; those that are not
 	// here are looked for in PATH.
 	Runtimes map[string]string
@@ -58,13 +60,13 @@ func Registry(c Config) (isolation.Registry, error) {
 	var r isolation.Registry
 	nc := none.Config{NoCgroup: c.NoCgroup}
 	oc := oci.Config{Guest: c.Guest, NoCgroup: c.NoCgroup, Logger: c.Logger}
-	vc := microvm.Config{QEMU: c.QEMU, NoCgroup: c.NoCgroup, Logger: c.Logger}
+	var vr vmRecorder
 	if c.StateDir != "" {
 		j, err := journal.Open(filepath.Join(c.StateDir, journal.Dir))
 		if err != nil {
 			return r, err
 		}
-		vc.Recorder, vc.Templates, vc.Builder = vmRecorder{j}, filepath.Join(c.StateDir, TemplatesDir), newTemplates(c)
+		vr.j = j
 		oc.Images, oc.StateDir = imagesIn(c.StateDir), filepath.Join(c.StateDir, "oci")
 		nc.Recorder, oc.Recorder = noneRecorder{j}, ociRecorder{j}
 	}
@@ -97,7 +99,12 @@ func Registry(c Config) (isolation.Registry, error) {
 		}
 		r.Add(isolation.TierOCI, warm)
 	}
-	if vc.Templates != "" {
+	for _, name := range []string{microvm.Firecracker, microvm.QEMU} {
+		if c.StateDir == "" {
+			break // no templates
+		}
+		vc := c.MicroVM(name)
+		vc.Recorder, vc.Builder = vr, newTemplates(c, name)
 		vm, err := microvm.New(vc)
 		if err != nil {
 			return closeAll(r, err)

@@ -27,38 +27,53 @@ const (
 	TemplatesDir = "templates"
 )
 
-// BuildTemplate builds a template in a state directory; name "" is
+// TemplatesOf is the directory of an engine's templates: a VMM restores its own
+// alone.
+func TemplatesOf(engine string) string {
+	if engine == microvm.QEMU {
+		return TemplatesDir
+	}
+	return TemplatesDir + "-" + engine
+}
+
+// MicroVM is the configuration of an engine for virtual machines.
+func (c Config) MicroVM(engine string) microvm.Config {
+	m := microvm.Config{Engine: engine, QEMU: c.QEMU, Firecracker: c.Firecracker, NoCgroup: c.NoCgroup, Logger: c.Logger}
+	if c.StateDir != "" {
+		m.Templates = filepath.Join(c.StateDir, TemplatesOf(engine))
+	}
+	return m
+}
+
+// BuildTemplate builds a template of an engine in a state directory; name "" is
 // [microvm.DefaultTemplate].
-func BuildTemplate(ctx context.Context, c Config, name string, r microvm.Recipe) error {
+func BuildTemplate(ctx context.Context, c Config, engine, name string, r microvm.Recipe) error {
 	if c.StateDir == "" {
 		return fmt.Errorf("a template needs a state directory: %w", isolation.ErrInvalidArgument)
 	}
-	return newTemplates(c).Build(ctx, name, r, "")
+	return newTemplates(c, engine).Build(ctx, name, r, "")
 }
 
 // CheckTemplate reports why a template of a state directory has to be built anew:
 // nil if it can be used.
-func CheckTemplate(ctx context.Context, c Config, name string) error {
-	t := newTemplates(c)
-	vc := t.config()
+func CheckTemplate(ctx context.Context, c Config, engine, name string) error {
+	t := newTemplates(c, engine)
+	vc := c.MicroVM(engine)
 	vc.Builder = t
 	return microvm.Check(ctx, vc, name)
 }
 
 // templates implements [microvm.Builder] with what a state directory has.
 type templates struct {
-	c Config
+	c      Config
+	engine string
 
 	mu    sync.Mutex
 	guest []byte
 	sum   string
 }
 
-func newTemplates(c Config) *templates { return &templates{c: c} }
-
-func (t *templates) config() microvm.Config {
-	return microvm.Config{Templates: filepath.Join(t.c.StateDir, TemplatesDir), QEMU: t.c.QEMU, Logger: t.c.Logger}
-}
+func newTemplates(c Config, engine string) *templates { return &templates{c: c, engine: engine} }
 
 // program reads axo-guest, once.
 func (t *templates) program() (guest []byte, digest string, err error) {
@@ -190,6 +205,6 @@ func (t *templates) Build(ctx context.Context, name string, r microvm.Recipe, re
 		d := disk.Create(f, temp, disk.Limits{})
 		return errors.Join(write(d), d.Close())
 	}
-	_, err = microvm.Build(ctx, t.config(), b)
+	_, err = microvm.Build(ctx, t.c.MicroVM(t.engine), b)
 	return err
 }

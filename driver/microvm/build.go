@@ -57,9 +57,6 @@ type InitFile struct {
 // ModuleList is the file by which the guest finds its modules.
 const ModuleList = "modules.list"
 
-// Kernel modules of a machine.
-var modules = []string{"virtio_mmio", "virtio_console", "virtio_blk", "overlay", "erofs"}
-
 func (b BuildConfig) withDefaults() (BuildConfig, error) {
 	if b.Name == "" {
 		b.Name = DefaultTemplate

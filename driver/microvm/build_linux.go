@@ -25,7 +25,7 @@ import (
 // Deadlines of a build.
 const (
 	bootPatience = 2 * time.Minute  // emulated, on a busy host
-	kvmPatience  = 10 * time.Second // to see whether KVM works at all
+	kvmPatience  = 30 * time.Second // to see whether KVM works at all; in an emulated host it takes 10 s
 	warmPatience = 2 * time.Minute
 )
 
@@ -38,6 +38,9 @@ func Build(ctx context.Context, c Config, bc BuildConfig) (*Template, error) {
 	}
 	if bc, err = bc.withDefaults(); err != nil {
 		return nil, err
+	}
+	if c.Engine == Firecracker && bc.Accel == qemu.TCG {
+		return nil, fmt.Errorf("engine firecracker does not emulate: %w", isolation.ErrInvalidArgument)
 	}
 	q, err := findVMM(c)
 	if err != nil {
@@ -58,7 +61,7 @@ func Build(ctx context.Context, c Config, bc BuildConfig) (*Template, error) {
 	defer os.RemoveAll(dir)
 	b := &builder{engine: &engine{cfg: c}, BuildConfig: bc, vmm: q}
 	defer b.spawner.Close()
-	b.t = &Template{Name: bc.Name, Source: bc.Source, Built: time.Now().UTC().Truncate(time.Second), Recipe: bc.Recipe, Image: bc.Image, Config: bc.Config, dir: dir}
+	b.t = &Template{Name: bc.Name, Source: bc.Source, Built: time.Now().UTC().Truncate(time.Second), Recipe: bc.Recipe, Engine: c.engine(), Image: bc.Image, Config: bc.Config, dir: dir}
 	if b.t.VMM, err = q.version(ctx); err != nil {
 		return nil, err
 	}
@@ -136,7 +139,11 @@ func (b *builder) build(ctx context.Context) (err error) {
 		return err
 	}
 	shape := qemu.Shape{Accel: b.Accel, MemoryMiB: b.MemoryMiB, CPUs: b.CPUs}
-	if shape.Accel == "" {
+	switch accels := b.vmm.caps().accels; {
+	case shape.Accel != "":
+	case len(accels) == 1:
+		shape.Accel = accels[0]
+	default:
 		shape.Accel = qemu.KVM
 		why := b.usable(ctx, shape)
 		if why != nil {
@@ -178,6 +185,11 @@ func (b *builder) makeDisk() error {
 }
 
 func (b *builder) openDisk() (err error) {
+	if b.vmm.caps().reopens { // as nobody; nobody else gets into the directory
+		if err := os.Chmod(b.t.path(fileDisk), 0o644); err != nil {
+			return err
+		}
+	}
 	if b.disk, err = os.Open(b.t.path(fileDisk)); err != nil { // read-only, as QEMU wants it
 		return err
 	}
@@ -196,7 +208,7 @@ func (b *builder) makeInitrd() error {
 	if err != nil {
 		return err
 	}
-	err = b.WriteInitrd(&buf, modules, []string{"dev", "proc", "sys", "run"}, []InitFile{
+	err = b.WriteInitrd(&buf, b.vmm.caps().modules, []string{"dev", "proc", "sys", "run"}, []InitFile{
 		{"init", 0o755, b.Guest}, {plan.MachineFile[1:], 0o644, p.Append(nil)},
 	})
 	if err != nil {
@@ -207,8 +219,8 @@ func (b *builder) makeInitrd() error {
 }
 
 // commandLine is the kernel's (Documentation/admin-guide/kernel-parameters.txt).
-func commandLine(s qemu.Shape) string {
-	line := "console=ttyS0 quiet reboot=t panic=-1 cryptomgr.notests ipv6.disable=1 audit=0 apparmor=0 rcupdate.rcu_expedited=1"
+func commandLine(s qemu.Shape, options string) string {
+	line := "console=ttyS0 quiet panic=-1 cryptomgr.notests ipv6.disable=1 audit=0 apparmor=0 rcupdate.rcu_expedited=1 " + options
 	if s.Accel == qemu.TCG {
 		line += " tsc=reliable no_timer_check"
 		if khz := tscKHz(); khz > 0 {
@@ -234,14 +246,11 @@ func (b *builder) boot(ctx context.Context, s qemu.Shape) (_ *machine, ram *os.F
 	if m.dir, err = b.runDir(); err != nil {
 		return nil, nil, err
 	}
-	if ram, err = qemu.MemoryFile("ram", nil); err != nil {
+	if ram, err = b.memory(s); err != nil {
 		return nil, nil, err
 	}
-	if err := ram.Truncate(int64(s.MemoryMiB) << 20); err != nil {
-		return nil, ram, err
-	}
 	m.vm, err = b.vmm.boot(ctx, &b.spawner, &bootConfig{
-		machineConfig: machineConfig{shape: s, dir: m.dir, ram: ram, disk: b.disk}, kernel: b.kernel, initrd: b.initrd, line: commandLine(s),
+		machineConfig: machineConfig{shape: s, dir: m.dir, ram: ram, disk: b.disk}, kernel: b.kernel, initrd: b.initrd, line: commandLine(s, b.vmm.caps().options),
 	})
 	if err != nil {
 		return nil, ram, err
@@ -256,6 +265,32 @@ func (b *builder) boot(ctx context.Context, s qemu.Shape) (_ *machine, ram *os.F
 		return nil, ram, fmt.Errorf("%w%s", err, m.vm.LastWords())
 	}
 	return m, ram, nil
+}
+
+// memory makes the file that gets the machine's memory. QEMU has it in a file of
+// memory, Firecracker writes all of it, zeroes too.
+func (b *builder) memory(s qemu.Shape) (*os.File, error) {
+	if !b.vmm.caps().reopens {
+		f, err := qemu.MemoryFile("ram", nil)
+		if err != nil {
+			return nil, err
+		}
+		if err := f.Truncate(int64(s.MemoryMiB) << 20); err != nil {
+			f.Close()
+			return nil, err
+		}
+		return f, nil
+	}
+	f, err := os.CreateTemp(b.t.dir, "memory-")
+	if err != nil {
+		return nil, err
+	}
+	// It has no name: the user nobody opens it again by the descriptor.
+	if err := errors.Join(os.Remove(f.Name()), f.Chmod(0o666)); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // usable reports why machines with an accelerator do not work: nil if one boots.
@@ -282,7 +317,11 @@ const settle = 100 * time.Millisecond
 // snapshot boots, warms and stops the machine, and writes its files.
 func (b *builder) snapshot(ctx context.Context) (err error) {
 	b.Progress("booting Linux " + b.KernelID)
-	bctx, cancel := context.WithTimeout(ctx, bootPatience)
+	patience := bootPatience
+	if len(b.vmm.caps().accels) == 1 { // nobody has tried before
+		patience = 2 * kvmPatience
+	}
+	bctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	m, ram, err := b.boot(bctx, b.t.Shape)
 	if err != nil {

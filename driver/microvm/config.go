@@ -10,11 +10,19 @@ import (
 	"github.com/axocoatl/isolation/driver/internal/proc"
 )
 
-// Driver is the engine "qemu". It implements [isolation.Driver].
+// The engines.
+const (
+	QEMU        = "qemu"
+	Firecracker = "firecracker"
+)
+
+// Driver is one engine. It implements [isolation.Driver].
 type Driver = proc.Driver
 
 // Config makes a driver. Templates is needed.
 type Config struct {
+	// Engine is QEMU or Firecracker; empty: QEMU.
+	Engine string
 	// Templates is the directory that has the templates.
 	Templates string
 	// RunDir is where machines have their sockets: a short path (unix(7)).
@@ -22,6 +30,8 @@ type Config struct {
 	RunDir string
 	// QEMU is the path of qemu-system-x86_64. Empty: it is looked for in PATH.
 	QEMU string
+	// Firecracker is the path of firecracker. Empty: it is looked for in PATH.
+	Firecracker string
 	// NoCgroup leaves control groups alone, as on a host without.
 	NoCgroup bool
 	// Recorder is told of what a sandbox may leave before it is there. nil:
@@ -33,6 +43,15 @@ type Config struct {
 	// image, a directory, or another size. nil: then there are none.
 	Builder Builder
 	Logger  *slog.Logger // nil: silent
+
+	standIn []string // see firecracker.Config
+}
+
+func (c Config) engine() string {
+	if c.Engine == "" {
+		return QEMU
+	}
+	return c.Engine
 }
 
 // Recorder writes down what must not be left behind.
@@ -46,7 +65,7 @@ type Recorder interface {
 type Entry interface {
 	// AddPath names a directory before it is made; kind is "cgroup".
 	AddPath(kind, path string) error
-	// AddProcess names QEMU.
+	// AddProcess names the VMM.
 	AddProcess(pid int) error
 	// Done closes the entry: nothing is left.
 	Done() error
@@ -58,6 +77,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Drain < 0 {
 		return c, fmt.Errorf("microvm: a negative Drain: %w", isolation.ErrInvalidArgument)
+	}
+	if e := c.engine(); e != QEMU && e != Firecracker {
+		return c, fmt.Errorf("microvm: engine %q: want %s or %s: %w", e, QEMU, Firecracker, isolation.ErrInvalidArgument)
 	}
 	if c.Templates == "" {
 		return c, fmt.Errorf("microvm: no directory of templates: %w", isolation.ErrInvalidArgument)

@@ -15,7 +15,7 @@ import (
 	"github.com/axocoatl/isolation/internal/spawn"
 )
 
-// New returns the engine "qemu".
+// New returns an engine.
 func New(c Config) (*Driver, error) {
 	c, err := c.withDefaults()
 	if err != nil {
@@ -37,7 +37,7 @@ type engine struct {
 	building sync.Mutex // one at a time is built; taken before loading
 }
 
-func (e *engine) Name() string { return "qemu" }
+func (e *engine) Name() string { return e.cfg.engine() }
 
 func (e *engine) Close() error {
 	e.spawner.Close()
@@ -69,7 +69,7 @@ func (e *engine) tree() *cgroup.Tree {
 
 func (e *engine) Features() isolation.Features {
 	f := isolation.Features{
-		Tier: isolation.TierMicroVM, Engine: "qemu",
+		Tier: isolation.TierMicroVM, Engine: e.Name(),
 		Runs: []isolation.Requirement{isolation.Python, isolation.Shell, isolation.Arbitrary},
 		Enforces: []isolation.Enforcement{
 			{Limit: isolation.LimitWall, Enforced: true, By: "host timer"},
@@ -101,17 +101,20 @@ func (e *engine) Features() isolation.Features {
 	}
 	f.Depends = append(f.Depends, t.path(fileTemplate))
 	f.Version, f.Emulated = t.VMM, t.Shape.Accel == qemu.TCG
-	wall := isolation.Wall{Name: "vm", Present: true, Detail: "KVM, QEMU microvm, Linux " + t.Key.Kernel}
+	wall := isolation.Wall{Name: "vm", Present: true, Detail: "KVM, " + vmmNames[e.Name()] + ", Linux " + t.Key.Kernel}
 	if f.Emulated {
 		wall = isolation.Wall{Name: "vm", Detail: "emulated (TCG), which QEMU does not call a boundary; Linux " + t.Key.Kernel}
 	}
 	f.Walls = []isolation.Wall{
 		{Name: "guest", Present: true, Detail: "in the machine: pid and mount namespaces, no capabilities, no_new_privs, cgroup"},
 		wall,
-		{Name: "jail", Present: true, Detail: "of QEMU: user, pid, mount, network, ipc, uts and cgroup namespaces, nobody, no capabilities, no_new_privs, seccomp"},
+		{Name: "jail", Present: true, Detail: "of " + vmmNames[e.Name()] + ": user, pid, mount, network, ipc, uts and cgroup namespaces, nobody, no capabilities, no_new_privs" + jails[e.Name()]},
 	}
 	return f
 }
+
+// jails are what is around a VMM beyond what is around all.
+var jails = map[string]string{QEMU: ", seccomp", Firecracker: ", a root of its own"}
 
 // Probe restores a machine and runs something in it.
 func (e *engine) Probe(ctx context.Context, f *isolation.Features) (err error) {

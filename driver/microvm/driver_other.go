@@ -15,20 +15,20 @@ func New(c Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return proc.New(absent{}, c.Drain), nil
+	return proc.New(absent{c.engine()}, c.Drain), nil
 }
 
 var errNoLinux = proc.Unsupported("microVMs on this system", "Linux")
 
-type absent struct{}
+type absent struct{ engine string }
 
-func (absent) Name() string                                     { return "qemu" }
+func (a absent) Name() string                                   { return a.engine }
 func (absent) Close() error                                     { return nil }
 func (absent) Probe(context.Context, *isolation.Features) error { return errNoLinux }
 func (absent) Check(isolation.Spec) error                       { return errNoLinux }
 func (absent) CheckProcess(isolation.ProcessSpec) error         { return errNoLinux }
-func (absent) Features() isolation.Features {
-	return isolation.Features{Tier: isolation.TierMicroVM, Engine: "qemu"}
+func (a absent) Features() isolation.Features {
+	return isolation.Features{Tier: isolation.TierMicroVM, Engine: a.engine}
 }
 func (absent) Create(context.Context, string, isolation.Spec) (proc.Place, error) {
 	return nil, errNoLinux
@@ -36,6 +36,9 @@ func (absent) Create(context.Context, string, isolation.Spec) (proc.Place, error
 
 // Build fails: see [New].
 func Build(context.Context, Config, BuildConfig) (*Template, error) { return nil, errNoLinux }
+
+// Installed: see [New].
+func Installed(Config) error { return errNoLinux }
 
 // Check fails: see [New].
 func Check(context.Context, Config, string) error { return errNoLinux }

@@ -34,7 +34,7 @@ func (l *loaded) close() {
 	}
 }
 
-// load opens a template for use with a QEMU.
+// load opens a template for use with a VMM.
 func load(t *Template, v vmm) (_ *loaded, err error) {
 	if err := t.fits(v); err != nil {
 		return nil, err
@@ -179,6 +179,13 @@ func hostCPU() string {
 		}
 	}
 	return ""
+}
+
+// Installed reports why an engine's VMM cannot be used on this host: nil if it is
+// there. Whether machines run is for a probe to say.
+func Installed(c Config) error {
+	_, err := findVMM(c)
+	return err
 }
 
 // fits reports why a template cannot be restored on this host: nil if it can.

@@ -37,7 +37,7 @@ type machine struct {
 
 	killed atomic.Bool // by this driver, for good
 	ending sync.Mutex  // one Remove at a time
-	ended  bool        // QEMU is gone, and nothing of it is left here
+	ended  bool        // the VMM is gone, and nothing of it is left here
 }
 
 // undoTimeout bounds what is done to clean up after a caller gave up.
@@ -88,18 +88,33 @@ func (e *engine) create(ctx context.Context, id string, spec isolation.Spec) (_ 
 	if err != nil {
 		return nil, err
 	}
+	m.Programs = guestconn.Programs{Resources: spec.Resources, Request: t.request(spec.Requirement), PID: m.vm.pid(), Lost: m.lost}
+	for tries := 1; ; tries++ {
+		err := m.introduce(ctx, spec)
+		if err == nil {
+			return m, nil
+		}
+		if !q.caps().resets || tries == 3 || ctx.Err() != nil {
+			return nil, err
+		}
+	}
+}
+
+// introduce connects to the guest and makes the machine unlike all others. It
+// can be done again: nothing has run yet.
+func (m *machine) introduce(ctx context.Context, spec isolation.Spec) error {
 	rw, err := m.vm.DialGuest(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	m.Programs = guestconn.Programs{Resources: spec.Resources, Request: t.request(spec.Requirement), PID: m.vm.pid(), Lost: m.lost}
 	if m.Conn, err = guestconn.Open(ctx, rw, nil); err != nil {
-		return nil, fmt.Errorf("%w%s", err, m.vm.LastWords())
+		return fmt.Errorf("%w%s", err, m.vm.LastWords())
 	}
 	if err := m.Conn.Sync(ctx, unlike(spec)); err != nil {
-		return nil, fmt.Errorf("sync: %w", err)
+		m.Conn.Close()
+		return fmt.Errorf("sync: %w", err)
 	}
-	return m, nil
+	return nil
 }
 
 // unlike makes what tells a machine from all others of its template.
@@ -151,7 +166,7 @@ func (m *machine) account(s qemu.Shape) (err error) {
 	return err
 }
 
-// maxThreads bounds the threads of a QEMU.
+// maxThreads bounds the threads of a VMM.
 const maxThreads = 64
 
 func (m *machine) started(pid int) error {
@@ -245,7 +260,7 @@ type task struct {
 	ended  atomic.Bool   // and before that
 	killed atomic.Bool   // its machine was, because the guest did not end it
 
-	before time.Duration // what QEMU had used when the program was started
+	before time.Duration // what the VMM had used when the program was started
 	most   atomic.Int64  // ns that it can have used, as of the last look
 	used   atomic.Int64  // ns that it had used, as of then
 }
@@ -254,7 +269,7 @@ type task struct {
 const obeys = 5 * time.Second
 
 // CPU implements [proc.Task]. An emulated guest takes the time in which the host
-// had no processor for it for its programs' own: what QEMU has used bounds that.
+// had no processor for it for its programs' own: what the VMM has used bounds that.
 func (t *task) CPU() time.Duration {
 	if t.m.still.is.Load() {
 		return time.Duration(t.used.Load()) // a machine that stands still answers nothing
@@ -375,7 +390,7 @@ func (m *machine) Remove(ctx context.Context) error {
 		select {
 		case <-m.vm.Ended():
 		case <-ctx.Done():
-			return fmt.Errorf("QEMU, process %d, has not ended: %w", m.vm.pid(), ctx.Err())
+			return fmt.Errorf("the VMM, process %d, has not ended: %w", m.vm.pid(), ctx.Err())
 		}
 		m.vm.Wait()
 		m.ended = true

@@ -2,13 +2,7 @@ package microvm
 
 import (
 	"context"
-	"fmt"
-	"os"
-	"os/exec"
-	"strings"
 
-	"github.com/axocoatl/isolation"
-	"github.com/axocoatl/isolation/driver/internal/proc"
 	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
 	"github.com/axocoatl/isolation/internal/spawn"
 )
@@ -19,39 +13,24 @@ type qemuVMM struct {
 	id   identity
 }
 
-func findQEMU(c Config) (*qemuVMM, error) {
-	path := c.QEMU
-	if path == "" {
-		var err error
-		if path, err = exec.LookPath("qemu-system-x86_64"); err != nil {
-			return nil, proc.Unsupported("microVMs without QEMU", "qemu-system-x86_64 (Debian: apt install qemu-system-x86), then "+setupFix)
-		}
-	}
-	f, err := os.Open(path)
+func findQEMU(c Config) (vmm, error) {
+	path, id, err := findProgram(c.QEMU, "qemu-system-x86_64", "QEMU", "qemu-system-x86_64 (Debian: apt install qemu-system-x86)")
 	if err != nil {
-		return nil, fmt.Errorf("QEMU: %w", err)
+		return nil, err
 	}
-	defer f.Close()
-	id, err := identify(f)
-	return &qemuVMM{path, id}, err
+	return &qemuVMM{path, id}, nil
 }
 
 func (q *qemuVMM) caps() caps {
-	return caps{path: q.path, id: q.id, port: qemu.Port, accels: []string{qemu.KVM, qemu.TCG}}
+	return caps{
+		path: q.path, id: q.id, port: qemu.Port, accels: []string{qemu.KVM, qemu.TCG},
+		modules: []string{"virtio_mmio", "virtio_console", "virtio_blk", "overlay", "erofs"}, options: "reboot=t",
+	}
 }
 
-// version asks QEMU for it: "7.2.22 (Debian 1:7.2+dfsg-7)".
+// version is like "7.2.22 (Debian 1:7.2+dfsg-7)".
 func (q *qemuVMM) version(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, q.path, "--version").Output()
-	if err != nil {
-		return "", fmt.Errorf("%s --version: %w", q.path, err)
-	}
-	line, _, _ := strings.Cut(string(out), "\n")
-	s, ok := strings.CutPrefix(line, "QEMU emulator version ")
-	if !ok {
-		return "", fmt.Errorf("%s is no QEMU: it says %.80q: %w", q.path, line, isolation.ErrFailedPrecondition)
-	}
-	return s, nil
+	return programVersion(ctx, q.path, "QEMU emulator version ", "QEMU")
 }
 
 // qemuMachine implements [vm].

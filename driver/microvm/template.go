@@ -30,7 +30,8 @@ type Template struct {
 	Recipe Recipe     `json:"recipe"`
 	Key    Key        `json:"key"`
 	Shape  qemu.Shape `json:"shape"`
-	VMM    string     `json:"vmm"` // its version
+	Engine string     `json:"engine"` // that restores it
+	VMM    string     `json:"vmm"`    // the VMM's version
 	// Image: the root is one, or a directory of the host, and programs are started
 	// as Config says.
 	Image  bool        `json:"image,omitempty"`

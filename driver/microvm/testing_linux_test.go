@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -50,11 +49,11 @@ func missing(t testing.TB, what string) {
 // emulated machine with this host's system and the suite's program.
 func config(t testing.TB) microvm.Config {
 	t.Helper()
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+	if err := microvm.Installed(unbuilt()); err != nil {
 		missing(t, err.Error())
 	}
-	pkg := testprog.KernelPackage(t)
-	once.Do(func() { buildErr = build(pkg) })
+	k := importKernel(t)
+	once.Do(func() { buildErr = build(k) })
 	if buildErr != nil {
 		t.Fatal(buildErr)
 	}
@@ -62,7 +61,11 @@ func config(t testing.TB) microvm.Config {
 }
 
 func unbuilt() microvm.Config {
-	return microvm.Config{Templates: filepath.Join(work, "templates"), RunDir: filepath.Join(work, "run")}
+	c := microvm.Config{Templates: filepath.Join(work, "templates"), RunDir: filepath.Join(work, "run")}
+	if testVMM == microvm.Firecracker {
+		c.Engine, c.Firecracker = microvm.Firecracker, os.Getenv("AXO_FIRECRACKER_PATH")
+	}
+	return c
 }
 
 var (
@@ -71,17 +74,40 @@ var (
 	builtFor microvm.BuildConfig
 )
 
-func build(pkg string) error {
+// testVMM chooses what the tests' machines are made by, and on: "kvm" is QEMU
+// with KVM, "firecracker" is Firecracker; "" is QEMU, which emulates.
+var testVMM = os.Getenv("AXO_TEST_VMM")
+
+// importKernel takes the kernel of the tests, or one that was taken before, of
+// the store that AXO_TEST_KERNELS names.
+func importKernel(t testing.TB) *kernel.Kernel {
+	t.Helper()
+	dir, have := os.Getenv("AXO_TEST_KERNELS"), true
+	if dir == "" {
+		dir, have = filepath.Join(work, "kernels"), kernels
+	}
+	s, err := kernel.Open(dir, kernel.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var k *kernel.Kernel
+	if have {
+		k, err = s.Get("")
+	} else {
+		k, err = s.Import(t.Context(), []string{testprog.KernelPackage(t)}, kernel.Options{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernels = true
+	return k
+}
+
+var kernels bool // one was imported
+
+func build(k *kernel.Kernel) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	s, err := kernel.Open(filepath.Join(work, "kernels"), kernel.Limits{})
-	if err != nil {
-		return err
-	}
-	k, err := s.Import(ctx, []string{pkg}, kernel.Options{})
-	if err != nil {
-		return err
-	}
 	if err := testprog.BuildCommands(work, []string{"axo-guest"}); err != nil {
 		return err
 	}
@@ -107,10 +133,22 @@ func build(pkg string) error {
 			return k.WriteInitrd(w, modules, dirs, list...)
 		},
 		WriteDisk: func(f *os.File, temp string) error {
+			if ready := os.Getenv("AXO_TEST_ROOTDISK"); ready != "" { // it has the program
+				r, err := os.Open(ready)
+				if err != nil {
+					return err
+				}
+				defer r.Close()
+				_, err = io.Copy(f, r)
+				return err
+			}
 			w := disk.Create(f, temp, disk.Limits{})
 			return errors.Join(w.Host(context.Background()), w.File("/opt/suite/testprogram", 0o755, suite), w.Close())
 		},
 		Warm: [][]string{{"/bin/sh", "-c", "exec python3 -c 'import random, uuid'"}, {"/opt/suite/testprogram", "exit0"}},
+	}
+	if testVMM != "" {
+		builtFor.Accel, builtFor.MemoryMiB = "kvm", 384
 	}
 	_, err = microvm.Build(ctx, unbuilt(), builtFor)
 	return err
@@ -185,8 +223,8 @@ func leftovers(t testing.TB) []string {
 	children, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/children", os.Getpid()))
 	if err == nil {
 		for pid := range strings.FieldsSeq(string(children)) {
-			if name, err := os.ReadFile("/proc/" + pid + "/comm"); err == nil && strings.HasPrefix(string(name), "qemu") {
-				out = append(out, "QEMU "+pid)
+			if name, err := os.ReadFile("/proc/" + pid + "/comm"); err == nil && (strings.HasPrefix(string(name), "qemu") || string(name) == "vmm\n") {
+				out = append(out, "VMM "+pid)
 			}
 		}
 	}

@@ -2,10 +2,15 @@ package microvm
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
+	"os/exec"
+	"strings"
 	"time"
 
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
 	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
 	"github.com/axocoatl/isolation/internal/spawn"
 )
@@ -24,11 +29,46 @@ type vmm interface {
 
 // findVMM finds the one that a configuration means on this host.
 func findVMM(c Config) (vmm, error) {
-	q, err := findQEMU(c)
-	if err != nil {
-		return nil, err
+	find := findQEMU
+	if c.Engine == Firecracker {
+		find = findFirecracker
 	}
-	return q, nil
+	return find(c)
+}
+
+// vmmNames are people's.
+var vmmNames = map[string]string{QEMU: "QEMU", Firecracker: "Firecracker"}
+
+// findProgram finds a VMM's program.
+func findProgram(path, name, what, install string) (string, identity, error) {
+	if path == "" {
+		var err error
+		if path, err = exec.LookPath(name); err != nil {
+			return "", identity{}, proc.Unsupported("microVMs without "+what, install+", then "+setupFix)
+		}
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return "", identity{}, fmt.Errorf("%s: %w", what, err)
+	}
+	defer f.Close()
+	id, err := identify(f)
+	return path, id, err
+}
+
+// programVersion asks a program for its version, which comes after a prefix in
+// the first line.
+func programVersion(ctx context.Context, path, prefix, what string) (string, error) {
+	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("%s --version: %w", path, err)
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	s, ok := strings.CutPrefix(line, prefix)
+	if !ok {
+		return "", fmt.Errorf("%s is no %s: it says %.80q: %w", path, what, line, isolation.ErrFailedPrecondition)
+	}
+	return s, nil
 }
 
 func (e *engine) vmm() (vmm, error) { return findVMM(e.cfg) }
@@ -43,6 +83,14 @@ type caps struct {
 	vsockPort uint32
 	// accels are the accelerators that it has, the best first.
 	accels []string
+	// modules are what the guest's kernel needs, and options go into its command
+	// line.
+	modules []string
+	options string
+	// reopens: it opens files by path, as nobody.
+	reopens bool
+	// resets: a restored guest may lose its first connection.
+	resets bool
 }
 
 // machineConfig is what all machines are started with. The files stay the

@@ -88,7 +88,7 @@ func Start(ctx context.Context, s *spawn.Spawner, c *Config) (_ *Machine, err er
 		if err != nil {
 			m.Kill()
 			m.Wait()
-			err = fmt.Errorf("Firecracker: %w%s", err, m.LastWords())
+			err = fmt.Errorf("firecracker: %w%s", err, m.LastWords())
 		}
 	}()
 	m.api = newClient(func(ctx context.Context) (net.Conn, error) { return m.dial(ctx, apiSocket) })

@@ -204,8 +204,13 @@ func needs(program string) ([]string, error) {
 
 const kvm = "/dev/kvm"
 
+// CheckKVM says why a program of a jail could not open KVM.
+func CheckKVM() error {
+	_, err := kvmGroup()
+	return err
+}
+
 // kvmGroup is the group that it takes to open KVM; nobody's if it takes none.
-// The error says why a program of a jail could not open it.
 func kvmGroup() (int, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(kvm, &st); err != nil {
