@@ -368,10 +368,21 @@ func (m *machine) lost(err error) error {
 	case <-time.After(obeys / 10):
 		return fmt.Errorf("the guest: %w", err)
 	}
+	return m.fate()
+}
+
+// fate says what ended a machine that this driver did not end.
+func (m *machine) fate() error {
+	if sig := m.vm.Signal(); sig != 0 {
+		if c := m.group.Read(); sig == int(unix.SIGKILL) && c.OOM > 0 {
+			return errors.New("the host's kernel killed the machine's VMM for want of memory, at the limit of its control group")
+		}
+		return fmt.Errorf("the machine's VMM was killed by signal %d", sig)
+	}
 	if p := m.vm.Panicked(); p != "" {
 		return fmt.Errorf("the guest's kernel: %.300s", p)
 	}
-	return errors.New("the machine has ended")
+	return errors.New("the guest has switched its machine off, or reset it")
 }
 
 // Kill implements [proc.Place].

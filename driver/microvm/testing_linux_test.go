@@ -123,11 +123,22 @@ func build(k *kernel.Kernel) error {
 	if err != nil {
 		return err
 	}
+	if program, err = testprog.BuildGoNative("wreck"); err != nil {
+		return err
+	}
+	first, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
 	builtFor = microvm.BuildConfig{
 		Accel: "tcg", Kernel: k.VMLinux(), KernelID: k.Release, Guest: guest, Source: "the tests",
 		WriteInitrd: func(w io.Writer, modules, dirs []string, files []microvm.InitFile) error {
 			var list []kernel.InitrdFile
 			for _, f := range files {
+				if f.Name == "init" { // which starts the guest in its place
+					list = append(list, kernel.InitrdFile{Name: f.Name, Mode: f.Mode, Data: bytes.NewReader(first), Size: int64(len(first))})
+					f.Name = "guest"
+				}
 				list = append(list, kernel.InitrdFile{Name: f.Name, Mode: f.Mode, Data: bytes.NewReader(f.Data), Size: int64(len(f.Data))})
 			}
 			return k.WriteInitrd(w, modules, dirs, list...)

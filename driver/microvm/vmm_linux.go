@@ -130,6 +130,8 @@ type vm interface {
 	Kill()
 	CPU() time.Duration
 	Ended() <-chan struct{}
+	// Signal is what killed the VMM, once it has ended; 0: it ended by itself.
+	Signal() int
 	Wait()
 	Panicked() string
 	LastWords() string

@@ -49,6 +49,7 @@ type Machine struct {
 	qmp   *monitor
 
 	ended   chan struct{}
+	status  unix.WaitStatus // before ended is closed
 	console *tail // what the guest's kernel says
 	errors  *tail // what QEMU says
 	tails   sync.WaitGroup
@@ -160,7 +161,9 @@ func (m *Machine) spawn(s *spawn.Spawner, c *Config) error {
 		return err
 	}
 	go func() {
-		reap(m.pidfd, m.PID)
+		m.status = reap(m.pidfd, m.PID)
+		// What it said last is there when its end is told.
+		m.tails.Wait()
 		close(m.ended)
 	}()
 	return nil
@@ -212,20 +215,20 @@ func listen(path string) (*os.File, error) {
 	return l.File()
 }
 
-func reap(pidfd *os.File, pid int) {
+func reap(pidfd *os.File, pid int) (ws unix.WaitStatus) {
 	rc, err := pidfd.SyscallConn()
 	if err == nil {
-		var ws unix.WaitStatus
 		err = rc.Read(func(uintptr) bool {
 			n, err := unix.Wait4(pid, &ws, unix.WNOHANG, nil)
 			return n != 0 && err != unix.EINTR
 		})
 	}
 	for err != nil { // the descriptor cannot be waited on
-		if _, werr := unix.Wait4(pid, nil, 0, nil); werr != unix.EINTR {
-			return
+		if _, werr := unix.Wait4(pid, &ws, 0, nil); werr != unix.EINTR {
+			break
 		}
 	}
+	return ws
 }
 
 // DialGuest connects to the guest's channel.
@@ -286,6 +289,14 @@ func (m *Machine) Wait() {
 	if m.qmp != nil {
 		m.qmp.close()
 	}
+}
+
+// Signal is what killed QEMU, once it has ended; 0: it ended by itself.
+func (m *Machine) Signal() int {
+	if m.status.Signaled() {
+		return int(m.status.Signal())
+	}
+	return 0
 }
 
 // Panicked returns the line by which the guest's kernel said that it cannot go
