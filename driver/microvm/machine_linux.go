@@ -33,7 +33,9 @@ type machine struct {
 	group *cgroup.Group // nil: none
 	vm    vm            // nil: not started
 	dir   string        // of its sockets; "": none
-	still stillness
+
+	memory int64 // bytes that the guest has
+	still  stillness
 
 	killed atomic.Bool // by this driver, for good
 	ending sync.Mutex  // one Remove at a time
@@ -66,6 +68,7 @@ func (e *engine) create(ctx context.Context, id string, spec isolation.Spec) (_ 
 			err = errors.Join(err, m.Remove(undo))
 		}
 	}()
+	m.memory = int64(t.Shape.MemoryMiB) << 20
 	if err := m.account(t.Shape); err != nil {
 		return nil, err
 	}
@@ -329,6 +332,12 @@ func (t *task) Wait() proc.Status {
 	if st.Lost && (t.m.killed.Load() || t.killed.Load()) {
 		// It is known what became of it: it ended with its machine.
 		st = proc.Status{Signal: isolation.SIGKILL, Forced: true, Ended: st.Ended, CPU: st.CPU}
+	}
+	for i, h := range st.Hits {
+		if h.Limit == isolation.LimitMemory && h.Value == 0 {
+			// None was asked for: it is the machine that has no more.
+			st.Hits[i].Value, st.Detail = t.m.memory, fmt.Sprintf("all %d MiB of the machine were in use", t.m.memory>>20)
+		}
 	}
 	return st
 }

@@ -19,9 +19,12 @@ type Shape struct {
 const jitMiB = 96
 
 // HostBytes bounds the memory that a machine may take of the host: the guest's
-// and QEMU's own.
+// and QEMU's own. The guest's counts twice: where the template's memory file has a
+// hole the kernel first makes a page of zeroes in the file, which all machines of
+// the template then share, and charges it to the group of the one that came first;
+// its own copy is charged as well.
 func (s Shape) HostBytes() int64 {
-	n := int64(s.MemoryMiB+64) << 20
+	n := int64(2*s.MemoryMiB+64) << 20
 	if s.Accel == TCG {
 		n += jitMiB << 20
 	}
