@@ -50,8 +50,8 @@ type Machine struct {
 
 	ended   chan struct{}
 	status  unix.WaitStatus // before ended is closed
-	console *tail // what the guest's kernel says
-	errors  *tail // what QEMU says
+	console *tail           // what the guest's kernel says
+	errors  *tail           // what QEMU says
 	tails   sync.WaitGroup
 }
 
