@@ -382,7 +382,7 @@ func (m *machine) lost(err error) error {
 
 // fate says what ended a machine that this driver did not end.
 func (m *machine) fate() error {
-	if sig := m.vm.Signal(); sig != 0 {
+	if sig := m.vm.KilledBy(); sig != 0 {
 		if c := m.group.Read(); sig == int(unix.SIGKILL) && c.OOM > 0 {
 			return errors.New("the host's kernel killed the machine's VMM for want of memory, at the limit of its control group")
 		}

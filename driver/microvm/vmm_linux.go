@@ -130,8 +130,9 @@ type vm interface {
 	Kill()
 	CPU() time.Duration
 	Ended() <-chan struct{}
-	// Signal is what killed the VMM, once it has ended; 0: it ended by itself.
-	Signal() int
+	// KilledBy is the signal that killed the VMM, once it has ended; 0: it ended by
+	// itself.
+	KilledBy() int
 	Wait()
 	Panicked() string
 	LastWords() string

@@ -46,6 +46,7 @@ type Process struct {
 	pidfd  *os.File
 	dir    string
 	ended  chan struct{}
+	status unix.WaitStatus // before ended is closed
 	said   *tail
 	tails  sync.WaitGroup
 	closer sync.Once
@@ -93,7 +94,9 @@ func Start(s *spawn.Spawner, c *Config) (_ *Process, err error) {
 		return nil, err
 	}
 	go func() {
-		reap(p.pidfd, p.PID)
+		p.status = reap(p.pidfd, p.PID)
+		// What it said last is there when its end is told.
+		p.tails.Wait()
 		close(p.ended)
 	}()
 	if c.Started != nil {
@@ -261,20 +264,20 @@ func write(name, data string) error {
 	return errors.Join(err, f.Close())
 }
 
-func reap(pidfd *os.File, pid int) {
+func reap(pidfd *os.File, pid int) (ws unix.WaitStatus) {
 	rc, err := pidfd.SyscallConn()
 	if err == nil {
-		var ws unix.WaitStatus
 		err = rc.Read(func(uintptr) bool {
 			n, err := unix.Wait4(pid, &ws, unix.WNOHANG, nil)
 			return n != 0 && err != unix.EINTR
 		})
 	}
 	for err != nil { // the descriptor cannot be waited on
-		if _, werr := unix.Wait4(pid, nil, 0, nil); werr != unix.EINTR {
-			return
+		if _, werr := unix.Wait4(pid, &ws, 0, nil); werr != unix.EINTR {
+			break
 		}
 	}
+	return ws
 }
 
 // Signal sends a signal.
@@ -311,6 +314,15 @@ func (p *Process) CPU() time.Duration {
 
 // Ended is closed when the program is gone.
 func (p *Process) Ended() <-chan struct{} { return p.ended }
+
+// KilledBy is the signal that killed the program, once it has ended; 0: it ended
+// by itself.
+func (p *Process) KilledBy() int {
+	if p.status.Signaled() {
+		return int(p.status.Signal())
+	}
+	return 0
+}
 
 // Wait waits for the program's end and closes what this process has of it.
 func (p *Process) Wait() {

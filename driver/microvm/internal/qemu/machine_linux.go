@@ -291,8 +291,9 @@ func (m *Machine) Wait() {
 	}
 }
 
-// Signal is what killed QEMU, once it has ended; 0: it ended by itself.
-func (m *Machine) Signal() int {
+// KilledBy is the signal that killed QEMU, once it has ended; 0: it ended by
+// itself.
+func (m *Machine) KilledBy() int {
 	if m.status.Signaled() {
 		return int(m.status.Signal())
 	}
