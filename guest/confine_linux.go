@@ -18,6 +18,12 @@ import (
 // and the seccomp filter. Programs have it all from that thread, so that it is
 // paid for once. It is done while the guest has CAP_SYS_ADMIN: later a filter
 // would want no_new_privs, which programs that become root go without.
+//
+// Where control groups are of version 2 each program loads the filter itself, and
+// makes its cgroup namespace: the call that makes it in its group, clone3, is one
+// that the filter does not let through, as it cannot look into its arguments; and
+// who makes it has to see the group of both (cgroup_namespaces(7), nsdelegate). So
+// the guest keeps CAP_SYS_ADMIN there.
 func (g *guest) confine(init *os.File) error {
 	if err := g.spawner.EnterPID(init); err != nil {
 		return err
@@ -30,6 +36,13 @@ func (g *guest) confine(init *os.File) error {
 	filter := make([]unix.SockFilter, len(p.Process.Filter)/size)
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(filter))), len(p.Process.Filter)), p.Process.Filter)
 	p.Process.Filter = nil
+	if g.unified() {
+		g.filter, filter = filter, nil
+	} else if p.GroupNamespace {
+		if err := g.enterGroups(); err != nil {
+			return err
+		}
+	}
 	var set *os.File
 	err := g.spawner.Do(func() (err error) { // where names are the programs'
 		set, err = ruleset(p)
@@ -56,6 +69,26 @@ func (g *guest) confine(init *os.File) error {
 		}
 		return spawn.LoadFilter(filter)
 	})
+}
+
+// unified reports whether programs are made in control groups of version 2.
+func (g *guest) unified() bool {
+	return g.into != nil || g.vm != nil && g.vm.groups.all.Into() != nil
+}
+
+// enterGroups has programs see their control groups as the roots of all.
+func (g *guest) enterGroups() error {
+	var ns *os.File
+	// Where /proc is that of the programs.
+	err := g.spawner.Do(func() (err error) {
+		ns, err = spawn.GroupNamespace(g.tasks)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return g.spawner.EnterGroupNamespace(ns)
 }
 
 // ruleset says by names what the mounts say by their flags: only what is meant

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -107,7 +108,10 @@ type guest struct {
 	notes   []string // what the host does not allow, for Features
 	steps   []wire.Step
 	spawner spawn.Spawner
-	tasks   []*os.File
+	tasks   []*os.File // version 1: control groups of every program
+	into    *os.File   // version 2: the group of every program; nil: none
+	// filter is the one of programs, where they load it themselves: see confine.
+	filter  []unix.SockFilter
 	lookers threads  // look for programs and users
 	filers  threads  // do file operations, which may take long
 	proc    *os.File // of this process's pid namespace; nil: there is none
@@ -155,6 +159,10 @@ func (g *guest) setUp(f *os.File) error {
 		unix.CloseOnExec(fd)
 		g.tasks = append(g.tasks, os.NewFile(uintptr(fd), "tasks"))
 	}
+	if fd := g.plan.Group; fd > 0 {
+		unix.CloseOnExec(fd)
+		g.into = os.NewFile(uintptr(fd), "group")
+	}
 	for _, fd := range g.plan.Held {
 		unix.CloseOnExec(fd)
 	}
@@ -179,7 +187,7 @@ func (g *guest) setUp(f *os.File) error {
 }
 
 // kept is what starting and ending programs of other users takes, and files of
-// theirs.
+// theirs. See confine for the one that is kept besides on version 2.
 var kept = []uint{unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_SETPCAP, unix.CAP_KILL, unix.CAP_DAC_OVERRIDE, unix.CAP_CHOWN, unix.CAP_FOWNER}
 
 // keepCapabilities drops what only the making of the container took, in all
@@ -187,7 +195,11 @@ var kept = []uint{unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_SETPCAP, unix.CAP_K
 func (g *guest) keepCapabilities() error {
 	header := [2]uint32{unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]struct{ effective, permitted, inheritable uint32 }
-	for _, c := range kept {
+	keep := kept
+	if g.unified() {
+		keep = append(slices.Clone(kept), unix.CAP_SYS_ADMIN)
+	}
+	for _, c := range keep {
 		data[c/32].permitted |= 1 << (c % 32)
 		data[c/32].effective |= 1 << (c % 32)
 	}

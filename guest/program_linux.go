@@ -117,6 +117,9 @@ func (g *guest) launch(s spawn.Spec) (*program, error) {
 		return nil, err
 	}
 	s.Tasks = append(s.Tasks, group.Joins()...)
+	if into := group.Into(); into != nil {
+		s.Group = into
+	}
 	p := &program{group: group, began: time.Now()}
 	if p.pid, p.fd, err = g.spawner.Start(s); err != nil {
 		go removeGroup(group)
@@ -136,7 +139,7 @@ func (g *guest) mayStart() error {
 // spec is what all programs of a user have in common.
 func (g *guest) spec(u account) spawn.Spec {
 	s := spawn.Spec{
-		Tasks:            g.tasks,
+		Tasks: g.tasks, Group: g.into, NewGroupNamespace: g.unified(), Filter: g.filter,
 		Cred:             &spawn.Credential{UID: u.uid, GID: u.gid, Groups: u.groups, KeepGroups: g.plan.Process.KeepGroups},
 		DropCapabilities: true, NoNewPrivs: g.plan.Process.NoNewPrivs,
 	}

@@ -86,7 +86,7 @@ func (e *engine) create(ctx context.Context, id string, spec isolation.Spec) (_ 
 		return nil, err
 	}
 	m.vm, err = q.restore(ctx, &e.spawner, &restoreConfig{
-		machineConfig: machineConfig{shape: t.Shape, dir: m.dir, ram: t.ram, disk: t.disk, tasks: m.group.Joins(), started: m.started}, state: state,
+		machineConfig: machineConfig{shape: t.Shape, dir: m.dir, ram: t.ram, disk: t.disk, tasks: m.group.Joins(), group: m.group.Into(), started: m.started}, state: state,
 	})
 	if err != nil {
 		return nil, err

@@ -100,8 +100,10 @@ type machineConfig struct {
 	dir   string   // empty, for the machine's sockets
 	ram   *os.File // memory: one that boots gets it; else it is only read
 	disk  *os.File // root disk, read-only
-	// tasks are files of control groups that the VMM joins.
+	// tasks are files of control groups of version 1 that the VMM joins, and group is
+	// the directory of one of version 2 that it is in.
 	tasks   []*os.File
+	group   *os.File
 	session bool // it outlives this process
 	// started is told the process as soon as there is one.
 	started func(pid int) error

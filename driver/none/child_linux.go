@@ -11,6 +11,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/internal/proc"
+	"github.com/axocoatl/isolation/internal/cgroup"
 	"github.com/axocoatl/isolation/internal/failpoint"
 	"github.com/axocoatl/isolation/internal/spawn"
 )
@@ -29,14 +30,14 @@ type child struct {
 
 func (c *child) PID() int { return c.pid }
 
-func startChild(s *spawn.Spawner, g program, p isolation.ProcessSpec, files [3]*os.File, b proc.Brand, tasks []*os.File) (*child, error) {
+func startChild(s *spawn.Spawner, g program, p isolation.ProcessSpec, files [3]*os.File, b proc.Brand, group *cgroup.Group) (*child, error) {
 	limits, err := rlimits(p.Limits, b)
 	if err != nil {
 		return nil, err
 	}
 	spec := spawn.Spec{
 		Path: g.path, Args: p.Args, Env: p.Env, Dir: g.dir, Files: files[:],
-		Rlimits: limits, Tasks: tasks, ParentDeathSignal: syscall.SIGKILL,
+		Rlimits: limits, Tasks: group.Joins(), Group: group.Into(), ParentDeathSignal: syscall.SIGKILL,
 	}
 	if g.cred != nil {
 		spec.Cred = &spawn.Credential{UID: g.cred.uid, GID: g.cred.gid, Groups: g.cred.groups}

@@ -27,7 +27,7 @@ func (pl *nativePlace) startProgram(_ context.Context, p *proc.Process, files [3
 	if err != nil {
 		return nil, err
 	}
-	c, err := startChild(&pl.eng.spawner, g, p.Spec, files, b, pl.group.Joins())
+	c, err := startChild(&pl.eng.spawner, g, p.Spec, files, b, pl.group)
 	if err != nil {
 		return nil, err
 	}

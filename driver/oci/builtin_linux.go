@@ -213,13 +213,13 @@ func (e *builtin) account(c *container, id string, limits cgroup.Limits) (err er
 		return nil
 	}
 	if c.entry != nil {
-		for _, dir := range g.Paths(name, limits) {
+		for _, dir := range g.KeptPaths(name, limits) {
 			if err := c.entry.AddPath("cgroup", dir); err != nil {
 				return fmt.Errorf("record %s: %w", name, err)
 			}
 		}
 	}
-	if c.group, err = g.Create(name, limits); err != nil {
+	if c.group, err = g.CreateKept(name, limits, c.ids.host()); err != nil {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
 	failpoint.Hit(failpoint.OCIGroup)

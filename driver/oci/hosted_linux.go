@@ -227,10 +227,14 @@ func (r *runtimeContainer) root() string { return filepath.Join(r.h.cfg.StateDir
 func (r *runtimeContainer) id() string { return "axo-" + r.c.brand.Name() }
 
 // groups is the name of the control groups that the runtime makes. They are not
-// those of the programs: a runtime ends what is in there. Empty: it makes none.
+// those of the programs: a runtime ends what is in there. On version 2 it is the
+// one beside theirs, where the guest has to be. Empty: it makes none.
 func (r *runtimeContainer) groups() string {
 	if !r.h.kind.ownGroups {
 		return ""
+	}
+	if path := r.c.group.KeeperPath(); path != "" {
+		return path
 	}
 	return r.c.name + "-" + r.h.kind.name
 }
@@ -244,7 +248,7 @@ func (r *runtimeContainer) record() error {
 	if err := e.AddPath("temp", r.root()); err != nil {
 		return err
 	}
-	if r.groups() == "" {
+	if r.groups() == "" || r.c.group.Keeper() != nil { // that is in the entry
 		return nil
 	}
 	dirs, err := cgroup.Named(r.groups())
@@ -292,8 +296,8 @@ func (h *hosted) launch(ctx context.Context, c *container, b *bundle.Bundle, d *
 // pidFile is where the runtime writes, in the stage, who the guest is.
 const pidFile = "pid"
 
-// run starts the runtime. The guest gets the files.
-func (r *runtimeContainer) run(l *launch, s *stage, join []*os.File) error {
+// run starts the runtime, in the control groups of spec. The guest gets the files.
+func (r *runtimeContainer) run(l *launch, s *stage, spec spawn.Spec) error {
 	name := r.h.kind.name
 	args := append([]string{name}, r.h.kind.global...)
 	if s.setID {
@@ -304,9 +308,9 @@ func (r *runtimeContainer) run(l *launch, s *stage, join []*os.File) error {
 		args = append(args, "--preserve-fds", strconv.Itoa(n))
 	}
 	var err error
-	r.pid, r.pidfd, err = r.spawner.Start(spawn.Spec{
-		Path: r.h.path, Args: append(args, r.id()), Env: runtimeEnv, Dir: "/", Files: l.files, Tasks: join, ParentDeathSignal: syscall.SIGKILL,
-	})
+	spec.Path, spec.Args, spec.Env, spec.Dir, spec.Files = r.h.path, append(args, r.id()), runtimeEnv, "/", l.files
+	spec.ParentDeathSignal = syscall.SIGKILL
+	r.pid, r.pidfd, err = r.spawner.Start(spec)
 	if err != nil {
 		return fmt.Errorf("start %s: %w", name, err)
 	}
@@ -331,7 +335,7 @@ func (r *runtimeContainer) start(ctx context.Context, s *stage, p *plan.Plan) er
 	if err := l.plan(p); err != nil {
 		return err
 	}
-	if err := r.run(&l, s, nil); err != nil {
+	if err := r.run(&l, s, spawn.Spec{Group: c.group.Keeper()}); err != nil {
 		return err
 	}
 	hello, err := c.conn.hello(ctx)

@@ -18,9 +18,10 @@ import (
 	"github.com/axocoatl/isolation/internal/spawn"
 )
 
-// namespaces are those that document.Read wants.
+// namespaces are those that document.Read wants, but for the one of control groups:
+// programs get that when they are in theirs.
 const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC |
-	unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+	unix.CLONE_NEWUTS
 
 // launch is the start of one guest: what it gets, by descriptor.
 type launch struct {
@@ -42,8 +43,12 @@ func (l *launch) pass(f *os.File) int {
 
 // share gives the guest what it needs of the host for as long as it lives.
 func (l *launch) share(c *container, p *plan.Plan) {
+	p.GroupNamespace = true
 	for _, f := range c.group.Joins() {
 		p.Tasks = append(p.Tasks, l.pass(f))
+	}
+	if f := c.group.Into(); f != nil {
+		p.Group = l.pass(f)
 	}
 	if c.ids.lock != nil {
 		p.Held = append(p.Held, l.pass(c.ids.lock))
@@ -111,7 +116,7 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 		Path: fmt.Sprintf("/proc/self/fd/%d", exe.Fd()), Args: []string{guestName}, Env: []string{"GOMAXPROCS=1"}, Dir: "/", Files: l.files,
 		Cred: c.ids.credential(), KeepCapabilities: c.ids.single,
 		ParentDeathSignal: syscall.SIGKILL,
-		Namespaces:        namespaces,
+		Namespaces:        namespaces, Group: c.group.Keeper(),
 		Map: func(pid int) error {
 			if err := writeMaps(pid, d.UIDMap, d.GIDMap, c.ids.single); err != nil {
 				return err

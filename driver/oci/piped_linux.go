@@ -21,6 +21,7 @@ import (
 	"github.com/axocoatl/isolation/guest/wire"
 	"github.com/axocoatl/isolation/internal/cgroup"
 	"github.com/axocoatl/isolation/internal/failpoint"
+	"github.com/axocoatl/isolation/internal/spawn"
 )
 
 // piped is a sandbox into which its runtime passes no descriptors: the guest
@@ -130,7 +131,7 @@ func (h *hosted) launchPiped(ctx context.Context, s *piped, b *bundle.Bundle, d 
 	for _, f := range l.files {
 		f.Fd() // lets it block: how a guest waits is its own affair
 	}
-	if err := r.run(&l, st, c.group.Joins()); err != nil {
+	if err := r.run(&l, st, spawn.Spec{Tasks: c.group.Joins(), Group: c.group.Into()}); err != nil {
 		return err
 	}
 	conn, err := guestconn.Open(ctx, pipePair{said, hear}, nil)

@@ -131,6 +131,14 @@ func (m *idMap) release() {
 	}
 }
 
+// host is who the guest is on the host.
+func (m *idMap) host() int {
+	if m.single {
+		return os.Geteuid()
+	}
+	return m.base
+}
+
 // uids and gids are the maps of the sandbox's user namespace.
 func (m *idMap) uids() []specs.LinuxIDMapping {
 	if m.single {

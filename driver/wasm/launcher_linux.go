@@ -150,8 +150,8 @@ func (l *launcher) start(role string) (_ *child, err error) {
 		Env: append([]string{"GODEBUG=madvdontneed=1"}, l.prog.env...), Dir: "/",
 		Files: []*os.File{null, null, errWrite, theirs},
 		// It joins by itself, before its first instruction: to move it costs
-		// milliseconds in version 1.
-		Tasks: c.group.Joins(), Rlimits: c.rlimits(), ParentDeathSignal: syscall.SIGKILL,
+		// milliseconds.
+		Tasks: c.group.Joins(), Group: c.group.Into(), Rlimits: c.rlimits(), ParentDeathSignal: syscall.SIGKILL,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", l.prog.how, err)

@@ -29,8 +29,14 @@ type Plan struct {
 	Masked   []string
 	ReadOnly []string
 	Loopback bool
-	// Tasks are descriptors of cgroup.procs files that every program joins.
+	// Tasks are descriptors of files of control groups of version 1 that every
+	// program joins by; Group is the directory of one of version 2 that it is made
+	// in, 0: none.
 	Tasks []int
+	Group int
+	// GroupNamespace gives programs a cgroup namespace (cgroup_namespaces(7)) that
+	// has their groups as its roots.
+	GroupNamespace bool
 	// Held are descriptors that are kept open as long as the container lives.
 	Held []int
 	// Process settles what is the same for all programs.

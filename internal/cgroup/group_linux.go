@@ -182,7 +182,10 @@ type Group struct {
 	v2      bool
 	dir     map[string]string // controller to directory
 	dirs    []string          // each once
-	tasks   []*os.File        // by which a child joins each
+	tasks   []*os.File        // version 1: by which a child joins each
+	into    *os.File          // version 2: in which a child is made
+	keeper  *os.File          // the group beside it; nil: none
+	more    []string          // directories besides, in the order in which they go
 	maxPids string            // what pids.max is to be
 	outer   bool              // its members are in groups below
 	oom     *os.File          // its events; nil: nobody waits for any
@@ -197,38 +200,45 @@ func (t *Tree) Create(name string, r Limits) (_ *Group, err error) {
 			_ = gr.Delete(context.Background())
 		}
 	}()
+	return gr, t.make(gr, name, r)
+}
+
+// make makes the directories of a group, with its limits.
+func (t *Tree) make(gr *Group, name string, r Limits) (err error) {
 	for _, c := range t.needed(r) {
 		dir := filepath.Join(t.base[c], name)
 		if !slices.Contains(gr.dirs, dir) {
 			if err := os.Mkdir(dir, 0o755); err != nil {
-				return nil, err
+				return err
 			}
 			gr.dirs = append(gr.dirs, dir)
 		}
 		gr.dir[c] = dir
 	}
 	if err := gr.limit(r); err != nil {
-		return nil, err
+		return err
 	}
 	if t.whole {
 		if err := gr.dieAsOne(); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	// In version 1 one thread moves itself by tasks without the lock that moving
-	// a process takes: once that lock has rested it costs milliseconds.
-	join := "tasks"
 	if gr.v2 {
-		join = "cgroup.procs"
+		gr.into, err = openDir(gr.dirs[0])
+		return err
 	}
 	for _, dir := range gr.dirs {
-		f, err := os.OpenFile(filepath.Join(dir, join), os.O_WRONLY, 0)
+		f, err := os.OpenFile(filepath.Join(dir, "tasks"), os.O_WRONLY, 0)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		gr.tasks = append(gr.tasks, f)
 	}
-	return gr, nil
+	return nil
+}
+
+func openDir(dir string) (*os.File, error) {
+	return os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 }
 
 // Below returns the tree of the groups in a group, which then has no members of
@@ -299,7 +309,8 @@ func (t *Tree) needed(r Limits) []string {
 	return slices.DeleteFunc(all, func(c string) bool { return t.base[c] == "" })
 }
 
-// Paths are the directories of a group of this name.
+// Paths are the directories of a group of this name, in the order in which they
+// can be removed.
 func (t *Tree) Paths(name string, r Limits) []string {
 	var out []string
 	for _, c := range t.needed(r) {
@@ -310,13 +321,32 @@ func (t *Tree) Paths(name string, r Limits) []string {
 	return out
 }
 
-// Joins are the files by which a child of one thread becomes a member, with
-// those of its children that are yet to come: it writes "0" into each.
+// Joins are the files by which, on version 1, a child of one thread becomes a
+// member, with those of its children that are yet to come: it writes "0" into
+// each. One thread moves itself by tasks without the lock that moving a process
+// takes: once that lock has rested it costs milliseconds.
 func (g *Group) Joins() []*os.File {
 	if g == nil {
 		return nil
 	}
 	return g.tasks
+}
+
+// Into is the directory of a group of version 2, where a child can be made
+// (clone(2), CLONE_INTO_CGROUP), which moves nobody; else nil.
+func (g *Group) Into() *os.File {
+	if g == nil {
+		return nil
+	}
+	return g.into
+}
+
+// Keeper is the directory of the group beside one of [Tree.CreateKept]; else nil.
+func (g *Group) Keeper() *os.File {
+	if g == nil {
+		return nil
+	}
+	return g.keeper
 }
 
 func (g *Group) limit(r Limits) error {
@@ -554,15 +584,13 @@ func (g *Group) Delete(ctx context.Context) error {
 	if g == nil {
 		return nil
 	}
-	for _, f := range g.tasks {
-		f.Close()
+	for _, f := range append(g.tasks, g.into, g.keeper, g.oom) {
+		if f != nil {
+			f.Close()
+		}
 	}
-	g.tasks = nil
-	if g.oom != nil {
-		g.oom.Close()
-		g.oom = nil
-	}
-	for _, dir := range g.dirs {
+	g.tasks, g.into, g.keeper, g.oom = nil, nil, nil, nil
+	for _, dir := range slices.Concat(g.dirs, g.more) {
 		for wait := time.Millisecond / 4; ; wait = min(2*wait, 20*time.Millisecond) {
 			err := unix.Rmdir(dir)
 			if err == nil || err == unix.ENOENT {

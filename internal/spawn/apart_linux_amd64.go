@@ -7,6 +7,9 @@ const canApart = true
 //go:noescape
 func rawApart(flags, parentTID, stack, c uintptr) (r uintptr)
 
+//go:noescape
+func rawApart3(args, size, c uintptr) (r uintptr)
+
 // runApart is where a child begins that has a stack of its own. What the runtime
 // would do after a fork is not done: it is about state that the parent uses.
 //

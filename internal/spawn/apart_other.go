@@ -5,3 +5,5 @@ package spawn
 const canApart = false
 
 func rawApart(_, _, _, _ uintptr) uintptr { panic("spawn: not on this architecture") }
+
+func rawApart3(_, _, _ uintptr) uintptr { panic("spawn: not on this architecture") }

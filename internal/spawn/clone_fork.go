@@ -31,3 +31,14 @@ func rawVM(flags, parentTID uintptr) uintptr {
 	}
 	return r
 }
+
+// rawVM3 is clone3 (clone(2)).
+//
+//go:nosplit
+func rawVM3(args, size uintptr) uintptr {
+	r, _, e := syscall.RawSyscall(unix.SYS_CLONE3, args, size, 0)
+	if e != 0 {
+		return -uintptr(e)
+	}
+	return r
+}

@@ -18,6 +18,35 @@ TEXT ·rawVM(SB),NOSPLIT|NOFRAME,$0-24
 	MOVQ	AX, r+16(FP)
 	RET
 
+// func rawVM3(args, size uintptr) (r uintptr)
+TEXT ·rawVM3(SB),NOSPLIT|NOFRAME,$0-24
+	MOVQ	args+0(FP), DI
+	MOVQ	size+8(FP), SI
+	MOVL	$435, AX		// SYS_clone3
+	POPQ	R12
+	SYSCALL
+	PUSHQ	R12
+	MOVQ	AX, r+16(FP)
+	RET
+
+// func rawApart3(args, size, c uintptr) (r uintptr)
+//
+// As rawApart.
+TEXT ·rawApart3(SB),NOSPLIT|NOFRAME,$0-32
+	MOVQ	args+0(FP), DI
+	MOVQ	size+8(FP), SI
+	MOVQ	c+16(FP), R12
+	MOVL	$435, AX		// SYS_clone3
+	SYSCALL
+	TESTQ	AX, AX
+	JEQ	child
+	MOVQ	AX, r+24(FP)
+	RET
+child:
+	MOVQ	R12, 0(SP)
+	CALL	·runApart(SB)
+	INT	$3
+
 // func rawApart(flags, parentTID, stack, c uintptr) (r uintptr)
 //
 // The child calls runApart(c) on the stack, whose top has room for the argument.

@@ -14,3 +14,12 @@ TEXT ·rawVM(SB),NOSPLIT|NOFRAME,$0-24
 	SVC
 	MOVD	R0, r+16(FP)
 	RET
+
+// func rawVM3(args, size uintptr) (r uintptr)
+TEXT ·rawVM3(SB),NOSPLIT|NOFRAME,$0-24
+	MOVD	args+0(FP), R0
+	MOVD	size+8(FP), R1
+	MOVD	$435, R8		// SYS_clone3
+	SVC
+	MOVD	R0, r+16(FP)
+	RET

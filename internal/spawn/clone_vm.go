@@ -14,3 +14,8 @@ const (
 //
 //go:noescape
 func rawVM(flags, parentTID uintptr) (r uintptr)
+
+// rawVM3 is the same with clone3.
+//
+//go:noescape
+func rawVM3(args, size uintptr) (r uintptr)

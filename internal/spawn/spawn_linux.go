@@ -46,7 +46,14 @@ type Spec struct {
 	Rlimits []Rlimit
 	// Tasks are files of control groups: the child writes "0", itself, into each.
 	Tasks []*os.File
-	Cred  *Credential
+	// Group is the directory of a control group of version 2, which the child is
+	// made in (clone(2), CLONE_INTO_CGROUP): to move it there would take a lock
+	// that costs milliseconds when it has rested.
+	Group *os.File
+	// NewGroupNamespace gives the program a cgroup namespace with its groups as
+	// the root (cgroup_namespaces(7)). It takes CAP_SYS_ADMIN.
+	NewGroupNamespace bool
+	Cred              *Credential
 	// ParentDeathSignal is sent to the program when the Spawner is closed or
 	// the process that has it dies. 0: none.
 	ParentDeathSignal syscall.Signal
@@ -65,6 +72,9 @@ type Spec struct {
 	// "Ambient capability set").
 	KeepCapabilities bool
 	NoNewPrivs       bool
+	// Filter is a seccomp filter that the child loads before its user changes; it
+	// takes CAP_SYS_ADMIN. See also LoadFilter.
+	Filter []unix.SockFilter
 	// OOMScoreAdj is written to /proc/self/oom_score_adj as it is; "": not.
 	OOMScoreAdj string
 	// ControllingTerminal makes descriptor 0, a terminal, the session's.
@@ -115,13 +125,16 @@ const (
 	stepRoot
 	stepCapabilities
 	stepPrivileges
+	stepNamespace
+	stepFilter
 	stepExec
 )
 
 var stepNames = [...]string{
 	stepSession: "new session", stepCgroup: "join cgroup", stepFiles: "set descriptors", stepDir: "enter directory",
 	stepUser: "change user", stepParent: "tie to parent", stepLimits: "set limits", stepMap: "wait for id maps",
-	stepOOM: "set oom_score_adj", stepMount: "mount", stepRoot: "change root", stepCapabilities: "drop capabilities", stepPrivileges: "set no_new_privs", stepExec: "execute",
+	stepOOM: "set oom_score_adj", stepMount: "mount", stepRoot: "change root", stepCapabilities: "drop capabilities", stepPrivileges: "set no_new_privs",
+	stepNamespace: "make cgroup namespace", stepFilter: "load seccomp filter", stepExec: "execute",
 }
 
 // Spawner starts programs from one thread of its own: the kernel sends a
@@ -216,10 +229,13 @@ type child struct {
 	result         *outcome // written by the child
 	closeRangeFrom uintptr
 
-	flags        uintptr // of clone
-	waits        bool    // the parent goes on, and waits for the execve
-	copied       bool    // the child has a copy of the memory
-	stack        uintptr // its top, if the child has one of its own; else 0
+	flags        uintptr    // of clone
+	args         *cloneArgs // of clone3, if that is to be called; else nil
+	groupNS      bool
+	filter       *unix.SockFprog // nil: none
+	waits        bool            // the parent goes on, and waits for the execve
+	copied       bool            // the child has a copy of the memory
+	stack        uintptr         // its top, if the child has one of its own; else 0
 	mapIDs       func(pid int) error
 	mapped       [2]int // pipe: the child reads until the maps are there
 	started      [2]int // pipe: closed by the execve
@@ -290,6 +306,10 @@ func prepare(s Spec) (*child, error) {
 	if c.tasks, err = numbers(s.Tasks); err != nil {
 		return c, err
 	}
+	c.groupNS = s.NewGroupNamespace
+	if len(s.Filter) > 0 {
+		c.filter = &unix.SockFprog{Len: uint16(len(s.Filter)), Filter: unsafe.SliceData(s.Filter)}
+	}
 	c.closeRangeFrom = uintptr(len(c.files))
 	for _, l := range s.Rlimits {
 		c.rlimits = append(c.rlimits, rlimit{uintptr(l.Resource), [2]uint64{l.Cur, l.Max}})
@@ -307,6 +327,15 @@ func prepare(s Spec) (*child, error) {
 		}
 		if s.Namespaces&unix.CLONE_NEWPID != 0 {
 			c.parent = 0 // as the child sees it
+		}
+	}
+	if s.Group != nil {
+		group, err := numbers([]*os.File{s.Group})
+		if err != nil {
+			return c, err
+		}
+		c.args = &cloneArgs{
+			flags: uint64(c.flags&^csignal) | unix.CLONE_INTO_CGROUP, exitSignal: uint64(unix.SIGCHLD), cgroup: uint64(group[0]),
 		}
 	}
 	c.dropCaps, c.noNewPrivs, c.cpus, c.terminal = s.DropCapabilities, s.NoNewPrivs, s.CPUs, s.ControllingTerminal
@@ -520,6 +549,17 @@ func afterFork()
 //go:linkname afterForkInChild syscall.runtime_AfterForkInChild
 func afterForkInChild()
 
+// cloneArgs is struct clone_args of clone3 (clone(2)).
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+}
+
+// csignal is the part of clone's flags that is a signal.
+const csignal = 0xff
+
+// stackUnit is some size of a stack: the kernel adds it to where it begins.
+const stackUnit = 4096
+
 const (
 	cloneFlags = unix.CLONE_VFORK | unix.CLONE_PIDFD | memoryFlag | uintptr(unix.SIGCHLD)
 	maxSignal  = 64
@@ -537,7 +577,15 @@ const (
 //go:nocheckptr
 func (c *child) clone() (pid uintptr, errno syscall.Errno) {
 	beforeFork() // blocks signals on this thread
-	if c.stack != 0 {
+	if c.args != nil {
+		c.args.pidfd = uint64(uintptr(unsafe.Pointer(&c.pidfd)))
+		if c.stack != 0 {
+			c.args.stack, c.args.stackSize = uint64(c.stack)-stackUnit, stackUnit
+			pid = rawApart3(uintptr(unsafe.Pointer(c.args)), unsafe.Sizeof(*c.args), uintptr(unsafe.Pointer(c)))
+		} else {
+			pid = rawVM3(uintptr(unsafe.Pointer(c.args)), unsafe.Sizeof(*c.args))
+		}
+	} else if c.stack != 0 {
 		pid = rawApart(c.flags, uintptr(unsafe.Pointer(&c.pidfd)), c.stack, uintptr(unsafe.Pointer(c)))
 	} else {
 		// Directly: a return address on the stack would be overwritten by what
@@ -588,6 +636,18 @@ func (c *child) run() {
 	step = stepCgroup
 	for i = range c.tasks {
 		if _, _, e = syscall.RawSyscall(unix.SYS_WRITE, uintptr(c.tasks[i]), uintptr(unsafe.Pointer(&c.zero[0])), 1); e != 0 {
+			goto fail
+		}
+	}
+	step = stepNamespace
+	if c.groupNS {
+		if _, _, e = syscall.RawSyscall(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP, 0, 0); e != 0 {
+			goto fail
+		}
+	}
+	step = stepFilter
+	if c.filter != nil {
+		if _, _, e = syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(c.filter))); e != 0 {
 			goto fail
 		}
 	}

@@ -1,21 +1,15 @@
 package testprog
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 )
-
-// noTool is the status by which a script says that it lacks a tool.
-const noTool = 3
 
 // BuildWasmtime returns the path of the wasmtime worker: one that is named by
 // AXO_WASMTIME_WORKER_PATH, as axo takes it, or one that is built now.
@@ -23,30 +17,10 @@ var BuildWasmtime = sync.OnceValues(func() (string, error) {
 	if named := os.Getenv("AXO_WASMTIME_WORKER_PATH"); named != "" {
 		return named, nil
 	}
-	return buildNative("build")
+	return script("wasmtime", "build")
 })
 
-var buildComponentize = sync.OnceValues(func() (string, error) { return buildNative("componentize") })
-
-// buildNative has scripts/wasmtime.sh build one of its programs.
-func buildNative(what string) (string, error) {
-	_, here, _, ok := runtime.Caller(0)
-	if !ok {
-		return "", errors.New("the source of this package is not known")
-	}
-	cmd := exec.Command(filepath.Join(filepath.Dir(here), "..", "..", "scripts", "wasmtime.sh"), what)
-	var out, says bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &says
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit) && exit.ExitCode() == noTool:
-		return "", fmt.Errorf("cargo: %w: %s", ErrNoCompiler, bytes.TrimSpace(says.Bytes()))
-	case err != nil:
-		return "", fmt.Errorf("%s: %w\n%s", cmd, err, says.Bytes())
-	}
-	return strings.TrimSpace(out.String()), nil
-}
+var buildComponentize = sync.OnceValues(func() (string, error) { return script("wasmtime", "componentize") })
 
 // Component returns the path of a WASI preview 2 command component, made of the
 // WASI preview 1 module at a path.
@@ -89,12 +63,5 @@ func componentize(from string) (string, error) {
 // Wasmtime returns the path of the wasmtime worker.
 func Wasmtime(t testing.TB) string {
 	t.Helper()
-	path, err := BuildWasmtime()
-	if errors.Is(err, ErrNoCompiler) && os.Getenv("AXO_REQUIRE") == "" {
-		t.Skipf("SKIPPED, a tool is missing: %v", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
+	return need(t, func(string) (string, error) { return BuildWasmtime() }, "")
 }

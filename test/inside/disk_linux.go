@@ -25,6 +25,7 @@ var packages = []string{
 	"base-files", "bash", "busybox-static", "coreutils", "dash", "findutils", "grep", "sed", "libacl1", "libattr1", "libc6", "libc-bin", "libgmp10", "libpcre2-8-0",
 	"libselinux1", "libssl3", "libtinfo6", "zlib1g", "libexpat1", "libbz2-1.0", "liblzma5", "libffi8", "libuuid1", "util-linux", "mount", "libmount1", "libblkid1", "libsmartcols1", "hostname", "procps",
 	"python3-minimal", "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib",
+	"crun", "runc", "libseccomp2", "libcap2", "libyajl2", "libsystemd0", "libgcrypt20", "libgpg-error0", "libzstd1", "liblz4-1",
 }
 
 // Disk is a root disk that is being made.

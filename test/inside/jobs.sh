@@ -8,7 +8,8 @@ fail() {
 }
 $b mount -t proc -o nosuid,nodev,noexec proc /proc || fail proc
 $b mount -t sysfs -o nosuid,nodev,noexec sys /sys || fail sys
-$b mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 /sys/fs/cgroup || fail cgroup2
+$b mount -t cgroup2 -o nosuid,nodev,noexec,nsdelegate cgroup2 /sys/fs/cgroup || fail cgroup2
+$b mount -t tracefs tracefs /sys/kernel/tracing || fail tracefs
 $b mkdir /dev/pts /dev/shm || fail dev
 $b mount -t devpts -o ptmxmode=0666 devpts /dev/pts || fail devpts
 $b mount -t ext4 /dev/vdb /tmp && $b chmod 1777 /tmp || fail ext4

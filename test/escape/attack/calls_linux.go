@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -176,4 +177,47 @@ func cgroup() {
 	} else {
 		held("writable cgroup mount", "there is none")
 	}
+	if target.Control {
+		leave, err := joinGroup()
+		if err != nil {
+			absent("name of a control group", err)
+			return
+		}
+		defer leave()
+	}
+	b, err = os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		held("name of a control group", err)
+		return
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); len(f) == 3 && f[2] != "/" {
+			escaped("name of a control group", "%s", strings.TrimSpace(line))
+			return
+		}
+	}
+	held("name of a control group", "all are /")
+}
+
+// joinGroup moves this process into a group of its own, in a hierarchy that is
+// mounted: a program of the host is in one that has a name.
+func joinGroup() (leave func(), err error) {
+	err = unix.ENOENT
+	for _, top := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified"} {
+		dir := fmt.Sprintf("%s/axo-escape-%d", top, os.Getpid())
+		if _, serr := os.Stat(top + "/cgroup.procs"); serr != nil {
+			continue
+		}
+		if err = os.Mkdir(dir, 0o755); err != nil {
+			continue
+		}
+		if err = os.WriteFile(dir+"/cgroup.procs", []byte("0"), 0); err == nil {
+			return func() {
+				_ = os.WriteFile(top+"/cgroup.procs", []byte("0"), 0)
+				_ = os.Remove(dir)
+			}, nil
+		}
+		_ = os.Remove(dir)
+	}
+	return nil, err
 }

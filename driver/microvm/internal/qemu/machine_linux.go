@@ -27,8 +27,10 @@ type Config struct {
 	Disk    *os.File // root disk, read-only
 	Boot    *Boot
 	State   *os.File // without Boot: the devices' state, from its beginning
-	// Tasks are files of control groups that QEMU joins.
+	// Tasks are files of control groups of version 1 that QEMU joins, and Group is
+	// the directory of one of version 2 that it is in.
 	Tasks []*os.File
+	Group *os.File
 	// Session: the machine outlives this process.
 	Session bool
 	// Started is told the process as soon as there is one.
@@ -146,7 +148,7 @@ func (m *Machine) spawn(s *spawn.Spawner, c *Config) error {
 		files = append(files, c.State)
 	}
 	spec := spawn.Spec{
-		Path: c.Program, Args: c.args(c), Dir: "/", Files: files, Tasks: c.Tasks,
+		Path: c.Program, Args: c.args(c), Dir: "/", Files: files, Tasks: c.Tasks, Group: c.Group,
 		Namespaces: unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC |
 			unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP,
 		Map: func(pid int) error { return mapNobody(pid, c.Accel) }, Cred: &spawn.Credential{UID: nobody, GID: nobody, KeepGroups: os.Geteuid() != 0},

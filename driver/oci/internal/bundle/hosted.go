@@ -26,7 +26,8 @@ const hostedVersion = "1.0.2"
 // guest itself does for each program: the user, the capabilities, the limits of
 // a process, the seccomp filter. Masked and read-only paths are the guest's
 // too, as it mounts another proc. The limits of the container's control group
-// are those of a group that the guest's programs join.
+// are those of a group that the guest's programs join, and so is the root of the
+// cgroup namespace that the guest makes for them.
 func (b *Bundle) Hosted(guest string) *specs.Spec {
 	c := *b.Config
 	c.Version = hostedVersion
@@ -39,6 +40,7 @@ func (b *Bundle) Hosted(guest string) *specs.Spec {
 		Capabilities: &specs.LinuxCapabilities{Bounding: bounding, Effective: bounding, Permitted: bounding},
 	}
 	l := *b.Config.Linux
+	l.Namespaces = slices.DeleteFunc(slices.Clone(l.Namespaces), func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace })
 	l.Resources, l.Seccomp, l.MaskedPaths, l.ReadonlyPaths = nil, nil, nil, nil
 	c.Linux = &l
 	c.Mounts = append(slices.Clone(c.Mounts), specs.Mount{
