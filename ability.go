@@ -82,20 +82,51 @@ type Pauser interface {
 	Resume(ctx context.Context) error
 }
 
-// Snapshotter is an ability of a Sandbox: it writes the sandbox whole (memory
-// and disk) under a name of the caller's, atomically.
+// Snapshotter is an ability of a Sandbox: it writes the sandbox whole (memory and
+// disk) under a name of the caller's, atomically. The sandbox goes on as it was, or
+// stays paused.
 type Snapshotter interface {
+	// Snapshot returns when the snapshot is on the disk. A name that is taken is
+	// AlreadyExists. A driver that cannot keep running processes is Unsupported
+	// while one runs.
 	Snapshot(ctx context.Context, name string) error
 }
 
-// Restorer is an ability of a Driver: it makes a sandbox from a snapshot. What
-// must differ between clones (randomness, clock, names) is renewed before the
-// first Exec.
+// Restorer is an ability of a Driver: it makes a sandbox from a snapshot, as often as
+// it is asked. What must differ between copies (randomness, clock, names of the
+// machine) is renewed before anything runs in it.
+//
+// The sandbox has the Spec of that which was written, and its processes, which go on
+// under their ids. What they write from then on is this sandbox's own, and held back
+// until somebody attaches ([Attacher]); what was held of their output then is held
+// still. Nobody gives them input before that. Their limits go on with what was left.
 type Restorer interface {
+	// Restore: a snapshot that is not there is NotFound. FailedPrecondition: it
+	// was changed, or this host or what is installed on it is another than what
+	// wrote it.
 	Restore(ctx context.Context, id, snapshot string) (Sandbox, error)
+	// Snapshots lists what there is, by name.
+	Snapshots(ctx context.Context) ([]SnapshotInfo, error)
+	// RemoveSnapshot removes one. Sandboxes that were made of it go on.
+	RemoveSnapshot(ctx context.Context, name string) error
 }
 
-// Forker is an ability of a Sandbox: n running copies, one id each.
+// SnapshotInfo tells of a snapshot.
+type SnapshotInfo struct {
+	Name  string
+	Taken time.Time
+	Bytes int64 // on the disk
+	// Stopped is how long the sandbox stood still for it, Took what all of it took.
+	Stopped, Took time.Duration
+	Spec          Spec
+	Execs         []string // ids of the processes that run in it
+	// Err says why it cannot be restored here; what cannot be read is zero then.
+	Err error
+}
+
+// Forker is an ability of a Sandbox: n copies that run, one id each. With what is in
+// them it is as with sandboxes that [Restorer] makes. The sandbox itself goes on as
+// it was, or stays paused. On error there are no copies.
 type Forker interface {
 	Fork(ctx context.Context, ids []string) ([]Sandbox, error)
 }

@@ -78,12 +78,12 @@ func ExampleAs() {
 		state, _ := sb.State(ctx)
 		fmt.Println("it is", state.Status)
 	}
-	if _, ok := isolation.As[isolation.Snapshotter](sb); !ok {
-		fmt.Println("it has no snapshots")
+	if _, ok := isolation.As[isolation.Preparer](sb); !ok {
+		fmt.Println("it starts no interpreters ahead")
 	}
 	// Output:
 	// it is paused
-	// it has no snapshots
+	// it starts no interpreters ahead
 }
 
 // What would be chosen on hosts that have less and less.

@@ -28,8 +28,6 @@ var abilityChecks = []check{
 	{"files", checkFileAbility},
 	{"directories", checkDirectories},
 	{"watch", checkWatch},
-	{"snapshot", checkSnapshot},
-	{"fork", checkFork},
 	{"prepare", checkPrepare},
 }
 
@@ -320,53 +318,6 @@ func checkWatch(t testing.TB, s *suite) {
 	}
 	s.delete(t, sb)
 	for range third { // closed with the sandbox
-	}
-}
-
-func checkSnapshot(t testing.TB, s *suite) {
-	spec, _ := s.command(t, job{program: Exit0})
-	sb := s.create(t, spec)
-	a := ability[isolation.Snapshotter](t, s, isolation.AbilitySnapshot, sb)
-	b := ability[isolation.Restorer](t, s, isolation.AbilityRestore, s.d)
-	name := "snap-" + s.id()
-	if err := a.Snapshot(s.ctx(t), name); err != nil {
-		t.Fatalf("Snapshot: %v", err)
-	}
-	for range 2 {
-		clone, err := b.Restore(s.ctx(t), s.id(), name)
-		if err != nil {
-			t.Fatalf("Restore: %v", err)
-		}
-		t.Cleanup(func() { s.delete(t, clone) })
-		r := s.startIn(t, clone, job{program: Exit7})
-		if e := r.wait(t); e.Code != 7 {
-			t.Errorf("in a clone: %v", e)
-		}
-	}
-	_, err := b.Restore(s.ctx(t), s.id(), "no-"+name)
-	is(t, "Restore of nothing", err, isolation.ErrNotFound)
-	_, err = b.Restore(s.ctx(t), sb.ID(), name)
-	is(t, "Restore under an id in use", err, isolation.ErrAlreadyExists)
-}
-
-func checkFork(t testing.TB, s *suite) {
-	spec, _ := s.command(t, job{program: Exit0})
-	sb := s.create(t, spec)
-	a := ability[isolation.Forker](t, s, isolation.AbilityFork, sb)
-	ids := []string{s.id(), s.id()}
-	forks, err := a.Fork(s.ctx(t), ids)
-	if err != nil || len(forks) != len(ids) {
-		t.Fatalf("Fork: %d sandboxes, %v", len(forks), err)
-	}
-	for i, f := range forks {
-		t.Cleanup(func() { s.delete(t, f) })
-		if f.ID() != ids[i] {
-			t.Errorf("ID() is %q, want %q", f.ID(), ids[i])
-		}
-		r := s.startIn(t, f, job{program: Exit7})
-		if e := r.wait(t); e.Code != 7 {
-			t.Errorf("in a fork: %v", e)
-		}
 	}
 }
 

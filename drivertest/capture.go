@@ -54,12 +54,18 @@ func (c *capture) String() string { return string(c.bytes()) }
 // awaitReady waits until the program wrote that it is.
 func (r *run) awaitReady(t testing.TB) {
 	t.Helper()
+	r.await(t, "ready\n")
+}
+
+// await waits until the program has written this, and nothing else.
+func (r *run) await(t testing.TB, want string) {
+	t.Helper()
 	timeout := time.After(r.s.c.Patience)
-	for r.out.String() != "ready\n" {
+	for r.out.String() != want {
 		select {
 		case <-r.out.writes:
 		case <-timeout:
-			t.Fatalf("the program wrote %.80q in %v, want ready", r.out.bytes(), r.s.c.Patience)
+			t.Fatalf("the program wrote %.80q in %v, want %q", r.out.bytes(), r.s.c.Patience, want)
 		}
 	}
 }

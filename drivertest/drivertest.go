@@ -80,7 +80,7 @@ func groups() []struct {
 	}{
 		{"probe", probeChecks}, {"lifecycle", lifecycleChecks}, {"ids", idChecks}, {"arguments", argumentChecks},
 		{"exec", execChecks}, {"kill", killChecks}, {"stdio", stdioChecks}, {"limits", limitChecks},
-		{"abilities", abilityChecks}, {"recover", recoverChecks}, {"close", closeChecks}, {"hammer", hammerChecks},
+		{"abilities", abilityChecks}, {"copies", copyChecks}, {"recover", recoverChecks}, {"close", closeChecks}, {"hammer", hammerChecks},
 	}
 }
 

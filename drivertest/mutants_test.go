@@ -294,7 +294,7 @@ func TestMutants(t *testing.T) {
 			},
 		}},
 		{"an ability is told and missing", "abilities/told and found", mutant{
-			probe: func(f *isolation.Features) { f.Abilities = append(f.Abilities, isolation.AbilitySnapshot) },
+			probe: func(f *isolation.Features) { f.Abilities = append(f.Abilities, isolation.AbilityPrepare) },
 		}},
 		{"an ability is there and not told", "abilities/told and found", mutant{
 			probe: func(f *isolation.Features) { f.Abilities = f.Abilities[1:] },

@@ -154,12 +154,26 @@ func (g *guest) awaitSnapshot() error {
 				return &classError{classSupport, fmt.Errorf("a snapshot with %d programs: needs control groups of version 2", n)}
 			}
 			err = nil
+		} else if err == nil {
+			err = awaitFrozen(all)
 		}
 		if err != nil {
 			return err
 		}
 	}
 	runtime.GC() // what is garbage now is in no clone
+	return nil
+}
+
+// frozenWait bounds the wait until all programs stand still.
+const frozenWait = 2 * time.Second
+
+func awaitFrozen(g *cgroup.Group) error {
+	for end := time.Now().Add(frozenWait); !g.Frozen(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			return &classError{classFailed, fmt.Errorf("programs do not stand still after %v", frozenWait)}
+		}
+	}
 	return nil
 }
 

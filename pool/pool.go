@@ -69,14 +69,6 @@ func New(c Config) (*Pool, error) {
 // Name returns the driver's: a pooled engine is the same engine.
 func (p *Pool) Name() string { return p.inner.Name() }
 
-// Unwrap lets isolation.As find the driver's abilities.
-func (p *Pool) Unwrap() any {
-	if r, ok := isolation.As[isolation.Recoverer](p.inner); ok {
-		return recovering{r, p}
-	}
-	return p.inner
-}
-
 // Probe implements isolation.Driver.
 func (p *Pool) Probe(ctx context.Context) (isolation.Features, error) { return p.inner.Probe(ctx) }
 
@@ -106,7 +98,7 @@ func (p *Pool) create(ctx context.Context, id string, spec isolation.Spec) (_ *s
 		return nil, err
 	}
 	defer p.work.Done()
-	sb := &sandbox{p: p, id: id, created: time.Now(), detached: spec.Detached}
+	sb := &sandbox{p: p, id: id, created: time.Now(), theirs: spec.Detached}
 	k, alike := keyOf(spec)
 	if alike {
 		sb.inner, sb.innerID = p.claim(ctx, k, spec)
@@ -192,7 +184,7 @@ func (p *Pool) Close() error {
 	p.closed = true
 	var out []*sandbox
 	for _, sb := range p.out {
-		if sb != nil && !sb.detached {
+		if sb != nil && !sb.theirs {
 			out = append(out, sb)
 		}
 	}

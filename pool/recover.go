@@ -9,12 +9,13 @@ import (
 // recovering finds the driver's detached sandboxes, which have the caller's ids
 // there, too.
 type recovering struct {
+	inner any
 	isolation.Recoverer
 	p *Pool
 }
 
 // Unwrap lets isolation.As find the driver's other abilities.
-func (r recovering) Unwrap() any { return r.p.inner }
+func (r recovering) Unwrap() any { return r.inner }
 
 // Recover implements [isolation.Recoverer].
 func (r recovering) Recover(ctx context.Context, id string) (isolation.Sandbox, error) {
@@ -30,7 +31,7 @@ func (r recovering) recover(ctx context.Context, id string) (*sandbox, error) {
 		return nil, err
 	}
 	defer r.p.work.Done()
-	sb := &sandbox{p: r.p, id: id, innerID: id, detached: true}
+	sb := &sandbox{p: r.p, id: id, innerID: id, theirs: true}
 	var err error
 	if sb.inner, err = r.Recoverer.Recover(ctx, id); err != nil {
 		r.p.release(id, nil)

@@ -15,8 +15,8 @@ type sandbox struct {
 	created time.Time
 	inner   isolation.Sandbox
 	innerID string
-	// detached: it is not deleted with the pool.
-	detached bool
+	// theirs: it is not deleted with the pool, but deleted or let go with the driver.
+	theirs bool
 
 	mu       sync.Mutex // guards what follows; never held across a call of the driver
 	starting int        // Execs under way
@@ -38,9 +38,6 @@ func (a *attempt) begin() (first bool) {
 }
 
 func (s *sandbox) ID() string { return s.id }
-
-// Unwrap lets isolation.As find the driver's abilities.
-func (s *sandbox) Unwrap() any { return s.inner }
 
 func (s *sandbox) notThere(op string) error {
 	return s.p.fail(op, s.id, isolation.NotStarted, isolation.ErrNotFound)

@@ -22,6 +22,12 @@ func (s *sandbox) wear(d *Driver) isolation.Sandbox {
 	if told(isolation.AbilityPause) {
 		v = pauser{v, h}
 	}
+	if told(isolation.AbilitySnapshot) {
+		v = snapshotter{v, h}
+	}
+	if told(isolation.AbilityFork) {
+		v = forker{v, h}
+	}
 	if told(isolation.AbilityReset) {
 		v = resetter{v, h}
 	}

@@ -51,10 +51,14 @@ func New(c Config) *Driver {
 
 // Unwrap lets isolation.As find what the features tell.
 func (d *Driver) Unwrap() any {
-	if slices.Contains(d.features.Abilities, isolation.AbilityRecover) {
-		return recovering{d}
+	var v any
+	if slices.Contains(d.features.Abilities, isolation.AbilityRestore) {
+		v = restoring{d, v}
 	}
-	return nil
+	if slices.Contains(d.features.Abilities, isolation.AbilityRecover) {
+		v = recovering{d, v}
+	}
+	return v
 }
 
 // Name implements isolation.Driver.

@@ -18,10 +18,12 @@ import (
 type Host struct {
 	mu       sync.Mutex
 	detached map[string]*sandbox // guarded by mu; by the driver's name and the id
+	// snapshots of all drivers, by name
+	snapshots map[string]*saved // guarded by mu
 }
 
 // NewHost makes a host.
-func NewHost() *Host { return &Host{detached: map[string]*sandbox{}} }
+func NewHost() *Host { return &Host{detached: map[string]*sandbox{}, snapshots: map[string]*saved{}} }
 
 func hostKey(engine, id string) string { return engine + "/" + id }
 
@@ -137,7 +139,12 @@ func (b borrowed) Wait(ctx context.Context) (isolation.Exit, error) {
 }
 
 // recovering is a driver that finds detached sandboxes.
-type recovering struct{ d *Driver }
+type recovering struct {
+	d     *Driver
+	inner any
+}
+
+func (r recovering) Unwrap() any { return r.inner }
 
 // Recoverable implements isolation.Recoverer.
 func (r recovering) Recoverable(ctx context.Context) ([]isolation.Recoverable, error) {

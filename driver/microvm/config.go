@@ -4,10 +4,10 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/axocoatl/isolation"
-	"github.com/axocoatl/isolation/driver/internal/proc"
 )
 
 // The engines.
@@ -16,15 +16,15 @@ const (
 	Firecracker = "firecracker"
 )
 
-// Driver is one engine. It implements [isolation.Driver].
-type Driver = proc.Driver
-
 // Config makes a driver. Templates is needed.
 type Config struct {
 	// Engine is QEMU or Firecracker; empty: QEMU.
 	Engine string
 	// Templates is the directory that has the templates.
 	Templates string
+	// Snapshots is the directory that has the snapshots. Empty: "snapshots" beside
+	// Templates.
+	Snapshots string
 	// RunDir is where machines have their sockets: a short path (unix(7)).
 	// Empty: /run/axo/microvm, or a directory of the user's.
 	RunDir string
@@ -83,6 +83,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Templates == "" {
 		return c, fmt.Errorf("microvm: no directory of templates: %w", isolation.ErrInvalidArgument)
+	}
+	if c.Snapshots == "" {
+		c.Snapshots = filepath.Join(filepath.Dir(filepath.Clean(c.Templates)), "snapshots")
 	}
 	if c.RunDir == "" {
 		c.RunDir = "/run/axo/microvm"

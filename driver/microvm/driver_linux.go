@@ -16,12 +16,17 @@ import (
 )
 
 // New returns an engine.
-func New(c Config) (*Driver, error) {
+func New(c Config) (isolation.Driver, error) {
 	c, err := c.withDefaults()
 	if err != nil {
 		return nil, err
 	}
-	return proc.New(&engine{cfg: c}, c.Drain), nil
+	e := &engine{cfg: c}
+	d := proc.New(e, c.Drain)
+	if e.copies() {
+		return &restorer{d, e}, nil
+	}
+	return d, nil
 }
 
 type engine struct {
@@ -86,6 +91,9 @@ func (e *engine) Features() isolation.Features {
 			isolation.OptionCwd, isolation.OptionUser, isolation.OptionHostname, isolation.OptionTerminal, isolation.OptionTemplate,
 		},
 		Abilities: []string{isolation.AbilityPause, isolation.AbilityPrepare, isolation.AbilityFiles, isolation.AbilityWatch},
+	}
+	if e.copies() {
+		f.Abilities = append(f.Abilities, isolation.AbilitySnapshot, isolation.AbilityRestore, isolation.AbilityFork)
 	}
 	if e.cfg.Builder != nil {
 		f.Runs = append(f.Runs, isolation.ContainerImage)

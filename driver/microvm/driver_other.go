@@ -10,7 +10,7 @@ import (
 )
 
 // New returns an engine that says what it needs.
-func New(c Config) (*Driver, error) {
+func New(c Config) (isolation.Driver, error) {
 	c, err := c.withDefaults()
 	if err != nil {
 		return nil, err

@@ -17,7 +17,8 @@ import (
 	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
 )
 
-// loaded is a template whose files are open, verified, and can be mapped.
+// loaded is a template, or a machine that was captured, whose files are open,
+// verified, and can be mapped.
 type loaded struct {
 	*Template
 	users int      // guarded by the engine's mu
@@ -38,6 +39,9 @@ func (l *loaded) close() {
 func load(t *Template, v vmm) (_ *loaded, err error) {
 	if err := t.fits(v); err != nil {
 		return nil, err
+	}
+	if t.RAM.Size != int64(t.Shape.MemoryMiB)<<20 {
+		return nil, fmt.Errorf("template %s: %d bytes of memory for a machine of %d MiB: %w", t.Name, t.RAM.Size, t.Shape.MemoryMiB, isolation.ErrFailedPrecondition)
 	}
 	l := &loaded{Template: t}
 	defer func() {
@@ -61,6 +65,7 @@ func load(t *Template, v vmm) (_ *loaded, err error) {
 		if err := check(fileDisk, h, t.Disk); err != nil {
 			return nil, err
 		}
+		t.Disk.Is = is
 	}
 	if l.state, err = inMemory(t, fileState, t.State); err != nil {
 		return nil, err
@@ -192,10 +197,14 @@ func Installed(c Config) error {
 func (t *Template) fits(v vmm) error {
 	k := t.Key
 	k.Layout, k.Binary, k.CPU = layout, v.caps().id, hostCPU()
-	if why := t.Key.differs(k); why != "" {
-		return errStale(t.Name, why)
+	why := t.Key.differs(k)
+	switch {
+	case why == "":
+		return nil
+	case t.Live != nil:
+		return fmt.Errorf("snapshot %s was taken with %s: %w", t.Name, why, isolation.ErrFailedPrecondition)
 	}
-	return nil
+	return errStale(t.Name, why)
 }
 
 // Check reports why a template cannot be used as it is: nil if it can. What c's

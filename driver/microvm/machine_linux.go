@@ -34,6 +34,11 @@ type machine struct {
 	vm    vm            // nil: not started
 	dir   string        // of its sockets; "": none
 
+	from     *Template
+	spec     isolation.Spec
+	token    []byte  // of the last SYNC that gave one
+	borrowed *loaded // the snapshot that it was made of; nil: none
+
 	memory int64 // bytes that the guest has
 	still  stillness
 
@@ -51,16 +56,22 @@ func (e *engine) Create(ctx context.Context, id string, spec isolation.Spec) (pr
 	if err != nil {
 		return nil, err
 	}
-	return m, nil
+	return m.place(), nil
 }
 
-func (e *engine) create(ctx context.Context, id string, spec isolation.Spec) (_ *machine, err error) {
+func (e *engine) create(ctx context.Context, id string, spec isolation.Spec) (*machine, error) {
 	t, err := e.template(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
 	defer e.release(t)
-	m := &machine{eng: e, name: "axo-microvm-" + id + "-" + rand.Text()[:10]}
+	return e.raise(ctx, id, spec, t)
+}
+
+// raise starts a machine that goes on where another was stopped, and makes it
+// unlike that before anything else.
+func (e *engine) raise(ctx context.Context, id string, spec isolation.Spec, t *loaded) (_ *machine, err error) {
+	m := &machine{eng: e, name: "axo-microvm-" + id + "-" + rand.Text()[:10], from: t.Template, spec: spec}
 	defer func() {
 		if err != nil {
 			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
@@ -86,14 +97,14 @@ func (e *engine) create(ctx context.Context, id string, spec isolation.Spec) (_ 
 		return nil, err
 	}
 	m.vm, err = q.restore(ctx, &e.spawner, &restoreConfig{
-		machineConfig: machineConfig{shape: t.Shape, dir: m.dir, ram: t.ram, disk: t.disk, tasks: m.group.Joins(), group: m.group.Into(), started: m.started}, state: state,
+		machineConfig: machineConfig{shape: t.Shape, dir: m.dir, ram: t.ram, disk: t.disk, tasks: m.group.Joins(), group: m.group.Into(), started: m.started}, state: state, live: t.Live != nil,
 	})
 	if err != nil {
 		return nil, err
 	}
 	m.Programs = guestconn.Programs{Resources: spec.Resources, Request: t.request(spec.Requirement), PID: m.vm.pid(), Lost: m.lost}
 	for tries := 1; ; tries++ {
-		err := m.introduce(ctx, spec)
+		err := m.introduce(ctx, spec, t.token())
 		if err == nil {
 			return m, nil
 		}
@@ -105,19 +116,30 @@ func (e *engine) create(ctx context.Context, id string, spec isolation.Spec) (_ 
 
 // introduce connects to the guest and makes the machine unlike all others. It
 // can be done again: nothing has run yet.
-func (m *machine) introduce(ctx context.Context, spec isolation.Spec) error {
+func (m *machine) introduce(ctx context.Context, spec isolation.Spec, token []byte) error {
 	rw, err := m.vm.DialGuest(ctx)
 	if err != nil {
 		return err
 	}
-	if m.Conn, err = guestconn.Open(ctx, rw, nil); err != nil {
+	if m.Conn, err = guestconn.Open(ctx, rw, token); err != nil {
 		return fmt.Errorf("%w%s", err, m.vm.LastWords())
 	}
-	if err := m.Conn.Sync(ctx, unlike(spec)); err != nil {
+	sync := unlike(spec)
+	if err := m.Conn.Sync(ctx, sync); err != nil {
 		m.Conn.Close()
 		return fmt.Errorf("sync: %w", err)
 	}
+	m.token = sync.Token
 	return nil
+}
+
+// token is what a guest that was connected to another host, and may be amidst a
+// frame, waits for; nil: nothing.
+func (t *Template) token() []byte {
+	if t.Live == nil {
+		return nil
+	}
+	return t.Live.Token
 }
 
 // unlike makes what tells a machine from all others of its template.
@@ -252,15 +274,28 @@ func (m *machine) Start(ctx context.Context, p *proc.Process) (proc.Task, error)
 	if err != nil {
 		return nil, err
 	}
-	return &task{Task: t, m: m, before: before, over: make(chan struct{})}, nil
+	return m.task(t, before), nil
+}
+
+func (m *machine) task(t proc.Task, before time.Duration) *task {
+	return &task{Task: t, m: m, before: before, over: make(chan struct{})}
+}
+
+// Adopt implements [proc.Adopter].
+func (m *machine) Adopt(ctx context.Context, p *proc.Process, from isolation.Offsets) (proc.Task, error) {
+	t, err := m.Programs.Adopt(ctx, p, from)
+	if err != nil {
+		return nil, err
+	}
+	return m.task(t, -1<<62), nil // what its QEMU used before is not known
 }
 
 // task is a program whose machine ends if the guest does not end it.
 type task struct {
 	proc.Task
 	m      *machine
-	over   chan struct{} // closed when it has ended
-	ended  atomic.Bool   // and before that
+	ended  atomic.Bool
+	over   chan struct{} // closed when it has ended and its output is delivered
 	killed atomic.Bool   // its machine was, because the guest did not end it
 
 	before time.Duration // what the VMM had used when the program was started
@@ -294,6 +329,7 @@ func (t *task) bounded(guest time.Duration) time.Duration {
 
 func (t *task) Settle(st *proc.Status) {
 	t.Task.Settle(st)
+	close(t.over)
 	st.CPU = t.bounded(st.CPU)
 }
 
@@ -328,7 +364,6 @@ func (t *task) Kill() {
 func (t *task) Wait() proc.Status {
 	st := t.Task.Wait()
 	t.ended.Store(true)
-	close(t.over)
 	if st.Lost && (t.m.killed.Load() || t.killed.Load()) {
 		// It is known what became of it: it ended with its machine.
 		st = proc.Status{Signal: isolation.SIGKILL, Forced: true, Ended: st.Ended, CPU: st.CPU}
@@ -429,6 +464,10 @@ func (m *machine) Remove(ctx context.Context) error {
 			return err
 		}
 		m.dir = ""
+	}
+	if m.borrowed != nil {
+		m.eng.release(m.borrowed)
+		m.borrowed = nil
 	}
 	if m.entry != nil {
 		if err := m.entry.Done(); err != nil {

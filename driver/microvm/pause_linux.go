@@ -61,20 +61,25 @@ func limited(s *wire.SyncMessage, r isolation.Resources) *wire.SyncMessage {
 	return s
 }
 
-// letEnd has a paused machine run until a program that was told to end has: a
-// machine that stands still ends nothing. Its other programs run as long.
+// letEnd has a paused machine run until a program that was told to end has, and
+// what it wrote is here: a machine that stands still ends nothing. Its other programs
+// run as long.
 func (m *machine) letEnd(t *task) {
 	m.still.mu.Lock()
 	defer m.still.mu.Unlock()
 	if !m.still.is.Load() || t.ended.Load() || m.vm.Thaw() != nil {
 		return
 	}
+	m.Conn.Hold(false)
 	select {
 	case <-t.over:
 	case <-time.After(obeys):
-		t.killed.Store(true)
-		m.vm.Kill()
-		return
+		if !t.ended.Load() {
+			t.killed.Store(true)
+			m.vm.Kill()
+			return
+		}
 	}
+	m.Conn.Hold(true)
 	_ = m.vm.Freeze() // fails where QEMU is gone
 }

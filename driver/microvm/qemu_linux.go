@@ -52,7 +52,7 @@ func (q *qemuVMM) boot(ctx context.Context, s *spawn.Spawner, c *bootConfig) (vm
 
 func (q *qemuVMM) restore(ctx context.Context, s *spawn.Spawner, c *restoreConfig) (vm, error) {
 	qc := q.config(&c.machineConfig)
-	qc.State = c.state
+	qc.State, qc.Devices = c.state, c.live
 	return startQEMU(ctx, s, qc)
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
 	"github.com/axocoatl/isolation/driver/internal/root"
 	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
 )
@@ -40,8 +41,21 @@ type Template struct {
 	Disk  file `json:"disk"`
 	RAM   file `json:"ram"`
 	State file `json:"state"`
+	// Live is what a snapshot of a sandbox has beside; nil: nobody's program ran.
+	Live *Live `json:"live,omitempty"`
 
 	dir string
+}
+
+// Live is a sandbox of which a machine is a snapshot.
+type Live struct {
+	Spec  isolation.Spec `json:"spec"`
+	Held  proc.Held      `json:"processes"`
+	Token []byte         `json:"token"` // by which the guest knows its host; secret
+	Taken time.Time      `json:"taken"`
+	// Stopped is how long the sandbox stood still for it, Took what all of it took.
+	Stopped time.Duration `json:"stopped_ns"`
+	Took    time.Duration `json:"took_ns"`
 }
 
 type file struct {

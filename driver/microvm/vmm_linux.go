@@ -118,6 +118,7 @@ type bootConfig struct {
 type restoreConfig struct {
 	machineConfig
 	state *os.File // the devices', from its beginning
+	live  bool     // it is one of living.Capture
 }
 
 // vm is a running machine.
@@ -138,4 +139,19 @@ type vm interface {
 	Wait()
 	Panicked() string
 	LastWords() string
+}
+
+// living is a vm that can be copied while it lives.
+type living interface {
+	vm
+	// Capture stops the machine and returns the state of its devices. Its memory
+	// stays as it is until Continue.
+	Capture(ctx context.Context) (state []byte, err error)
+	Continue(ctx context.Context) error
+	// RAM opens the file that its memory started from, and Dirty calls put with
+	// what differs from that in a stopped machine.
+	RAM() (*os.File, error)
+	Dirty(size int64, put func(offset int64, b []byte) error) error
+	// Find opens the file that it has open and is tells.
+	Find(is func(f *os.File) bool) (*os.File, error)
 }

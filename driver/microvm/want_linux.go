@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -261,11 +262,14 @@ func (e *engine) hold(t *Template) (*loaded, error) {
 	return nil, nil
 }
 
-// release says that no more machines are made of it by who held it.
+// release says that no more machines are made of it by who held it. A snapshot is
+// kept in memory only while somebody does.
 func (e *engine) release(l *loaded) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if l.users--; l.users == 0 && e.closed {
-		l.close()
+	if l.users--; l.users > 0 || !e.closed && l.Live == nil {
+		return
 	}
+	l.close()
+	e.ready = slices.DeleteFunc(e.ready, func(r *loaded) bool { return r == l })
 }

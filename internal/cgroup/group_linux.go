@@ -299,6 +299,9 @@ func (g *Group) Freeze(on bool) error {
 	return write(filepath.Join(g.dirs[0], "cgroup.freeze"), value)
 }
 
+// Frozen reports whether Freeze has reached all members.
+func (g *Group) Frozen() bool { return g.v2 && value(g.dirs[0], "cgroup.events", "frozen") == 1 }
+
 // needed lists the controllers of a group. The directory of the first is where
 // the members are listed.
 func (t *Tree) needed(r Limits) []string {

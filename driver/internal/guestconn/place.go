@@ -41,6 +41,16 @@ func (pl *Programs) Start(ctx context.Context, p *proc.Process) (proc.Task, erro
 	return &task{pl: pl, p: p, r: r}, nil
 }
 
+// Adopt implements a method of proc.Adopter.
+func (pl *Programs) Adopt(ctx context.Context, p *proc.Process, from isolation.Offsets) (proc.Task, error) {
+	r, err := pl.Conn.Attach(ctx, &wire.AttachMessage{ID: p.ID(), Stdout: uint64(from.Stdout), Stderr: uint64(from.Stderr)})
+	if err != nil {
+		return nil, err
+	}
+	p.Out, p.Err = p.NewStream(r.Stdout, nil), p.NewStream(r.Stderr, nil)
+	return &task{pl: pl, p: p, r: r}, nil
+}
+
 // Kill ends the programs that this connection knows of.
 func (pl *Programs) Kill() {
 	pl.Conn.mu.Lock()

@@ -140,19 +140,30 @@ func (d *Driver) Create(ctx context.Context, id string, spec isolation.Spec) (is
 	if err != nil {
 		return nil, d.fail("create", id, isolation.NotStarted, err)
 	}
-	var out isolation.Sandbox = sb
-	if p, ok := sb.place.(Preparer); ok {
-		out = preparing{out, sb, p}
+	return sb.wear(), nil
+}
+
+// wear wraps a sandbox in the abilities of its place.
+func (s *sandbox) wear() isolation.Sandbox {
+	var out isolation.Sandbox = s
+	if p, ok := s.place.(Preparer); ok {
+		out = preparing{out, s, p}
 	}
-	if p, ok := sb.place.(Pauser); ok {
-		out = pausing{out, sb, p}
+	if p, ok := s.place.(Pauser); ok {
+		out = pausing{out, s, p}
 	}
-	if f, ok := sb.place.(Filer); ok {
+	if p, ok := s.place.(Snapshotter); ok {
+		out = snapshotting{out, s, p}
+	}
+	if p, ok := s.place.(Forker); ok {
+		out = forking{out, s, p}
+	}
+	if f, ok := s.place.(Filer); ok {
 		if files := f.Files(); files != nil {
-			out = filing{out, sb, files}
+			out = filing{out, s, files}
 		}
 	}
-	return out, nil
+	return out
 }
 
 func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (*sandbox, error) {
@@ -172,7 +183,7 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (*s
 	if err := d.eng.Check(spec); err != nil {
 		return nil, err
 	}
-	sb := &sandbox{d: d, id: id, spec: spec, created: begin, live: map[string]*Process{}, known: map[string]bool{}, turn: make(chan struct{}, 1)}
+	sb := newSandbox(d, id, spec, begin)
 	if err := d.reserve(sb); err != nil {
 		return nil, err
 	}
@@ -188,6 +199,12 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (*s
 	sb.place = pl
 	sb.createTook = time.Since(begin)
 	return sb, nil
+}
+
+func newSandbox(d *Driver, id string, spec isolation.Spec, created time.Time) *sandbox {
+	return &sandbox{
+		d: d, id: id, spec: spec, created: created, live: map[string]*Process{}, known: map[string]bool{}, turn: make(chan struct{}, 1),
+	}
 }
 
 func (d *Driver) reserve(sb *sandbox) error {

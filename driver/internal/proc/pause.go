@@ -138,6 +138,16 @@ func (w *wall) stop() {
 	}
 }
 
+// rest is what is left of the limit; 0: there is none.
+func (w *wall) rest() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.timer == nil {
+		return w.left
+	}
+	return max(1, w.left-time.Since(w.from))
+}
+
 func (w *wall) end() {
 	w.stop()
 	w.mu.Lock()

@@ -37,6 +37,7 @@ type sandbox struct {
 	holding  int           // calls that have the place; none begins once deleting or paused
 	quiet    chan struct{} // closed when holding is 0 again; nil: nobody waits
 	paused   bool          // or about to be
+	barrier  chan struct{} // closed when the sandbox is not to be left alone any more; nil: it is not
 	deleting bool
 	deleted  bool
 	attempt  *attempt // the deletion that is under way
@@ -59,7 +60,7 @@ func (p preparing) Unwrap() any { return p.Sandbox }
 
 // Prepare implements [isolation.Preparer].
 func (p preparing) Prepare(ctx context.Context, language string) error {
-	if err := p.sb.hold(); err != nil {
+	if err := p.sb.hold(ctx, nil); err != nil {
 		return p.sb.fail("prepare", "", err)
 	}
 	defer p.sb.release()
@@ -70,22 +71,40 @@ func (p preparing) Prepare(ctx context.Context, language string) error {
 }
 
 // hold keeps the sandbox's place, as it is, until release: unless it goes
-// already, or is paused.
-func (s *sandbox) hold() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.holdLocked()
+// already, or is paused. With it f is done, which must not wait; nil: nothing.
+func (s *sandbox) hold(ctx context.Context, f func() error) error {
+	for {
+		wait, err := s.tryHold(f)
+		if wait == nil {
+			return err
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
-func (s *sandbox) holdLocked() error {
+// tryHold returns what to wait for when the sandbox is to be left alone now.
+func (s *sandbox) tryHold(f func() error) (wait chan struct{}, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
 	case s.deleting:
-		return fmt.Errorf("sandbox %s was deleted: %w", s.id, isolation.ErrNotFound)
+		return nil, fmt.Errorf("sandbox %s was deleted: %w", s.id, isolation.ErrNotFound)
 	case s.paused:
-		return fmt.Errorf("sandbox %s is paused: %w", s.id, isolation.ErrFailedPrecondition)
+		return nil, fmt.Errorf("sandbox %s is paused: %w", s.id, isolation.ErrFailedPrecondition)
+	case s.barrier != nil:
+		return s.barrier, nil
+	}
+	if f != nil {
+		if err := f(); err != nil {
+			return nil, err
+		}
 	}
 	s.holding++
-	return nil
+	return nil, nil
 }
 
 func (s *sandbox) release() {
@@ -188,11 +207,8 @@ func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio is
 	}
 	// The caller may go on to use his slices.
 	spec.Args, spec.Env = slices.Clone(spec.Args), slices.Clone(spec.Env)
-	p := &Process{sb: s, Spec: spec, Stdio: stdio, done: make(chan struct{}), meter: meter{limit: spec.Limits.OutputBytes}}
-	p.meter.over = func() {
-		p.Stop(isolation.ReasonOutputLimit, 0, fmt.Sprintf("more than %d bytes of output", spec.Limits.OutputBytes))
-	}
-	if err := s.reserve(p); err != nil {
+	p := s.newProcess(spec, stdio)
+	if err := s.reserve(ctx, p); err != nil {
 		return nil, err
 	}
 	defer s.release()
@@ -210,23 +226,28 @@ func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio is
 	return p, nil
 }
 
-func (s *sandbox) reserve(p *Process) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p.id = p.Spec.ExecID
-	if p.id == "" {
-		for p.id == "" || s.takenLocked(p.id) {
-			s.made++
-			p.id = "exec-" + strconv.Itoa(s.made)
+func (s *sandbox) newProcess(spec isolation.ProcessSpec, stdio isolation.Stdio) *Process {
+	p := &Process{sb: s, Spec: spec, Stdio: stdio, done: make(chan struct{}), meter: meter{limit: spec.Limits.OutputBytes}}
+	p.meter.over = func() {
+		p.Stop(isolation.ReasonOutputLimit, 0, fmt.Sprintf("more than %d bytes of output", spec.Limits.OutputBytes))
+	}
+	return p
+}
+
+func (s *sandbox) reserve(ctx context.Context, p *Process) error {
+	return s.hold(ctx, func() error {
+		p.id = p.Spec.ExecID
+		if p.id == "" {
+			for p.id == "" || s.takenLocked(p.id) {
+				s.made++
+				p.id = "exec-" + strconv.Itoa(s.made)
+			}
+		} else if s.takenLocked(p.id) {
+			return fmt.Errorf("process %s: %w", p.id, isolation.ErrAlreadyExists)
 		}
-	} else if !s.deleting && s.takenLocked(p.id) {
-		return fmt.Errorf("process %s: %w", p.id, isolation.ErrAlreadyExists)
-	}
-	if err := s.holdLocked(); err != nil {
-		return err
-	}
-	s.live[p.id] = p
-	return nil
+		s.live[p.id] = p
+		return nil
+	})
 }
 
 func (s *sandbox) takenLocked(id string) bool { return s.live[id] != nil || s.known[id] }

@@ -27,6 +27,7 @@ type Config struct {
 	Disk    *os.File // root disk, read-only
 	Boot    *Boot
 	State   *os.File // without Boot: the devices' state, from its beginning
+	Devices bool     // State is one of Capture
 	// Tasks are files of control groups of version 1 that QEMU joins, and Group is
 	// the directory of one of version 2 that it is in.
 	Tasks []*os.File
@@ -83,8 +84,10 @@ func Start(ctx context.Context, s *spawn.Spawner, c *Config) (_ *Machine, err er
 	if c.Boot != nil {
 		return m, nil
 	}
-	if err := m.qmp.ignoreShared(ctx); err != nil {
-		return nil, err
+	if !c.Devices {
+		if err := m.qmp.ignoreShared(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if _, err := m.qmp.do(ctx, "migrate-incoming", map[string]string{"uri": fmt.Sprintf("fd:%d", fdState)}, nil); err != nil {
 		return nil, err
