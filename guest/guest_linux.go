@@ -6,7 +6,6 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -144,13 +143,6 @@ func (g *guest) setUp(f *os.File) error {
 	if err := g.readPlan(f); err != nil {
 		return err
 	}
-	if g.plan.Process.KeepGroups {
-		// Programs have it from the guest: without a root in its user namespace,
-		// the files of what cannot be read belong to nobody here.
-		if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(g.plan.Process.OOMScoreAdj)), 0); err != nil {
-			return err
-		}
-	}
 	// Nobody but the host reads this process's memory.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl", err)
@@ -166,7 +158,7 @@ func (g *guest) setUp(f *os.File) error {
 	for _, fd := range g.plan.Held {
 		unix.CloseOnExec(fd)
 	}
-	build := g.makeRoot
+	build := g.awaitRoot
 	if g.plan.Made {
 		build = g.enterRoot
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/axocoatl/isolation/internal/spawn"
 )
 
-// makeRoot builds the root file system of the plan and changes to it. It
+// makeRoot builds the root file system of a machine's programs and changes to it. It
 // returns the first process of the programs' pid namespace. It runs before any
 // program does: nothing here races with hostile code. Names below an overlay
 // are the image's, though, and may be links to anywhere: they are resolved
@@ -28,7 +28,7 @@ func (g *guest) makeRoot() (*os.File, error) {
 		return nil, os.NewSyscallError("mount private", err)
 	}
 	scratch := fmt.Sprintf("mode=755,size=%d,nr_inodes=%d", p.Root.Size, p.Root.Inodes)
-	if g.vm != nil && g.vm.Upper.Device != "" {
+	if g.vm.Upper.Device != "" {
 		if err := mountDisk(g.vm.Upper, p.Staging, unix.MS_NOSUID|unix.MS_NODEV); err != nil {
 			return nil, err
 		}
@@ -50,13 +50,7 @@ func (g *guest) makeRoot() (*os.File, error) {
 		}
 	}
 	root := filepath.Join(base, "root")
-	var err error
-	if len(p.Root.Overlay) > 0 {
-		err = mountOverlay(base, root, &p.Root)
-	} else {
-		err = os.NewSyscallError("mount root", unix.Mount(root, root, "", unix.MS_BIND, ""))
-	}
-	if err != nil {
+	if err := mountOverlay(base, root, &p.Root); err != nil {
 		return nil, err
 	}
 	r, err := openTree(root)
@@ -64,9 +58,6 @@ func (g *guest) makeRoot() (*os.File, error) {
 		return nil, err
 	}
 	defer r.close()
-	if len(p.Root.Overlay) == 0 {
-		r.own = newOwn(root)
-	}
 	for _, d := range p.Root.Dirs {
 		if err := r.dir(d); err != nil {
 			return nil, fmt.Errorf("directory %s: %w", d.Path, err)
@@ -114,26 +105,19 @@ func (g *guest) makeRoot() (*os.File, error) {
 			return init, os.NewSyscallError("mount_setattr", err)
 		}
 	}
-	if g.vm != nil {
-		return init, switchRoot(root)
-	}
-	return init, pivotRoot(root)
+	return init, switchRoot(root)
 }
 
-// pivotRoot puts the new root in the place of the old one.
-func pivotRoot(root string) error {
-	if err := unix.Chdir(root); err != nil {
-		return err
+// awaitRoot waits for the process that makes the root.
+func (g *guest) awaitRoot() (*os.File, error) {
+	unix.CloseOnExec(g.plan.Init)
+	defer unix.Close(g.plan.Ready)
+	var b [1]byte
+	for {
+		if _, err := unix.Read(g.plan.Ready, b[:]); err != unix.EINTR {
+			return os.NewFile(uintptr(g.plan.Init), "init"), os.NewSyscallError("read", err)
+		}
 	}
-	// The old root is put on top of the new one and taken away
-	// (pivot_root(2), NOTES).
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return os.NewSyscallError("pivot_root", err)
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return os.NewSyscallError("umount", err)
-	}
-	return unix.Chdir("/")
 }
 
 // enterRoot does what is left to do in a root that a runtime has made. The
@@ -240,10 +224,6 @@ func mountLayer(l plan.Layer, dir string) error {
 		return err
 	}
 	defer unix.Close(to)
-	if l.FD > 0 {
-		defer unix.Close(l.FD)
-		return move(l.FD, to)
-	}
 	from, err := unix.Open(l.Source, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: l.Source, Err: err}
@@ -254,8 +234,7 @@ func mountLayer(l plan.Layer, dir string) error {
 
 // tree is the root that is being built, by descriptor.
 type tree struct {
-	fd  int
-	own *own // nil: names are others'
+	fd int
 }
 
 func openTree(path string) (*tree, error) {
@@ -302,9 +281,6 @@ func (t *tree) makeAll(dir string) (int, error) {
 }
 
 func (t *tree) dir(d plan.Dir) error {
-	if t.own.has(d.Path) {
-		return t.own.dir(d)
-	}
 	fd, err := t.makeAll(d.Path)
 	if err != nil {
 		return err
@@ -318,9 +294,6 @@ func (t *tree) dir(d plan.Dir) error {
 
 // scratch makes the directory that has the name, and binds it on its place.
 func (t *tree) scratch(m plan.Mount, name string) error {
-	if t.own.has(m.Target) {
-		return t.own.scratch(m, name)
-	}
 	to, err := t.makeAll(m.Target)
 	if err != nil {
 		return err
@@ -387,9 +360,6 @@ func (t *tree) files(p *plan.Plan) error {
 }
 
 func (t *tree) file(f plan.File) error {
-	if t.own.has(f.Path) {
-		return t.own.file(f)
-	}
 	up, base, err := t.parent(f.Path)
 	if err != nil {
 		return err
@@ -409,9 +379,6 @@ func (t *tree) file(f plan.File) error {
 }
 
 func (t *tree) link(l plan.Link) error {
-	if t.own.has(l.Path) {
-		return t.own.link(l)
-	}
 	up, base, err := t.parent(l.Path)
 	if err != nil {
 		return err
@@ -451,18 +418,11 @@ func (t *tree) place(name string, from int) (int, error) {
 }
 
 func (t *tree) mount(m plan.Mount) error {
-	if m.FD == 0 && t.own.has(m.Target) {
-		return t.own.mount(m)
-	}
-	if t.own != nil {
-		t.own.bound = append(t.own.bound, m.Target)
-	}
-	from, err := m.FD, error(nil)
-	switch {
-	case m.FD > 0:
-	case m.Source != "":
+	var from int
+	var err error
+	if m.Source != "" {
 		from, err = unix.Open(m.Source, unix.O_PATH|unix.O_CLOEXEC, 0)
-	default:
+	} else {
 		from, err = newFS(m)
 	}
 	if err != nil {
@@ -474,7 +434,7 @@ func (t *tree) mount(m plan.Mount) error {
 		return err
 	}
 	defer unix.Close(to)
-	if m.FD == 0 && m.Source != "" {
+	if m.Source != "" {
 		return bind(from, to, m.Attr)
 	}
 	return move(from, to)

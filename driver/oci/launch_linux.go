@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -80,7 +81,6 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 		return err
 	}
 	p := &d.Plan
-	p.Loopback = true
 	l.share(c, p)
 	layers, err := c.openLayers()
 	l.open = append(l.open, layers...)
@@ -88,7 +88,7 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 		return err
 	}
 	for i, f := range layers {
-		p.Root.Overlay[i] = plan.Layer{FD: l.pass(f)}
+		p.Root.Overlay[i] = plan.Layer{FD: int(f.Fd())}
 	}
 	for _, x := range d.Idmapped {
 		m := &p.Mounts[x.Mount]
@@ -96,27 +96,31 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 		if err != nil {
 			return fmt.Errorf("mount %s: %w", m.Source, err)
 		}
-		m.FD = l.pass(l.keep(f))
+		m.FD = int(l.keep(f).Fd())
 	}
-	if err := l.plan(p); err != nil {
+	root := makeRoot(p, c.ids.credential())
+	made := *p
+	made.Init, made.Ready = l.pass(nil), l.pass(nil)
+	made.Root.Dirs, made.Root.Files, made.Root.Links, made.Late, made.Masked, made.ReadOnly = nil, nil, nil, nil, nil, nil
+	if err := l.plan(&made); err != nil {
 		return err
 	}
-	// By a number above all that the guest gets: it is looked up when those
-	// are in place.
 	guest, err := e.guest.open()
 	if err != nil {
 		return fmt.Errorf("embedded %s: %w", guestName, err)
 	}
-	exe, err := dupAbove(guest, len(l.files))
-	if err != nil {
-		return err
+	oom := ""
+	if c.ids.single {
+		// Programs have it from the guest: without a root in its user namespace the
+		// files of what cannot be read belong to nobody there.
+		oom = strconv.Itoa(p.Process.OOMScoreAdj)
 	}
-	l.keep(exe)
 	pid, pidfd, err := e.spawner.Start(spawn.Spec{
-		Path: fmt.Sprintf("/proc/self/fd/%d", exe.Fd()), Args: []string{guestName}, Env: []string{"GOMAXPROCS=1"}, Dir: "/", Files: l.files,
-		Cred: c.ids.credential(), KeepCapabilities: c.ids.single,
+		Program: guest, Args: []string{guestName}, Env: []string{"GOMAXPROCS=1"}, Dir: "/", Files: l.files,
+		Cred: c.ids.credential(), KeepCapabilities: c.ids.single, OOMScoreAdj: oom,
 		ParentDeathSignal: syscall.SIGKILL,
 		Namespaces:        namespaces, Group: c.group.Keeper(),
+		Beside: root, BesideInit: made.Init, BesideDone: made.Ready,
 		Map: func(pid int) error {
 			if err := writeMaps(pid, d.UIDMap, d.GIDMap, c.ids.single); err != nil {
 				return err
@@ -140,6 +144,9 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 		return fmt.Errorf("make the container: %w%s", err, c.lastWords())
 	}
 	c.notes = hello.Notes
+	for _, n := range root.Notes {
+		c.notes = append(c.notes, fmt.Sprintf("%s: %v", n.Name, n.Err))
+	}
 	failpoint.Hit(failpoint.OCIMade)
 	return c.conn.begin(hello)
 }

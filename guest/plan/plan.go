@@ -1,7 +1,8 @@
-// Package plan is the document by which the builtin launcher tells the guest,
-// which is the first process of a container, how to make the container around
-// itself. Both are of one build, and the document comes from the host: it is
-// trusted, and has no versions.
+// Package plan is the document by which a host tells the guest, the first process
+// of a sandbox, what the sandbox is. In a virtual machine the guest makes all of
+// it; in a container it finds the root made, by the host's child or by an OCI
+// runtime, and does the rest. Both are of one build, and the document comes from
+// the host: it is trusted, and has no versions.
 package plan
 
 // Descriptors that the guest inherits. Those of mounts follow.
@@ -21,7 +22,12 @@ type Plan struct {
 	// Made: an OCI runtime has made the root, its mounts and the host name. The
 	// guest adds directories and files of Root, a proc of the programs' pid
 	// namespace, Masked and ReadOnly.
-	Made   bool
+	Made bool
+	// Init is a pidfd of the first process of the programs' pid namespace. It makes
+	// the root, its mounts, the host name and the loopback interface; when it is
+	// done Ready, a pipe, reads to its end. 0: see Made.
+	Init   int
+	Ready  int
 	Mounts []Mount // in this order
 	Late   []Link  // links in what was mounted
 	// Masked and ReadOnly are paths in the container, made unreadable and
@@ -62,9 +68,9 @@ type Root struct {
 
 // Layer is one read-only directory of an overlay.
 type Layer struct {
-	// FD is a detached mount (open_tree(2)) that the guest inherited.
+	// FD is a descriptor of a detached mount (open_tree(2)); 0: none.
 	FD int
-	// Source is a path of the host, if FD is 0.
+	// Source is a path, if FD is 0.
 	Source string
 }
 
@@ -72,10 +78,10 @@ type Layer struct {
 type Dir struct {
 	Path string
 	Mode uint32 // 0: 0755, and one that is there stays as it is
-	// Scratch: it is a writable place of its own, whatever the root is. The
-	// guest makes it for a Mount.
+	// Scratch: it is a writable place of its own, whatever the root is. It is made
+	// for a Mount.
 	Scratch bool
-	UID     int // -1: the guest's
+	UID     int // -1: whoever makes it
 	GID     int
 }
 
@@ -99,7 +105,7 @@ type Mount struct {
 	// Scratch is a new writable directory, in the file system that has the
 	// root's size.
 	Scratch *Dir
-	// FD is a detached mount (open_tree(2)) that the guest inherited.
+	// FD is a descriptor of a detached mount (open_tree(2)); 0: none.
 	FD int
 	// Source is a path of the host to be bound, with Attr.
 	Source string

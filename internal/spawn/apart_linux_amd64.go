@@ -18,4 +18,14 @@ func rawApart3(args, size, c uintptr) (r uintptr)
 //go:nocheckptr
 func runApart(c *child) { c.run() }
 
-var _ = runApart // by rawApart
+//go:noescape
+func rawBeside(flags, parentTID, stack, c uintptr) (r uintptr)
+
+// runBeside is where the process beside it begins.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func runBeside(c *child) { c.runScript() }
+
+var _, _ = runApart, runBeside // by assembly

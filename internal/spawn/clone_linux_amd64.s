@@ -68,3 +68,25 @@ child:
 	MOVQ	R12, 0(SP)
 	CALL	·runApart(SB)
 	INT	$3
+
+// func rawBeside(flags, parentTID, stack, c uintptr) (r uintptr)
+//
+// The same for runBeside(c).
+TEXT ·rawBeside(SB),NOSPLIT|NOFRAME,$0-40
+	MOVQ	flags+0(FP), DI
+	MOVQ	parentTID+8(FP), DX
+	MOVQ	stack+16(FP), SI
+	MOVQ	c+24(FP), R12
+	XORL	R10, R10
+	XORL	R8, R8
+	XORL	R9, R9
+	MOVL	$56, AX			// SYS_clone
+	SYSCALL
+	TESTQ	AX, AX
+	JEQ	child
+	MOVQ	AX, r+32(FP)
+	RET
+child:
+	MOVQ	R12, 0(SP)
+	CALL	·runBeside(SB)
+	INT	$3

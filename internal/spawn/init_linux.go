@@ -12,51 +12,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// initProcess is what the idle process of a new namespace needs. Nothing in
-// it is allocated or grown after the clone.
-type initProcess struct {
-	sigIgnore  [4]uint64 // a struct sigaction of SIG_IGN
-	sigDefault [4]uint64
-	sigMask    uint64
-	fstype     *byte
-	target     *byte
-	ready      [2]int
-	report     [1]byte
-	pidfd      int32
-	flags      uintptr
-}
-
 // StartInit starts the first process of a new pid namespace: it mounts a proc
-// file system of that namespace on target, closes all descriptors, and from
-// then on does nothing, as the parent of orphans, which the kernel reaps for it
-// because it ignores SIGCHLD (wait(2)). It is this program's own copy and
-// executes nothing: it costs a few pages. It dies with its parent's namespace,
-// or by the returned pidfd.
+// file system of that namespace on target, and from then on does nothing, as the
+// parent of orphans. It dies with its parent's namespace, or by the returned
+// pidfd.
 func StartInit(target string) (pidfd *os.File, err error) {
-	p := &initProcess{flags: unix.CLONE_NEWPID}
-	if p.fstype, err = syscall.BytePtrFromString("proc"); err != nil {
-		return nil, err
-	}
-	if p.target, err = syscall.BytePtrFromString(target); err != nil {
-		return nil, err
-	}
-	_, fd, err := p.start()
-	if err != nil {
-		return nil, &os.PathError{Op: "mount proc", Path: target, Err: err}
-	}
-	return fd, nil
+	var s Script
+	s.Do("mount proc on "+target, unix.SYS_MOUNT, "proc", target, "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, 0)
+	_, fd, err := s.start(unix.CLONE_NEWPID)
+	return fd, err
 }
 
 // UserNamespace makes a user namespace with these maps (user_namespaces(7)),
 // without a process in it. It lives as long as the descriptor.
 func UserNamespace(uidMap, gidMap string) (*os.File, error) {
-	p := &initProcess{flags: unix.CLONE_NEWUSER}
-	pid, fd, err := p.start()
+	pid, fd, err := new(Script).start(unix.CLONE_NEWUSER)
 	if err != nil {
 		return nil, fmt.Errorf("make a user namespace: %w", err)
 	}
 	defer func() {
-		_ = unix.PidfdSendSignal(int(p.pidfd), unix.SIGKILL, nil, 0)
+		_ = unix.PidfdSendSignal(int(fd.Fd()), unix.SIGKILL, nil, 0)
 		reap(pid)
 		fd.Close()
 	}()
@@ -70,40 +45,45 @@ func UserNamespace(uidMap, gidMap string) (*os.File, error) {
 	return os.Open(dir + "ns/user")
 }
 
-// start starts the process and waits until it is ready.
-func (p *initProcess) start() (int, *os.File, error) {
-	p.sigIgnore[0] = 1
-	if err := unix.Pipe2(p.ready[:], unix.O_CLOEXEC); err != nil {
-		return 0, nil, os.NewSyscallError("pipe2", err)
+// start starts the idle process of new namespaces, which makes the steps first.
+func (s *Script) start(namespaces uintptr) (int, *os.File, error) {
+	idle, err := openIdle()
+	if err != nil {
+		return 0, nil, err
 	}
+	defer unix.Close(idle)
+	s.become(idle)
+	if err := s.check(); err != nil {
+		return 0, nil, err
+	}
+	shared, free, err := share()
+	if err != nil {
+		return 0, nil, err
+	}
+	defer free()
+	p := &idleChild{flags: namespaces | cloneFlags, run: scriptRun{steps: s.steps, out: &shared.script}}
 	syscall.ForkLock.Lock()
 	pid, errno := p.clone()
 	syscall.ForkLock.Unlock()
-	unix.Close(p.ready[1])
-	defer unix.Close(p.ready[0])
+	runtime.KeepAlive(s)
 	if errno != 0 {
 		return 0, nil, os.NewSyscallError("clone", errno)
 	}
-	var answer [1]byte
-	var n int
-	var err error
-	for {
-		if n, err = unix.Read(p.ready[0], answer[:]); err != unix.EINTR {
-			break
-		}
+	if err := s.error(&shared.script); err != nil {
+		reap(int(pid))
+		unix.Close(int(p.pidfd))
+		return 0, nil, err
 	}
-	if err == nil && n == 1 && answer[0] == 0 {
-		return int(pid), os.NewFile(uintptr(p.pidfd), "init"), nil
-	}
-	_ = unix.PidfdSendSignal(int(p.pidfd), unix.SIGKILL, nil, 0)
-	reap(int(pid))
-	unix.Close(int(p.pidfd))
-	if err == nil && n == 1 {
-		err = syscall.Errno(answer[0])
-	} else if err == nil {
-		err = errors.New("it died")
-	}
-	return 0, nil, err
+	return int(pid), os.NewFile(uintptr(p.pidfd), "init"), nil
+}
+
+// idleChild is what clone needs. Nothing in it is allocated or grown then.
+type idleChild struct {
+	flags      uintptr
+	pidfd      int32
+	run        scriptRun
+	sigDefault [4]uint64
+	sigMask    uint64
 }
 
 // clone makes the process, which never returns from here. See child.clone.
@@ -111,13 +91,9 @@ func (p *initProcess) start() (int, *os.File, error) {
 //go:noinline
 //go:norace
 //go:nocheckptr
-func (p *initProcess) clone() (pid uintptr, errno syscall.Errno) {
-	var (
-		e syscall.Errno
-		i uintptr
-	)
+func (p *idleChild) clone() (pid uintptr, errno syscall.Errno) {
 	beforeFork()
-	pid = rawVM(p.flags|unix.CLONE_PIDFD|uintptr(unix.SIGCHLD), uintptr(unsafe.Pointer(&p.pidfd)))
+	pid = rawVM(p.flags, uintptr(unsafe.Pointer(&p.pidfd)))
 	if pid != 0 {
 		afterFork()
 		if pid > ^uintptr(4095) {
@@ -126,25 +102,24 @@ func (p *initProcess) clone() (pid uintptr, errno syscall.Errno) {
 		return pid, 0
 	}
 	afterForkInChild()
-	for i = 1; i <= maxSignal; i++ {
-		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, i, uintptr(unsafe.Pointer(&p.sigDefault[0])), 0, 8, 0, 0)
-	}
-	syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGCHLD), uintptr(unsafe.Pointer(&p.sigIgnore[0])), 0, 8, 0, 0)
-	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&p.sigMask)), 0, 8, 0, 0)
-	syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0)
-	if p.target != nil {
-		_, _, e = syscall.RawSyscall6(unix.SYS_MOUNT, uintptr(unsafe.Pointer(p.fstype)), uintptr(unsafe.Pointer(p.target)),
-			uintptr(unsafe.Pointer(p.fstype)), unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, 0, 0)
-	}
-	p.report[0] = byte(e)
-	syscall.RawSyscall(unix.SYS_WRITE, uintptr(p.ready[1]), uintptr(unsafe.Pointer(&p.report[0])), 1)
-	syscall.RawSyscall(unix.SYS_CLOSE_RANGE, 0, ^uintptr(0)>>32, 0)
-	if e != 0 {
+	defaultSignals(&p.sigDefault, &p.sigMask)
+	p.run.run() // does not return if all is well
+	for {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 253, 0, 0)
 	}
-	for {
-		syscall.RawSyscall6(unix.SYS_PPOLL, 0, 0, 0, 0, 0, 0) // for ever
+}
+
+// defaultSignals gives all signals their default, also those that the host program
+// ignores, and unblocks them: what is ignored or blocked is inherited.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func defaultSignals(action *[4]uint64, mask *uint64) {
+	for i := uintptr(1); i <= maxSignal; i++ {
+		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, i, uintptr(unsafe.Pointer(action)), 0, 8, 0, 0)
 	}
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(mask)), 0, 8, 0, 0)
 }
 
 // EnterPID makes this spawner start its programs in the pid namespace of a

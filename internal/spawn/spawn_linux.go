@@ -10,6 +10,7 @@
 package spawn
 
 import (
+	"errors"
 	"os"
 	"runtime"
 	"sync"
@@ -38,7 +39,10 @@ type Credential struct {
 // and no others, is the leader of a new session, has all signals at their
 // default and unblocked, and a file mode mask of 022.
 type Spec struct {
-	Path    string
+	// Path is the program's, or what it is called if Program is set.
+	Path string
+	// Program is the program's file. It needs no name that leads to it.
+	Program *os.File
 	Args    []string // argv, with the program's name first
 	Env     []string
 	Dir     string
@@ -67,6 +71,16 @@ type Spec struct {
 	// DropCapabilities empties all sets but the bounding set, which is the
 	// thread's (capabilities(7)); see DropBounding.
 	DropCapabilities bool
+	// Beside is made by a process beside the child, which is the first of one more
+	// pid namespace, and which stays there, idle, when it is done. It begins when
+	// the maps are there, as Cred, with all capabilities of the user namespace and
+	// all descriptors of this process. The program is started meanwhile; it can wait
+	// for the end of what is made by reading Files[BesideDone] to its end. A step
+	// that fails is the error of Start.
+	Beside *Script
+	// BesideInit and BesideDone are the numbers of Files, which are nil there, that
+	// are a pidfd of that process, and the end of a pipe.
+	BesideInit, BesideDone int
 	// KeepCapabilities lets the program have all capabilities of its new user
 	// namespace also when its user is not root there (capabilities(7),
 	// "Ambient capability set").
@@ -127,6 +141,7 @@ const (
 	stepPrivileges
 	stepNamespace
 	stepFilter
+	stepBeside
 	stepExec
 )
 
@@ -134,7 +149,7 @@ var stepNames = [...]string{
 	stepSession: "new session", stepCgroup: "join cgroup", stepFiles: "set descriptors", stepDir: "enter directory",
 	stepUser: "change user", stepParent: "tie to parent", stepLimits: "set limits", stepMap: "wait for id maps",
 	stepOOM: "set oom_score_adj", stepMount: "mount", stepRoot: "change root", stepCapabilities: "drop capabilities", stepPrivileges: "set no_new_privs",
-	stepNamespace: "make cgroup namespace", stepFilter: "load seccomp filter", stepExec: "execute",
+	stepNamespace: "make cgroup namespace", stepFilter: "load seccomp filter", stepBeside: "start the first process of programs", stepExec: "execute",
 }
 
 // Spawner starts programs from one thread of its own: the kernel sends a
@@ -145,6 +160,7 @@ type Spawner struct {
 	calls  chan func()
 	closed bool
 	done   chan struct{}
+	idle   int // descriptor of the idle program; 0: not opened yet
 }
 
 // Close ends the thread, and with it what is tied to it.
@@ -153,6 +169,10 @@ func (s *Spawner) Close() {
 	s.closed = true
 	calls := s.calls
 	s.calls = nil
+	if s.idle > 0 {
+		unix.Close(s.idle)
+		s.idle = 0
+	}
 	s.mu.Unlock()
 	if calls != nil {
 		close(calls)
@@ -168,14 +188,35 @@ func (s *Spawner) Start(spec Spec) (pid int, pidfd *os.File, err error) {
 			unix.Close(fd)
 		}
 	}()
+	if err == nil && spec.Beside != nil {
+		err = c.prepareBeside(spec, s)
+	}
 	if err != nil {
 		return 0, nil, err
 	}
-	if serr := s.onThread(func() { pid, pidfd, err = c.start() }); serr != nil {
-		return 0, nil, serr
+	pid, pidfd, err = c.start(s)
+	if spec.Beside != nil {
+		spec.Beside.Notes = c.notes
 	}
 	runtime.KeepAlive(spec)
 	return pid, pidfd, err
+}
+
+// openIdle opens the idle program once.
+func (s *Spawner) openIdle() (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return -1, os.ErrClosed
+	}
+	if s.idle == 0 {
+		fd, err := openIdle()
+		if err != nil {
+			return -1, err
+		}
+		s.idle = fd
+	}
+	return s.idle, nil
 }
 
 // onThread runs f on the spawner's thread. The error is os.ErrClosed.
@@ -225,7 +266,7 @@ type child struct {
 	pidfd          int32
 	sigDefault     [4]uint64 // a struct sigaction of zeroes, which is SIG_DFL
 	sigMask        uint64
-	zero           [1]byte  // "0": the writer itself
+	zero           [2]byte  // "0": the writer itself; then the empty string
 	result         *outcome // written by the child
 	closeRangeFrom uintptr
 
@@ -251,6 +292,14 @@ type child struct {
 	cpus         *unix.CPUSet
 	terminal     bool
 	one          [1]byte
+	program      int // descriptor; -1: path says it
+	script       *Script
+	besideRun    scriptRun
+	besideStack  uintptr // like stack
+	besideInit   int     // of files
+	besideDone   int
+	besideFD     int32
+	notes        []Note
 	mounts       []mount
 	root         *byte
 	slash, dot   [2]byte // "/", "."
@@ -268,15 +317,20 @@ type rlimit struct {
 	value    [2]uint64
 }
 
-// outcome is how far a child got. It is in memory that parent and child share.
-type outcome struct{ step, errno uintptr }
+// outcome is how far a child got, and the process beside it. It is in memory that
+// parent and child share.
+type outcome struct {
+	step, errno uintptr
+	script      scriptOutcome
+}
 
 func prepare(s Spec) (*child, error) {
-	c := &child{parent: uintptr(os.Getpid()), deathSignal: uintptr(s.ParentDeathSignal), zero: [1]byte{'0'}}
+	c := &child{parent: uintptr(os.Getpid()), deathSignal: uintptr(s.ParentDeathSignal), zero: [2]byte{'0'}}
 	var err error
 	if c.path, err = syscall.BytePtrFromString(s.Path); err != nil {
 		return c, err
 	}
+	c.program = -1
 	if c.dir, err = syscall.BytePtrFromString(s.Dir); err != nil {
 		return c, err
 	}
@@ -294,14 +348,18 @@ func prepare(s Spec) (*child, error) {
 		return c, err
 	}
 	for i, fd := range c.files {
-		if fd >= len(c.files) {
-			continue
+		if c.files[i], err = c.above(fd); err != nil {
+			return c, err
 		}
-		// It would be overwritten by the program's before its turn came.
-		if c.files[i], err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, len(c.files)); err != nil {
-			return c, os.NewSyscallError("fcntl", err)
+	}
+	if s.Program != nil {
+		n, err := numbers([]*os.File{s.Program})
+		if err != nil {
+			return c, err
 		}
-		c.moved = append(c.moved, c.files[i])
+		if c.program, err = c.above(n[0]); err != nil {
+			return c, err
+		}
 	}
 	if c.tasks, err = numbers(s.Tasks); err != nil {
 		return c, err
@@ -390,9 +448,48 @@ func (c *child) prepareMounts(s Spec) error {
 	return err
 }
 
+// above is a descriptor, or a copy of one that would be overwritten by the program's
+// before its turn came. -1 has its turn.
+func (c *child) above(fd int) (int, error) {
+	if fd < 0 || fd >= len(c.files) {
+		return fd, nil
+	}
+	fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, len(c.files))
+	if err != nil {
+		return fd, os.NewSyscallError("fcntl", err)
+	}
+	c.moved = append(c.moved, fd)
+	return fd, nil
+}
+
+// beside prepares the process that makes the root.
+func (c *child) prepareBeside(s Spec, sp *Spawner) error {
+	if s.Namespaces&unix.CLONE_NEWPID == 0 || s.Cred == nil {
+		return errors.New("spawn: a root without namespaces and a user in them")
+	}
+	c.besideInit, c.besideDone = s.BesideInit, s.BesideDone
+	var script Script
+	script.changeUser(s.Cred)
+	script.append(s.Beside)
+	idle, err := sp.openIdle()
+	if err != nil {
+		return err
+	}
+	script.become(idle)
+	if err := script.check(); err != nil {
+		return err
+	}
+	c.script, c.besideRun.steps = &script, script.steps
+	return nil
+}
+
 func numbers(files []*os.File) ([]int, error) {
 	var out []int
 	for _, f := range files {
+		if f == nil {
+			out = append(out, -1)
+			continue
+		}
 		rc, err := f.SyscallConn()
 		if err != nil {
 			return nil, err
@@ -418,50 +515,32 @@ var lastCapability = sync.OnceValues(func() (uintptr, error) {
 	return 63, nil
 })
 
-func (c *child) start() (int, *os.File, error) {
+// start makes the child, on the spawner's thread, and sees it to its program.
+func (c *child) start(s *Spawner) (int, *os.File, error) {
 	free, err := c.share()
 	if err != nil {
 		return 0, nil, err
 	}
 	defer free()
-	c.mapped, c.started = [2]int{-1, -1}, [2]int{-1, -1}
-	defer func() {
-		for _, fd := range []int{c.mapped[0], c.mapped[1], c.started[0], c.started[1]} {
-			if fd >= 0 {
-				unix.Close(fd)
-			}
-		}
-	}()
-	if c.waits {
-		if err := unix.Pipe2(c.started[:], unix.O_CLOEXEC); err != nil {
-			return 0, nil, os.NewSyscallError("pipe2", err)
-		}
-		// Where a descriptor of the program goes it would be closed too early.
-		if old := c.started[1]; old < len(c.files) {
-			fd, err := unix.FcntlInt(uintptr(old), unix.F_DUPFD_CLOEXEC, len(c.files))
-			if err != nil {
-				return 0, nil, os.NewSyscallError("fcntl", err)
-			}
-			c.started[1] = fd
-			unix.Close(old)
-		}
+	if err := c.pipes(); err != nil {
+		return 0, nil, err
 	}
-	if c.mapIDs != nil {
-		if err := unix.Pipe2(c.mapped[:], unix.O_CLOEXEC); err != nil {
-			return 0, nil, os.NewSyscallError("pipe2", err)
-		}
+	defer c.closePipes()
+	var pid uintptr
+	var errno syscall.Errno
+	if err := s.onThread(func() {
+		syscall.ForkLock.Lock()
+		pid, errno = c.clone()
+		syscall.ForkLock.Unlock()
+	}); err != nil {
+		return 0, nil, err
 	}
-	syscall.ForkLock.Lock()
-	pid, errno := c.clone()
-	syscall.ForkLock.Unlock()
 	if errno != 0 {
 		return 0, nil, os.NewSyscallError("clone", errno)
 	}
 	if c.mapIDs != nil {
 		if err := c.mapIDs(int(pid)); err != nil {
-			_ = unix.PidfdSendSignal(int(c.pidfd), unix.SIGKILL, nil, 0)
-			reap(int(pid))
-			unix.Close(int(c.pidfd))
+			c.end(int(pid))
 			return 0, nil, err
 		}
 		_, _ = unix.Write(c.mapped[1], c.one[:]) // a child that is gone is seen below
@@ -480,10 +559,16 @@ func (c *child) start() (int, *os.File, error) {
 		unix.Close(int(c.pidfd))
 		return 0, nil, &Error{Step: stepNames[step], Err: syscall.Errno(c.result.errno)}
 	}
+	if c.script != nil {
+		if err := c.script.error(&c.result.script); err != nil {
+			c.end(int(pid))
+			return 0, nil, err
+		}
+		c.notes = c.script.noted(&c.result.script)
+	}
 	// Non-blocking, so that the runtime parks who waits for it.
 	if err := unix.SetNonblock(int(c.pidfd), true); err != nil {
-		_ = unix.PidfdSendSignal(int(c.pidfd), unix.SIGKILL, nil, 0)
-		unix.Close(int(c.pidfd))
+		c.end(int(pid))
 		return 0, nil, err
 	}
 	return int(pid), os.NewFile(uintptr(c.pidfd), "pidfd"), nil
@@ -506,6 +591,55 @@ func Wait(pid int, pidfd *os.File) (ws unix.WaitStatus, ru unix.Rusage, err erro
 	return ws, ru, err
 }
 
+// end ends a child that is of no use.
+func (c *child) end(pid int) {
+	_ = unix.PidfdSendSignal(int(c.pidfd), unix.SIGKILL, nil, 0)
+	reap(pid)
+	unix.Close(int(c.pidfd))
+}
+
+// pipes makes the pipes between parent and child.
+func (c *child) pipes() (err error) {
+	c.mapped, c.started = [2]int{-1, -1}, [2]int{-1, -1}
+	defer func() {
+		if err != nil {
+			c.closePipes()
+		}
+	}()
+	if c.waits {
+		if err := unix.Pipe2(c.started[:], unix.O_CLOEXEC); err != nil {
+			return os.NewSyscallError("pipe2", err)
+		}
+		// Where a descriptor of the program goes it would be closed too early.
+		for i, old := range c.started {
+			if old < len(c.files) {
+				if c.started[i], err = unix.FcntlInt(uintptr(old), unix.F_DUPFD_CLOEXEC, len(c.files)); err != nil {
+					c.started[i] = old
+					return os.NewSyscallError("fcntl", err)
+				}
+				unix.Close(old)
+			}
+		}
+		if c.script != nil {
+			c.files[c.besideDone] = c.started[0]
+		}
+	}
+	if c.mapIDs != nil {
+		if err := unix.Pipe2(c.mapped[:], unix.O_CLOEXEC); err != nil {
+			return os.NewSyscallError("pipe2", err)
+		}
+	}
+	return nil
+}
+
+func (c *child) closePipes() {
+	for _, fd := range []int{c.mapped[0], c.mapped[1], c.started[0], c.started[1]} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+}
+
 func reap(pid int) {
 	var ws unix.WaitStatus
 	for {
@@ -518,26 +652,43 @@ func reap(pid int) {
 // apartStack is far more than a child of raw system calls needs.
 const apartStack = 64 << 10
 
-// share finds the memory for the outcome, and for a stack.
+// share finds the memory for the outcome, and for stacks: of the child, and of the
+// process beside it.
 func (c *child) share() (free func(), err error) {
-	if !c.copied {
-		c.result = new(outcome)
-		if !c.waits {
-			return func() {}, nil
+	c.result, free = new(outcome), func() {}
+	if c.copied {
+		if c.result, free, err = share(); err != nil {
+			return nil, err
 		}
-		b, err := unix.Mmap(-1, 0, apartStack, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_STACK)
-		if err != nil {
-			return nil, os.NewSyscallError("mmap", err)
-		}
-		c.stack = uintptr(unsafe.Pointer(&b[apartStack-64])) // aligned, with room for an argument
-		return func() { _ = unix.Munmap(b) }, nil
 	}
-	b, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANON)
+	c.besideRun.out = &c.result.script
+	if !canApart || !c.waits || c.copied && c.script == nil {
+		return free, nil
+	}
+	b, err := unix.Mmap(-1, 0, 2*apartStack, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_STACK)
 	if err != nil {
+		free()
 		return nil, os.NewSyscallError("mmap", err)
 	}
-	c.result = (*outcome)(unsafe.Pointer(&b[0]))
-	return func() { _ = unix.Munmap(b) }, nil
+	top := func(n int) uintptr { return uintptr(unsafe.Pointer(&b[n*apartStack-64])) } // aligned, with room for arguments
+	if !c.copied {
+		c.stack = top(1)
+	}
+	c.besideStack = top(2)
+	unshare := free
+	return func() {
+		unshare()
+		_ = unix.Munmap(b)
+	}, nil
+}
+
+// share makes an outcome that a child with a copy of the memory shares.
+func share() (*outcome, func(), error) {
+	b, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANON)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("mmap", err)
+	}
+	return (*outcome)(unsafe.Pointer(&b[0])), func() { _ = unix.Munmap(b) }, nil
 }
 
 //go:linkname beforeFork syscall.runtime_BeforeFork
@@ -616,11 +767,7 @@ func (c *child) run() {
 		step uintptr
 		m    *mount
 	)
-	// Also what the host program ignores: an ignored signal is inherited.
-	for i = 1; i <= maxSignal; i++ {
-		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(i), uintptr(unsafe.Pointer(&c.sigDefault[0])), 0, 8, 0, 0)
-	}
-	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&c.sigMask)), 0, 8, 0, 0)
+	defaultSignals(&c.sigDefault, &c.sigMask)
 	syscall.RawSyscall(unix.SYS_UMASK, 0o022, 0, 0)
 
 	if c.mapped[0] >= 0 {
@@ -632,6 +779,23 @@ func (c *child) run() {
 	step = stepSession
 	if _, _, e = syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0); e != 0 {
 		goto fail
+	}
+	step = stepOOM
+	if c.oomBytes > 0 {
+		fd, _, errno := syscall.RawSyscall6(unix.SYS_OPENAT, ^uintptr(99), uintptr(unsafe.Pointer(unsafe.SliceData(c.oomPath))), unix.O_WRONLY|unix.O_CLOEXEC, 0, 0, 0)
+		if e = errno; e != 0 {
+			goto fail
+		}
+		if _, _, e = syscall.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(c.oom))), c.oomBytes); e != 0 {
+			goto fail
+		}
+	}
+	// Names lead elsewhere when the root has been made.
+	step = stepBeside
+	if c.script != nil {
+		if e = c.cloneBeside(); e != 0 {
+			goto fail
+		}
 	}
 	step = stepCgroup
 	for i = range c.tasks {
@@ -676,16 +840,6 @@ func (c *child) run() {
 	}
 	if c.cpus != nil { // as far as the host has them
 		syscall.RawSyscall(unix.SYS_SCHED_SETAFFINITY, 0, unsafe.Sizeof(*c.cpus), uintptr(unsafe.Pointer(c.cpus)))
-	}
-	step = stepOOM
-	if c.oomBytes > 0 {
-		fd, _, errno := syscall.RawSyscall6(unix.SYS_OPENAT, ^uintptr(99), uintptr(unsafe.Pointer(unsafe.SliceData(c.oomPath))), unix.O_WRONLY|unix.O_CLOEXEC, 0, 0, 0)
-		if e = errno; e != 0 {
-			goto fail
-		}
-		if _, _, e = syscall.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(c.oom))), c.oomBytes); e != 0 {
-			goto fail
-		}
 	}
 	// While the user is still who may.
 	step = stepMount
@@ -779,10 +933,50 @@ func (c *child) run() {
 		}
 	}
 	step = stepExec
-	_, _, e = syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(c.path)),
-		uintptr(unsafe.Pointer(&c.argv[0])), uintptr(unsafe.Pointer(&c.envp[0])))
+	if c.program >= 0 {
+		_, _, e = syscall.RawSyscall6(unix.SYS_EXECVEAT, uintptr(c.program), uintptr(unsafe.Pointer(&c.zero[1])),
+			uintptr(unsafe.Pointer(&c.argv[0])), uintptr(unsafe.Pointer(&c.envp[0])), unix.AT_EMPTY_PATH, 0)
+	} else {
+		_, _, e = syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(c.path)),
+			uintptr(unsafe.Pointer(&c.argv[0])), uintptr(unsafe.Pointer(&c.envp[0])))
+	}
 fail:
 	c.result.step, c.result.errno = step, uintptr(e)
+	for {
+		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 253, 0, 0)
+	}
+}
+
+// cloneBeside makes the process that makes the root, and puts a pidfd of it where the
+// program's descriptors do not go. If it cannot run beside this one it goes first.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (c *child) cloneBeside() (e syscall.Errno) {
+	var pid, fd uintptr
+	if c.besideStack != 0 {
+		pid = rawBeside(besideFlags, uintptr(unsafe.Pointer(&c.besideFD)), c.besideStack, uintptr(unsafe.Pointer(c)))
+	} else if pid = rawVM(besideFlags|unix.CLONE_VFORK, uintptr(unsafe.Pointer(&c.besideFD))); pid == 0 {
+		c.runScript()
+	}
+	if pid > ^uintptr(4095) {
+		return syscall.Errno(-pid)
+	}
+	fd, _, e = syscall.RawSyscall(unix.SYS_FCNTL, uintptr(c.besideFD), unix.F_DUPFD_CLOEXEC, uintptr(len(c.files)))
+	c.files[c.besideInit] = int(fd)
+	return e
+}
+
+const besideFlags = unix.CLONE_NEWPID | unix.CLONE_PIDFD | memoryFlag | uintptr(unix.SIGCHLD)
+
+// runScript is all that the process beside the child does. It does not return.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (c *child) runScript() {
+	c.besideRun.run()
 	for {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 253, 0, 0)
 	}
