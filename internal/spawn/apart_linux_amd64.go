@@ -26,6 +26,6 @@ func rawBeside(flags, parentTID, stack, c uintptr) (r uintptr)
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func runBeside(c *child) { c.runScript() }
+func runBeside(c *child) { c.besideRun.run() }
 
 var _, _ = runApart, runBeside // by assembly

@@ -958,7 +958,7 @@ func (c *child) cloneBeside() (e syscall.Errno) {
 	if c.besideStack != 0 {
 		pid = rawBeside(besideFlags, uintptr(unsafe.Pointer(&c.besideFD)), c.besideStack, uintptr(unsafe.Pointer(c)))
 	} else if pid = rawVM(besideFlags|unix.CLONE_VFORK, uintptr(unsafe.Pointer(&c.besideFD))); pid == 0 {
-		c.runScript()
+		c.besideRun.run()
 	}
 	if pid > ^uintptr(4095) {
 		return syscall.Errno(-pid)
@@ -969,15 +969,3 @@ func (c *child) cloneBeside() (e syscall.Errno) {
 }
 
 const besideFlags = unix.CLONE_NEWPID | unix.CLONE_PIDFD | memoryFlag | uintptr(unix.SIGCHLD)
-
-// runScript is all that the process beside the child does. It does not return.
-//
-//go:nosplit
-//go:norace
-//go:nocheckptr
-func (c *child) runScript() {
-	c.besideRun.run()
-	for {
-		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 253, 0, 0)
-	}
-}
