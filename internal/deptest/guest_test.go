@@ -13,8 +13,8 @@ import (
 // own that are internal. It runs as the first process of every sandbox, in each
 // of them anew: what is added here is added there.
 var guestPackages = strings.Fields(`
-	bufio bytes cmp context embed encoding encoding/base64 encoding/binary encoding/json errors fmt io io/fs iter maps math math/bits os path
-	path/filepath reflect runtime slices sort strconv strings sync sync/atomic syscall time unicode unicode/utf16 unicode/utf8 unsafe
+	bufio bytes cmp context embed encoding/binary errors fmt io io/fs iter maps math math/bits os path
+	path/filepath reflect runtime slices sort strconv strings sync sync/atomic syscall time unicode unicode/utf8 unsafe
 	golang.org/x/sys/unix
 	github.com/axocoatl/isolation/cmd/axo-guest
 	github.com/axocoatl/isolation/guest
