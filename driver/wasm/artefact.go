@@ -1,9 +1,13 @@
 package wasm
 
 import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -186,8 +190,9 @@ func (a *artefact) close() {
 
 // metaFile is meta with its MAC.
 type metaFile struct {
-	Meta meta   `json:"meta"`
-	MAC  string `json:"mac"`
+	Meta  meta   `json:"meta"`
+	Nonce string `json:"nonce"` // new for each artefact
+	MAC   string `json:"mac"`
 }
 
 const maxMetaBytes = 4096
@@ -214,7 +219,11 @@ func (c *cache) load(k key) (_ *artefact, err error) {
 		return nil, err
 	}
 	a.meta = m.Meta
-	sum, err := c.mac(a)
+	nonce, err := hex.DecodeString(m.Nonce)
+	if err != nil || len(nonce) != nonceSize {
+		return nil, errors.New("artefact without a nonce")
+	}
+	sum, err := c.mac(a, nonce)
 	if err != nil {
 		return nil, err
 	}
@@ -224,15 +233,70 @@ func (c *cache) load(k key) (_ *artefact, err error) {
 	return a, nil
 }
 
+// sealer computes the MAC of an artefact: HMAC-SHA256 over all that is short, and
+// over the tags of the pieces of its files. Those are GMAC's (AES-GCM without a
+// plaintext, NIST SP 800-38D), each under a nonce of its own: four times as fast
+// as SHA-256, and the first run in a process waits for it.
+type sealer struct {
+	hash.Hash
+	gcm   cipher.AEAD
+	nonce []byte // of the artefact, and at its end the number of the piece
+	piece []byte
+	tag   []byte
+}
+
+const (
+	nonceSize = 8
+	pieceSize = 256 << 10
+)
+
+func newSealer(secret, nonce []byte) (*sealer, error) {
+	key, err := hkdf.Expand(sha256.New, secret, "pieces of artefacts", 32)
+	if err != nil {
+		return nil, err
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	gcm, err := cipher.NewGCM(block)
+	if err != nil {
+		return nil, err
+	}
+	s := &sealer{Hash: hmac.New(sha256.New, secret), gcm: gcm, piece: make([]byte, pieceSize)}
+	s.nonce = append(append(s.nonce, nonce...), make([]byte, gcm.NonceSize()-nonceSize)...)
+	s.Write(nonce)
+	return s, nil
+}
+
+// pieces takes n bytes of a file.
+func (s *sealer) pieces(f *os.File, n int64) error {
+	for at := int64(0); at < n; {
+		b := s.piece[:min(n-at, pieceSize)]
+		if _, err := f.ReadAt(b, at); err != nil {
+			return err
+		}
+		at += int64(len(b))
+		number := s.nonce[nonceSize:]
+		binary.BigEndian.PutUint32(number, binary.BigEndian.Uint32(number)+1)
+		s.tag = s.gcm.Seal(s.tag[:0], s.nonce, nil, b)
+		s.Write(s.tag)
+	}
+	return nil
+}
+
 // mac opens the files of a and computes the MAC over key, meta and files. It
 // insists on the exact layout: a worker wrote it.
-func (c *cache) mac(a *artefact) ([]byte, error) {
+func (c *cache) mac(a *artefact, nonce []byte) ([]byte, error) {
 	root, err := os.OpenRoot(a.dir)
 	if err != nil {
 		return nil, err
 	}
 	defer root.Close()
-	h := hmac.New(sha256.New, c.secret)
+	h, err := newSealer(c.secret, nonce)
+	if err != nil {
+		return nil, err
+	}
 	metaJSON, err := json.Marshal(a.meta)
 	if err != nil {
 		return nil, err
@@ -263,7 +327,7 @@ func (c *cache) mac(a *artefact) ([]byte, error) {
 
 // hashNative hashes the one file of native code two directories down, and
 // opens the directory.
-func (a *artefact) hashNative(h hash.Hash, root *os.Root, native string) error {
+func (a *artefact) hashNative(h *sealer, root *os.Root, native string) error {
 	path := native
 	for range 2 {
 		entry, err := onlyEntry(root, path)
@@ -299,7 +363,7 @@ func size(f *os.File) (int64, error) {
 // maxArtefactFile bounds what a compile worker may make the host read.
 const maxArtefactFile = 1 << 30
 
-func hashFile(h hash.Hash, root *os.Root, name string) (*os.File, error) {
+func hashFile(h *sealer, root *os.Root, name string) (*os.File, error) {
 	before, err := root.Lstat(name)
 	if err != nil {
 		return nil, err
@@ -317,7 +381,7 @@ func hashFile(h hash.Hash, root *os.Root, name string) (*os.File, error) {
 	}
 	if err == nil {
 		fmt.Fprintf(h, "%q %d ", name, info.Size())
-		_, err = io.Copy(h, io.NewSectionReader(f, 0, info.Size()))
+		err = h.pieces(f, info.Size())
 	}
 	if err != nil {
 		f.Close()
@@ -348,11 +412,13 @@ func (c *cache) put(k key, tmp string, m meta) (*artefact, error) {
 	defer os.RemoveAll(tmp)
 	a := &artefact{key: k, dir: tmp, meta: m}
 	defer a.close()
-	sum, err := c.mac(a)
+	nonce := make([]byte, nonceSize)
+	rand.Read(nonce)
+	sum, err := c.mac(a, nonce)
 	if err != nil {
 		return nil, fmt.Errorf("compiled module: %w", err)
 	}
-	b, err := json.Marshal(metaFile{m, hex.EncodeToString(sum)})
+	b, err := json.Marshal(metaFile{m, hex.EncodeToString(nonce), hex.EncodeToString(sum)})
 	if err != nil {
 		return nil, err
 	}
