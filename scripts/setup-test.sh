@@ -32,6 +32,13 @@ if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
 elif [ "$status" != 0 ]; then
 	exit "$status"
 fi
+status=0
+./scripts/rust-wasi.sh wasm32-wasip1 >/dev/null || status=$?
+if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
+	echo "SKIPPED: the tests of Rust programs on both engines" >&2
+elif [ "$status" != 0 ]; then
+	exit "$status"
+fi
 for r in crun runc youki runsc; do
 	status=0
 	./scripts/runtimes.sh "$r" >/dev/null || status=$?

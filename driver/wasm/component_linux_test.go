@@ -34,6 +34,56 @@ func TestComponentConformance(t *testing.T) {
 	drivertest.Run(t, c)
 }
 
+// TestRustComponent has one program as a module and as the component that the same
+// compiler makes of it: both do the same, but for the status, of which preview 2
+// tells only whether it is 0.
+func TestRustComponent(t *testing.T) {
+	d := newDriver(t, Wasmtime)
+	module, component := testprog.Rust(t, "conform"), testprog.RustComponent(t, "conform")
+	for _, c := range []struct {
+		args, stdin string
+		env         []string
+		limits      isolation.Limits
+		memory      int64
+	}{
+		{args: "args a b ü"},
+		{args: "env", env: []string{"A=1", "B="}},
+		{args: "echo", stdin: strings.Repeat("0123456789abcdef", 1<<14)},
+		{args: "words", stdin: "the cat and the hat\n"},
+		{args: "exit 0"},
+		{args: "exit 1"},
+		{args: "panic oh"},
+		{args: "overflow"},
+		{args: "hog", memory: 32 << 20},
+		{args: "spin", limits: isolation.Limits{Wall: 200 * time.Millisecond}},
+		{args: "spin", limits: isolation.Limits{Fuel: 1e7}},
+		{args: "thread"},
+		{args: "clock"},
+		{args: "map"},
+		{args: "files /data"},
+		{args: "files /other"},
+	} {
+		t.Run(c.args, func(t *testing.T) {
+			t.Parallel()
+			if c.limits == (isolation.Limits{}) {
+				c.limits.Wall = time.Minute
+			}
+			var saw []seen
+			for _, path := range []string{module, component} {
+				spec := wasmSpec(path)
+				spec.Resources.MemoryBytes = c.memory
+				spec.Mounts = []isolation.Mount{{Source: t.TempDir(), Destination: "/data"}}
+				ps := isolation.ProcessSpec{Args: append([]string{"prog"}, strings.Fields(c.args)...), Env: c.env, Limits: c.limits}
+				r := run(t, d, spec, ps, strings.NewReader(c.stdin))
+				saw = append(saw, seen{r.stdout, r.stderr, r.exit.Reason, r.exit.Code, r.exit.Detail, ""})
+			}
+			if saw[0] != saw[1] {
+				t.Errorf("they differ:\nmodule    %s\ncomponent %s", saw[0], saw[1])
+			}
+		})
+	}
+}
+
 func TestComponentReasons(t *testing.T) {
 	d := newDriver(t, Wasmtime)
 	conform := testprog.Component(t, testprog.C(t, "conform"))

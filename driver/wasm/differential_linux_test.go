@@ -120,6 +120,32 @@ func TestEnginesAgree(t *testing.T) {
 		p.name = "c/" + p.name
 		add(p)
 	}
+	for _, p := range []program{
+		{args: []string{"args", "", "a b", "ü"}},
+		{args: []string{"env"}, env: []string{"A=1", "B="}},
+		{args: []string{"echo"}, stdin: random},
+		{args: []string{"words"}, stdin: []byte("the cat and the hat\n")},
+		{args: []string{"words"}, stdin: []byte("\xff")}, // not UTF-8
+		{args: []string{"exit", "7"}},
+		{args: []string{"panic", "at the disco"}},
+		{args: []string{"index"}},
+		{args: []string{"overflow"}},
+		{args: []string{"hog"}, memory: 32 << 20},
+		{args: []string{"spin"}, limits: isolation.Limits{Wall: wall}},
+		{args: []string{"thread"}},
+		{args: []string{"dial"}},
+		{args: []string{"clock"}},
+		{args: []string{"map"}},
+		{args: []string{"files", "/data"}, mount: true},
+		{args: []string{"files", "/other"}, mount: true},
+		{args: []string{"files", "/data"}},
+	} {
+		if p.limits.Wall == 0 {
+			p.limits = long
+		}
+		p.name, p.path = "rust", testprog.Rust(t, "conform")
+		add(p)
+	}
 	for _, p := range corpus {
 		t.Run(p.name+" "+strings.Join(p.args[:min(len(p.args), 2)], " "), func(t *testing.T) {
 			t.Parallel()

@@ -38,6 +38,39 @@ func BuildC(name string) (string, error) {
 	return buildC(name, ".wasm", cc, "--target=wasm32-wasi", "-O2", "-s")
 }
 
+// BuildRust compiles testdata/rust/NAME.rs for WASI preview 1.
+func BuildRust(name string) (string, error) { return buildRust(name, "wasm32-wasip1") }
+
+// BuildRustComponent compiles it for preview 2: what comes out is a component.
+func BuildRustComponent(name string) (string, error) { return buildRust(name, "wasm32-wasip2") }
+
+// rustCompilers are the commands that scripts/rust-wasi.sh finds, by target.
+var rustCompilers = map[string]func() (string, error){
+	"wasm32-wasip1": sync.OnceValues(func() (string, error) { return script("rust-wasi", "wasm32-wasip1") }),
+	"wasm32-wasip2": sync.OnceValues(func() (string, error) { return script("rust-wasi", "wasm32-wasip2") }),
+}
+
+func buildRust(name, target string) (string, error) {
+	command, err := rustCompilers[target]()
+	if err != nil {
+		return "", err
+	}
+	src, err := fs.ReadFile(sources, path.Join("testdata/rust", name+".rs"))
+	if err != nil {
+		return "", fmt.Errorf("test program %q: %w", name, err)
+	}
+	return cached(name+"."+target+".wasm", fmt.Appendf(nil, "%s %s", command, src), func(out string) error {
+		main := filepath.Join(filepath.Dir(out), "main.rs")
+		if err := os.WriteFile(main, src, 0o600); err != nil {
+			return err
+		}
+		f := append(strings.Fields(command), "--edition", "2021", "-O", "-C", "strip=symbols", "-o", out, filepath.Base(main))
+		cmd := exec.Command(f[0], f[1:]...)
+		cmd.Dir = filepath.Dir(main) // its panics tell the path as it is here
+		return run(cmd)
+	})
+}
+
 // BuildCNative compiles testdata/c/NAME.c with gcc for this host.
 func BuildCNative(name string) (string, error) {
 	cc, err := compiler("gcc", "cc")

@@ -19,6 +19,24 @@ func GoNative(t testing.TB, name string) string { t.Helper(); return need(t, Bui
 // C returns the path of a C program compiled by clang for wasm32-wasi.
 func C(t testing.TB, name string) string { t.Helper(); return need(t, BuildC, name) }
 
+// Rust returns the path of a Rust program compiled for WASI preview 1.
+func Rust(t testing.TB, name string) string { t.Helper(); return need(t, BuildRust, name) }
+
+// RustComponent returns the path of the same program as a component of WASI
+// preview 2: as the compiler makes it, or, where that lacks the target, of the module.
+func RustComponent(t testing.TB, name string) string {
+	t.Helper()
+	path, err := BuildRustComponent(name)
+	if errors.Is(err, ErrNoCompiler) {
+		t.Logf("made of the module: %v", err)
+		return Component(t, Rust(t, name))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // CNative returns the path of the same program compiled by gcc -O2.
 func CNative(t testing.TB, name string) string { t.Helper(); return need(t, BuildCNative, name) }
 
