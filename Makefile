@@ -3,6 +3,7 @@
 # make demo    build everything and run the main job on real input
 # make test    install what tests need, and run them
 # make test-cgroup2  the container tier where control groups are version 2, in an emulated machine
+# make fuzz-worker  fuzz what the wasmtime worker reads from its host, for SECONDS
 # make check   format, vet, lint with the layering rules, cross-builds, clean tree
 # make bench   the numbers of docs/CLAIMS.md
 
@@ -10,7 +11,7 @@ export CGO_ENABLED = 0
 WORKER = driver/wasm/embedded/axo-wasm
 GUEST = driver/oci/embedded/axo-guest
 
-.PHONY: build wasmtime demo test test-cgroup2 check bench setup cross clean
+.PHONY: build wasmtime fuzz-worker demo test test-cgroup2 check bench setup cross clean
 
 build: bin/axo
 
@@ -41,6 +42,11 @@ test: setup
 # Debian's kernel for clouds, in QEMU.
 test-cgroup2: setup
 	go run ./test/cgroup2 -kernel "$$(./scripts/kernel-package.sh)"
+
+SECONDS = 60
+
+fuzz-worker:
+	./scripts/wasmtime.sh fuzz $(SECONDS)
 
 GOLANGCI = build/golangci-lint-2.15.0
 

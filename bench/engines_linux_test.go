@@ -6,9 +6,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/wasm"
@@ -67,7 +69,7 @@ var toolInput = []byte(`{"customer":"Acme","items":[` + strings.Repeat(`{"name":
 // BenchmarkEngines has both engines run the same warm modules in turn, at the
 // driver's level, with a deadline and a memory limit.
 func BenchmarkEngines(b *testing.B) {
-	zero, time := wasmDriver(b, wasm.Wazero), wasmDriver(b, wasm.Wasmtime)
+	zero, fast := wasmDriver(b, wasm.Wazero), wasmDriver(b, wasm.Wasmtime)
 	for _, m := range []struct {
 		name, path string
 		stdin      []byte
@@ -80,21 +82,21 @@ func BenchmarkEngines(b *testing.B) {
 		b.Run(m.name, func(b *testing.B) {
 			compare(b, 0,
 				plain("wazero", warm(b, zero, m.path, deadline, m.stdin)),
-				plain("wasmtime", warm(b, time, m.path, deadline, m.stdin)))
+				plain("wasmtime", warm(b, fast, m.path, deadline, m.stdin)))
 		})
 	}
 	b.Run("component-hello", func(b *testing.B) {
 		path := testprog.C(b, "hello")
 		compare(b, 0,
-			plain("module", warm(b, time, path, deadline, nil)),
-			plain("component", warm(b, time, testprog.Component(b, path), deadline, nil)))
+			plain("module", warm(b, fast, path, deadline, nil)),
+			plain("component", warm(b, fast, testprog.Component(b, path), deadline, nil)))
 	})
 }
 
 // BenchmarkEnginesCPU has them compute, beside gcc -O2: with a deadline that is
 // kept by a kill, and with fuel.
 func BenchmarkEnginesCPU(b *testing.B) {
-	zero, time := wasmDriver(b, wasm.Wazero), wasmDriver(b, wasm.Wasmtime)
+	zero, fast := wasmDriver(b, wasm.Wazero), wasmDriver(b, wasm.Wasmtime)
 	fuel := isolation.Limits{Wall: deadline.Wall, Fuel: 1 << 60}
 	for _, c := range []struct{ name, arg string }{{"nbody", "1000000"}, {"sha256", "16"}} {
 		native, path := testprog.CNative(b, c.name), testprog.C(b, c.name)
@@ -106,8 +108,33 @@ func BenchmarkEnginesCPU(b *testing.B) {
 					}
 				}),
 				plain("wazero", warm(b, zero, path, deadline, nil, c.arg)),
-				plain("wasmtime", warm(b, time, path, deadline, nil, c.arg)),
-				plain("wasmtime-fuel", warm(b, time, path, fuel, nil, c.arg)))
+				plain("wasmtime", warm(b, fast, path, deadline, nil, c.arg)),
+				plain("wasmtime-fuel", warm(b, fast, path, fuel, nil, c.arg)))
+		})
+	}
+}
+
+// BenchmarkEnginesChecks reports the CPU time of the same programs on wasmtime alone,
+// with fuel, and with epochs, which axo does not use, against gcc -O2.
+func BenchmarkEnginesChecks(b *testing.B) {
+	for _, c := range []struct{ name, arg string }{{"nbody", "1000000"}, {"sha256", "16"}} {
+		b.Run(c.name, func(b *testing.B) {
+			var native []time.Duration
+			for b.Loop() {
+				cmd := exec.Command(testprog.CNative(b, c.name), c.arg)
+				if err := cmd.Run(); err != nil {
+					b.Fatal(err)
+				}
+				native = append(native, cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime())
+			}
+			slices.Sort(native)
+			floor := float64(native[len(native)/2])
+			b.ReportMetric(floor/1e3, "native-us")
+			b.ReportMetric(0, "ns/op") // of starting programs
+			for name, ns := range testprog.WasmtimeChecks(b, testprog.C(b, c.name), len(native), c.arg) {
+				b.ReportMetric(ns/1e3, name+"-us")
+				b.ReportMetric(ns/floor, name+"-x")
+			}
 		})
 	}
 }

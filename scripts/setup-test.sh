@@ -5,7 +5,7 @@
 # its own tests; with AXO_REQUIRE set it must be there.
 set -eu
 start=$(date +%s)
-packages="gcc libc6-dev python3 busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32 xz-utils qemu-system-x86 e2fsprogs util-linux mount procps crun runc bubblewrap uidmap libseccomp-dev pkg-config"
+packages="gcc g++ libc6-dev python3 busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32 xz-utils qemu-system-x86 e2fsprogs util-linux mount procps crun runc bubblewrap uidmap libseccomp-dev pkg-config"
 # A Rust toolchain of the user's own is left alone; Debian's newer one does too.
 if ! command -v cargo >/dev/null && apt-cache show cargo-web >/dev/null 2>&1; then
 	packages="$packages cargo-web rustc-web rustfmt-web rust-web-clippy"
@@ -30,6 +30,14 @@ status=0
 if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
 	echo "SKIPPED: the tests of the wasmtime worker, and all tests that need it" >&2
 elif [ "$status" != 0 ]; then
+	exit "$status"
+fi
+status=0
+says=$(./scripts/wasmtime.sh fuzz 10 2>&1) || status=$?
+if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
+	echo "SKIPPED: the fuzzing of the wasmtime worker" >&2
+elif [ "$status" != 0 ]; then
+	printf '%s\n' "$says" | tail -40 >&2
 	exit "$status"
 fi
 status=0

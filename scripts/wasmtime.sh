@@ -1,12 +1,15 @@
 #!/bin/sh
 # Builds the wasmtime worker and prints its path; or, with "componentize", the
-# tool that makes the tests' components. The build is kept outside of the clone,
+# tool that makes the tests' components. "fuzz" fuzzes its decoder for some seconds,
+# and needs a C++ compiler besides, for libFuzzer. "checks" measures what fuel and
+# epochs cost a module. The build is kept outside of the clone,
 # by lock file and toolchain: the first takes minutes.
 set -eu
 cd "$(dirname "$0")/../native"
 scripts=$PWD/../scripts
 case "${1:-build}" in
 componentize) cd componentize ;;
+fuzz) cd wasmtime-worker/fuzz ;;
 *) cd wasmtime-worker ;;
 esac
 if ! command -v cargo >/dev/null || ! command -v rustc >/dev/null; then
@@ -35,15 +38,42 @@ test)
 	export AXO_COMPONENTIZE
 	cargo test --quiet --release --locked --target "$host" >&2
 	;;
+fuzz)
+	if ! command -v c++ >/dev/null && ! command -v clang++ >/dev/null; then
+		echo "no C++ compiler: the worker's decoder is not fuzzed" >&2
+		exit 3
+	fi
+	# What the fuzzer steers by, which is all that cargo-fuzz would add here. Not
+	# static: libFuzzer looks for symbols that may not be there.
+	RUSTFLAGS=
+	for arg in level=4 inline-8bit-counters pc-table trace-compares; do
+		RUSTFLAGS="$RUSTFLAGS -C llvm-args=-sanitizer-coverage-$arg"
+	done
+	RUSTFLAGS="$RUSTFLAGS -C passes=sancov-module -C codegen-units=1" cargo build --quiet --release --locked --target "$host" >&2
+	rustc --edition 2024 -o "$dir/make-seeds" src/seeds.rs
+	"$dir/make-seeds" ../../../guest/wire/testdata/vectors.json "$dir/seeds"
+	mkdir -p "$dir/corpus"
+	cd "$dir" # where it leaves what it finds
+	"./$host/release/frames" -max_total_time="${2:-60}" -max_len=65536 -timeout=5 -rss_limit_mb=1024 -print_final_stats=1 corpus seeds >&2
+	;;
+checks)
+	shift
+	cargo bench --quiet --locked --target "$host" --bench checks -- "$@"
+	;;
 lint)
 	cargo fmt --check >&2
 	cargo clippy --quiet --release --locked --all-targets --target "$host" -- -D warnings >&2
 	cd ../componentize
 	cargo fmt --check >&2
 	cargo clippy --quiet --release --locked --target "$host" -- -D warnings >&2
+	cd ../wasmtime-worker/fuzz
+	cargo fmt --check >&2
+	if command -v c++ >/dev/null; then # its build compiles libFuzzer
+		cargo clippy --quiet --release --locked --target "$host" -- -D warnings >&2
+	fi
 	;;
 *)
-	echo "usage: wasmtime.sh [build|componentize|test|lint]" >&2
+	echo "usage: wasmtime.sh [build|componentize|test|lint|fuzz [SECONDS]|checks MODULE ROUNDS [ARG...]]" >&2
 	exit 2
 	;;
 esac

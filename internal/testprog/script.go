@@ -15,19 +15,19 @@ const noTool = 3
 
 // script runs one of the module's scripts/NAME.sh, which finds or builds a program
 // and prints its path. ErrNoCompiler: it is not there, and cannot be built here.
-func script(name, what string) (string, error) {
+func script(name string, args ...string) (string, error) {
 	_, here, _, ok := runtime.Caller(0)
 	if !ok {
 		return "", errors.New("the source of this package is not known")
 	}
-	cmd := exec.Command(filepath.Join(filepath.Dir(here), "..", "..", "scripts", name+".sh"), what)
+	cmd := exec.Command(filepath.Join(filepath.Dir(here), "..", "..", "scripts", name+".sh"), args...)
 	var out, says bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &says
 	err := cmd.Run()
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit) && exit.ExitCode() == noTool:
-		return "", fmt.Errorf("%s: %w: %s", what, ErrNoCompiler, bytes.TrimSpace(says.Bytes()))
+		return "", fmt.Errorf("%s: %w: %s", args[0], ErrNoCompiler, bytes.TrimSpace(says.Bytes()))
 	case err != nil:
 		return "", fmt.Errorf("%s: %w\n%s", cmd, err, says.Bytes())
 	}

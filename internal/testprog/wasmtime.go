@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -58,6 +59,25 @@ func componentize(from string) (string, error) {
 	return cached(name, fmt.Appendf(nil, "%s %s", tool, b), func(out string) error {
 		return run(exec.Command(tool, from, out))
 	})
+}
+
+// WasmtimeChecks runs a module on wasmtime with nothing that could interrupt it, with
+// fuel, and with epochs, a number of rounds, and returns the median CPU time of
+// each in nanoseconds.
+func WasmtimeChecks(t testing.TB, module string, rounds int, args ...string) map[string]float64 {
+	t.Helper()
+	out := need(t, func(string) (string, error) {
+		return script("wasmtime", append([]string{"checks", module, strconv.Itoa(rounds)}, args...)...)
+	}, module)
+	took := map[string]float64{}
+	for line := range strings.Lines(out) {
+		name, ns, _ := strings.Cut(strings.TrimSpace(line), " ")
+		var err error
+		if took[name], err = strconv.ParseFloat(ns, 64); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+	}
+	return took
 }
 
 // Wasmtime returns the path of the wasmtime worker.
