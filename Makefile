@@ -4,6 +4,8 @@
 # make test    install what tests need, and run them
 # make test-cgroup2  the container tier where control groups are version 2, in an emulated machine
 # make fuzz-worker  fuzz what the wasmtime worker reads from its host, for SECONDS
+# make test-kvm-nested  virtual machines with KVM, in an emulated machine that has it
+# make test-firecracker FIRECRACKER=FILE  virtual machines by that Firecracker, here or, without KVM, as above
 # make check   format, vet, lint with the layering rules, cross-builds, clean tree
 # make bench   the numbers of docs/CLAIMS.md
 
@@ -11,7 +13,7 @@ export CGO_ENABLED = 0
 WORKER = driver/wasm/embedded/axo-wasm
 GUEST = driver/oci/embedded/axo-guest
 
-.PHONY: build wasmtime fuzz-worker demo test test-cgroup2 check bench setup cross clean
+.PHONY: build wasmtime fuzz-worker demo test test-cgroup2 test-kvm-nested test-firecracker check bench setup cross clean
 
 build: bin/axo
 
@@ -47,6 +49,13 @@ SECONDS = 60
 
 fuzz-worker:
 	./scripts/wasmtime.sh fuzz $(SECONDS)
+
+# A processor of AMD's with virtualization, emulated.
+test-kvm-nested: setup
+	go run ./test/nested -kernel "$$(./scripts/kernel-package.sh)"
+
+test-firecracker: setup
+	./scripts/test-firecracker.sh "$(FIRECRACKER)"
 
 GOLANGCI = build/golangci-lint-2.15.0
 

@@ -157,7 +157,7 @@ func await(f func() error) error {
 // what has failed.
 func (g *guest) channel() (func(error) error, error) {
 	switch {
-	case g.vm.Port != "":
+	case g.vm.Port != "" && (g.vm.VsockPort == 0 || hasSerial()):
 		var f *os.File
 		err := await(func() (err error) {
 			f, err = openPort(g.vm.Port)
@@ -187,6 +187,13 @@ func (g *guest) channel() (func(error) error, error) {
 		}, nil
 	}
 	return nil, errors.New("the machine has neither port nor vsock_port")
+}
+
+// hasSerial reports whether the machine has a virtio serial device. It is there
+// as soon as its module is.
+func hasSerial() bool {
+	list, _ := filepath.Glob("/sys/bus/virtio/drivers/virtio_console/virtio*") // no bad pattern
+	return len(list) > 0
 }
 
 // openPort opens the virtio serial port of a name. There is no udev that would

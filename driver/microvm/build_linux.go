@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,12 +40,12 @@ func Build(ctx context.Context, c Config, bc BuildConfig) (*Template, error) {
 	if bc, err = bc.withDefaults(); err != nil {
 		return nil, err
 	}
-	if c.Engine == Firecracker && bc.Accel == qemu.TCG {
-		return nil, fmt.Errorf("engine firecracker does not emulate: %w", isolation.ErrInvalidArgument)
-	}
 	q, err := findVMM(c)
 	if err != nil {
 		return nil, err
+	}
+	if bc.Accel != "" && !slices.Contains(q.caps().accels, bc.Accel) {
+		return nil, fmt.Errorf("engine %s has no accelerator %s: %w", c.engine(), bc.Accel, isolation.ErrInvalidArgument)
 	}
 	if err := os.MkdirAll(c.Templates, 0o700); err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/axocoatl/isolation/driver/internal/proc"
 	"github.com/axocoatl/isolation/driver/microvm/internal/firecracker"
 	"github.com/axocoatl/isolation/driver/microvm/internal/jail"
 	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
@@ -18,26 +19,30 @@ type firecrackerVMM struct {
 }
 
 func findFirecracker(c Config) (vmm, error) {
-	path, id, err := findProgram(c.Firecracker, "firecracker", "Firecracker", "the program firecracker in PATH (https://github.com/firecracker-microvm/firecracker/releases)")
+	path, id, err := findProgram(c.Firecracker, "firecracker", "Firecracker", "the program firecracker in PATH (https://github.com/firecracker-microvm/firecracker/releases; make test-firecracker FIRECRACKER=FILE tries one, also without KVM)")
 	if err != nil {
 		return nil, err
 	}
 	if c.standIn == nil {
 		if err := jail.CheckKVM(); err != nil {
-			return nil, fmt.Errorf("the engine firecracker needs KVM: %w", err)
+			return nil, proc.Unsupported(fmt.Sprintf("Firecracker without KVM (%v)", err), "KVM; make test-firecracker FIRECRACKER=FILE tries Firecracker in an emulated machine that has it")
 		}
 	}
 	return &firecrackerVMM{path, id, c.standIn}, nil
 }
 
 func (f *firecrackerVMM) caps() caps {
-	return caps{
+	c := caps{
 		path: f.path, id: f.id, vsockPort: firecracker.GuestPort, accels: []string{qemu.KVM},
 		modules: []string{"virtio_mmio", "virtio_blk", "vmw_vsock_virtio_transport", "virtio_rng", "overlay", "erofs"},
 		// Its keyboard controller does nothing but a reset; it has one serial port.
 		options: "reboot=k i8042.noaux i8042.nomux i8042.dumbkbd 8250.nr_uarts=1",
 		reopens: true, resets: true,
 	}
+	if f.standIn != nil { // which emulates, and has no vsock that a guest could find
+		c.accels, c.port, c.modules = []string{qemu.TCG}, qemu.Port, append(c.modules, "virtio_console")
+	}
+	return c
 }
 
 // version is like "1.16.1".

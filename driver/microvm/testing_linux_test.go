@@ -49,6 +49,14 @@ func missing(t testing.TB, what string) {
 // emulated machine with this host's system and the suite's program.
 func config(t testing.TB) microvm.Config {
 	t.Helper()
+	if testVMM == standIn {
+		standInOnce.Do(func() {
+			standInErr = testprog.BuildPackage(filepath.Join(work, standIn), "driver/microvm/internal/standin")
+		})
+		if standInErr != nil {
+			t.Fatal(standInErr)
+		}
+	}
 	if err := microvm.Installed(unbuilt()); err != nil {
 		missing(t, err.Error())
 	}
@@ -62,21 +70,29 @@ func config(t testing.TB) microvm.Config {
 
 func unbuilt() microvm.Config {
 	c := microvm.Config{Templates: filepath.Join(work, "templates"), RunDir: filepath.Join(work, "run")}
-	if testVMM == microvm.Firecracker {
+	switch testVMM {
+	case microvm.Firecracker:
 		c.Engine, c.Firecracker = microvm.Firecracker, os.Getenv("AXO_FIRECRACKER_PATH")
+	case standIn:
+		c = microvm.StandIn(c, filepath.Join(work, standIn), "/dev/null", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache")
 	}
 	return c
 }
 
 var (
-	once     sync.Once
-	buildErr error
-	builtFor microvm.BuildConfig
+	once        sync.Once
+	buildErr    error
+	standInOnce sync.Once
+	standInErr  error
+	builtFor    microvm.BuildConfig
 )
 
 // testVMM chooses what the tests' machines are made by, and on: "kvm" is QEMU
-// with KVM, "firecracker" is Firecracker; "" is QEMU, which emulates.
+// with KVM, "firecracker" is Firecracker, "standin" what takes its place; "" is
+// QEMU, which emulates.
 var testVMM = os.Getenv("AXO_TEST_VMM")
+
+const standIn = "standin"
 
 // importKernel takes the kernel of the tests, or one that was taken before, of
 // the store that AXO_TEST_KERNELS names.
@@ -158,8 +174,8 @@ func build(k *kernel.Kernel) error {
 		},
 		Warm: [][]string{{"/bin/sh", "-c", "exec python3 -c 'import random, uuid'"}, {"/opt/suite/testprogram", "exit0"}},
 	}
-	if testVMM != "" {
-		builtFor.Accel, builtFor.MemoryMiB = "kvm", 384
+	if testVMM == "kvm" || testVMM == microvm.Firecracker {
+		builtFor.Accel = "kvm"
 	}
 	_, err = microvm.Build(ctx, unbuilt(), builtFor)
 	return err

@@ -159,7 +159,8 @@ const (
 // initial RAM file system.
 type Machine struct {
 	// Port is the name of a virtio serial port, and VsockPort a port of vsock(7)
-	// to listen on; one of them is the connection to the host.
+	// to listen on; one of them is the connection to the host. With both it is
+	// the serial port, if the machine has one.
 	Port      string
 	VsockPort uint32
 	// Image is the read-only root of the programs, below a writable layer.

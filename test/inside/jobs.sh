@@ -26,7 +26,7 @@ for c in $($b cat /sys/fs/cgroup/cgroup.controllers); do
 done
 echo $$ >/sys/fs/cgroup/axo.slice/tests.service/cgroup.procs || fail join
 echo "axo-host $($b uname -r), controllers: $($b cat /sys/fs/cgroup/axo.slice/tests.service/cgroup.controllers)" >/dev/vport0p1
-export HOME=/root TMPDIR=/tmp AXO_REQUIRE=1 AXO_TEST_PROGRAMS=/axo/programs AXO_TEST_PATIENCE=90s
+export HOME=/root TMPDIR=/tmp AXO_REQUIRE=1 AXO_TEST_PROGRAMS=/axo/programs AXO_TEST_PATIENCE=90s TIMEOUT=6m
 set -a
 . /axo/env
 set +a
@@ -34,7 +34,7 @@ set +a
 while read -r name run; do
 	echo "axo-start $name" >/dev/vport0p1
 	cd "/axo/dirs/$name" || fail "$name"
-	"/axo/tests/$name" -test.v -test.short -test.timeout=6m $run >/dev/vport0p1 2>&1 </dev/null
+	"/axo/tests/$name" -test.v -test.short -test.timeout="$TIMEOUT" $run >/dev/vport0p1 2>&1 </dev/null
 	echo "axo-exit $name $?" >/dev/vport0p1
 done </axo/list
 echo axo-done >/dev/vport0p1

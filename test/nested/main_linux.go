@@ -23,7 +23,7 @@ import (
 
 func main() {
 	c := inside.Config{
-		Name: "nested", Programs: []string{"cmd/axo-guest", "drivertest/testprogram"}, Modules: []string{"kvm_amd"},
+		Name: "nested", Programs: []string{"cmd/axo-guest", "drivertest/testprogram", "internal/testprog/testdata/go/wreck"}, Modules: []string{"kvm_amd"},
 		// A processor that the VMMs know; "max" has what AMD's never had together.
 		CPU: "EPYC",
 	}
@@ -66,7 +66,7 @@ func (f *job) run(ctx context.Context, c *inside.Config) error {
 		j.Run = "-test.run=" + f.tests
 	}
 	c.Jobs = []inside.Job{j}
-	c.Env = append(c.Env, "AXO_TEST_VMM="+vmm, "AXO_TEST_KERNELS="+parts+"/kernels", "AXO_TEST_ROOTDISK="+parts+"/rootdisk")
+	c.Env = append(c.Env, "TIMEOUT="+c.Deadline.String(), "AXO_TEST_VMM="+vmm, "AXO_TEST_KERNELS="+parts+"/kernels", "AXO_TEST_ROOTDISK="+parts+"/rootdisk")
 	c.Add = f.add
 	return inside.Run(ctx, c)
 }

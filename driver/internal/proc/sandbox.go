@@ -215,7 +215,7 @@ func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio is
 	t, err := s.place.Start(ctx, p)
 	if err != nil {
 		s.forget(p, false)
-		return nil, err
+		return nil, s.started(err)
 	}
 	p.task = t
 	p.began = time.Now()
@@ -224,6 +224,17 @@ func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio is
 	t.Begin()
 	go p.run()
 	return p, nil
+}
+
+// started says what an error of a start means: what a Delete has taken away from
+// under it is not there.
+func (s *sandbox) started(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.deleting && errors.Is(err, isolation.ErrUnavailable) {
+		return fmt.Errorf("sandbox %s was deleted: %w", s.id, isolation.ErrNotFound)
+	}
+	return err
 }
 
 func (s *sandbox) newProcess(spec isolation.ProcessSpec, stdio isolation.Stdio) *Process {

@@ -224,9 +224,6 @@ func (m *Machine) Wait() {
 }
 
 func (m *Machine) forget() {
-	if m.api != nil {
-		m.api.close()
-	}
 	if m.state != nil {
 		m.state.Close()
 	}

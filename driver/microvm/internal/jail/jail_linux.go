@@ -181,6 +181,10 @@ func makeRoot(c *Config) ([]spawn.Mount, error) {
 				return nil, err
 			}
 			mounts = append(mounts, spawn.Mount{Source: path, Target: target, Flags: bind, Attr: quiet | unix.MOUNT_ATTR_RDONLY})
+		case info.Mode()&os.ModeDevice != 0:
+			if err := file(path, path, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC); err != nil {
+				return nil, err
+			}
 		default:
 			if err := file(path, path, quiet|unix.MOUNT_ATTR_RDONLY); err != nil {
 				return nil, err
