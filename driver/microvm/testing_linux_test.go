@@ -174,10 +174,17 @@ func build(k *kernel.Kernel) error {
 		},
 		Warm: [][]string{{"/bin/sh", "-c", "exec python3 -c 'import random, uuid'"}, {"/opt/suite/testprogram", "exit0"}},
 	}
-	if testVMM == "kvm" || testVMM == microvm.Firecracker {
-		builtFor.Accel = "kvm"
+	want := "tcg"
+	switch testVMM {
+	case "kvm": // which the build finds to work
+		builtFor.Accel, want = "", "kvm"
+	case microvm.Firecracker:
+		builtFor.Accel, want = "kvm", "kvm"
 	}
-	_, err = microvm.Build(ctx, unbuilt(), builtFor)
+	t, err := microvm.Build(ctx, unbuilt(), builtFor)
+	if err == nil && t.Shape.Accel != want {
+		err = fmt.Errorf("machines are run by %s, want %s", t.Shape.Accel, want)
+	}
 	return err
 }
 
