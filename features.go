@@ -60,6 +60,7 @@ type Option string
 // The options.
 const (
 	OptionMounts   Option = "mounts"
+	OptionWritable Option = "writable_mounts" // what is written there is on the host at once
 	OptionCwd      Option = "cwd"
 	OptionUser     Option = "user"
 	OptionTerminal Option = "terminal"
@@ -97,6 +98,7 @@ func OptionsOf(spec Spec, p ProcessSpec) []Option {
 		}
 	}
 	add(len(spec.Mounts) > 0, OptionMounts)
+	add(slices.ContainsFunc(spec.Mounts, func(m Mount) bool { return !m.ReadOnly }), OptionWritable)
 	add(p.Cwd != "", OptionCwd)
 	add(p.User != "", OptionUser)
 	add(p.Terminal, OptionTerminal)

@@ -52,7 +52,8 @@ func TestFeaturesJSON(t *testing.T) {
 // what asks for it, and by nothing else.
 func TestUsedParts(t *testing.T) {
 	options := map[Option]func(*Spec, *ProcessSpec){
-		OptionMounts:   func(s *Spec, _ *ProcessSpec) { s.Mounts = []Mount{{}} },
+		OptionMounts:   func(s *Spec, _ *ProcessSpec) { s.Mounts = append(s.Mounts, Mount{ReadOnly: true}) },
+		OptionWritable: func(s *Spec, _ *ProcessSpec) { s.Mounts = append(s.Mounts, Mount{}) },
 		OptionCwd:      func(_ *Spec, p *ProcessSpec) { p.Cwd = "/" },
 		OptionUser:     func(_ *Spec, p *ProcessSpec) { p.User = "1" },
 		OptionTerminal: func(_ *Spec, p *ProcessSpec) { p.Terminal = true },
@@ -81,7 +82,11 @@ func TestUsedParts(t *testing.T) {
 		var p ProcessSpec
 		set(&s, &p)
 		set(&all, &allP)
-		if got := OptionsOf(s, p); !slices.Equal(got, []Option{o}) || LimitsOf(s, p) != nil {
+		want := []Option{o}
+		if o == OptionWritable {
+			want = []Option{OptionMounts, o}
+		}
+		if got := OptionsOf(s, p); !slices.Equal(got, want) || LimitsOf(s, p) != nil {
 			t.Errorf("option %s: found %v, limits %v", o, got, LimitsOf(s, p))
 		}
 	}

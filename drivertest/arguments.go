@@ -118,6 +118,9 @@ func checkUnsupported(t testing.TB, s *suite) {
 		isolation.OptionMounts: {spec: func(c *isolation.Spec) {
 			c.Mounts = append(slices.Clone(c.Mounts), isolation.Mount{Source: "/", Destination: "/dt-mount", ReadOnly: true})
 		}},
+		isolation.OptionWritable: {spec: func(c *isolation.Spec) {
+			c.Mounts = append(slices.Clone(c.Mounts), isolation.Mount{Source: "/var/empty", Destination: "/dt-mount"})
+		}},
 		isolation.OptionCwd:      {process: func(p *isolation.ProcessSpec) { p.Cwd = "/" }},
 		isolation.OptionUser:     {process: func(p *isolation.ProcessSpec) { p.User = "1234" }},
 		isolation.OptionTerminal: {process: func(p *isolation.ProcessSpec) { p.Terminal = true }},

@@ -213,10 +213,11 @@ func consider(ctx context.Context, p Policy, r Request, minTier isolation.Tier, 
 	}
 	for _, o := range isolation.OptionsOf(spec, r.Process) {
 		if !f.Has(o) {
-			return f, fmt.Sprintf("it has no option %s", o), "leave it out", nil
+			reason, fix = lacks(o, f)
+			return f, reason, fix, nil
 		}
 	}
-	if len(r.CopyIn)+len(r.CopyOut) > 0 && !slices.Contains(f.Abilities, isolation.AbilityFiles) {
+	if len(r.CopyIn)+len(r.CopyOut)+len(r.Sync) > 0 && !slices.Contains(f.Abilities, isolation.AbilityFiles) {
 		return f, "it cannot copy files into a sandbox and out of it", "leave them out, or give it a directory", nil
 	}
 	for _, l := range asked {
@@ -225,6 +226,14 @@ func consider(ctx context.Context, p Policy, r Request, minTier isolation.Tier, 
 		}
 	}
 	return f, "", "", nil
+}
+
+// lacks says that an engine has not an option, and what does instead.
+func lacks(o isolation.Option, f isolation.Features) (reason, fix string) {
+	if o == isolation.OptionWritable && f.Has(isolation.OptionMounts) {
+		return "it gives copies of directories, to be read only", "HOST:GUEST:ro, or HOST:GUEST:sync to have changes copied back at the end"
+	}
+	return fmt.Sprintf("it has no option %s", o), "leave it out"
 }
 
 func cannotRun(c candidate, req isolation.Requirement) string {

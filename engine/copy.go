@@ -224,23 +224,13 @@ func (c *copier) out(ctx context.Context, x Copy) (err error) {
 // write makes the file or directory name below root. Names and sizes are what the
 // sandbox says; the rights are the owner's and, of a program, to execute.
 func (c *copier) write(ctx context.Context, root *os.Root, info fs.FileInfo, guest, name string, depth int) (err error) {
-	if err := c.count(guest, depth); err != nil {
-		return err
-	}
 	switch {
 	case info.Mode().IsRegular():
-		in, err := c.files.ReadFile(ctx, guest)
-		if err != nil {
-			return err
-		}
-		defer in.Close()
-		f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644|info.Mode().Perm()&0o111)
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(f, budget{in, c})
-		return errors.Join(err, f.Close())
+		return c.fetch(ctx, root, guest, name, info.Mode())
 	case info.IsDir():
+		if err := c.count(guest, depth); err != nil {
+			return err
+		}
 		if err := root.Mkdir(name, 0o755); err != nil {
 			return err
 		}
@@ -250,8 +240,8 @@ func (c *copier) write(ctx context.Context, root *os.Root, info fs.FileInfo, gue
 		}
 		for _, e := range list {
 			base := e.Name()
-			if base == "." || base == ".." || base == "" || strings.ContainsAny(base, "/\\\x00") || !filepath.IsLocal(base) {
-				return fmt.Errorf("the name %.100q is none on this host: %w", base, isolation.ErrInvalidArgument)
+			if err := localName(base); err != nil {
+				return err
 			}
 			if err := c.write(ctx, root, e, path.Join(guest, base), filepath.Join(name, base), depth+1); err != nil {
 				return err

@@ -111,7 +111,7 @@ func (e *Engine) complete(r Request) (Request, []isolation.Limit, error) {
 	if err := r.Spec.ValidateProcess(r.Process); err != nil {
 		return r, nil, err
 	}
-	if err := checkCopies(r); err != nil {
+	if err := errors.Join(checkCopies(r), checkSync(r)); err != nil {
 		return r, nil, err
 	}
 	if c := r.Capture; c.Head < 0 || c.Tail < 0 || c.SpillBytes < 0 {

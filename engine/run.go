@@ -60,6 +60,7 @@ type run struct {
 	out    capture
 	errOut capture
 	spill  *journal.Entry // nil: no spill files
+	syncs  []*synced
 }
 
 func (r *run) event(k EventKind, fields ...string) {
@@ -106,9 +107,12 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err
 	created := now()
 	exit, err := r.exec(ctx, sb)
 	if err == nil && ctx.Err() == nil {
-		if cerr := r.copyOut(ctx, sb); cerr != nil {
+		if cerr := errors.Join(r.copyOut(ctx, sb), r.syncOut(ctx, sb)); cerr != nil {
 			err = &isolation.Error{Op: "copy out", ID: r.r.ID, Outcome: isolation.OutcomeUnknown, Err: cerr}
 		}
+	}
+	if cerr := r.closeSyncs(); cerr != nil {
+		err = errors.Join(err, cerr)
 	}
 	ended := now()
 	failpoint.Hit(failpoint.Exited)
@@ -133,7 +137,7 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err
 // exec runs the process, and ends it when ctx does. With an error that does not
 // say NotStarted comes an Exit that has no Reason.
 func (r *run) exec(ctx context.Context, sb isolation.Sandbox) (isolation.Exit, error) {
-	if err := r.copyIn(ctx, sb); err != nil {
+	if err := errors.Join(r.copyIn(ctx, sb), r.syncIn(ctx, sb)); err != nil {
 		return isolation.Exit{}, notStarted(r.r.ID, err)
 	}
 	p, err := sb.Exec(ctx, r.r.Process, isolation.Stdio{Stdin: r.r.Stdin, Stdout: &r.out, Stderr: &r.errOut})

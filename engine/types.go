@@ -106,6 +106,10 @@ type Request struct {
 	// it when it has ended, however, unless ctx has. In a sandbox's files they
 	// have the rights of its user.
 	CopyIn, CopyOut []Copy
+	// Sync are directories that are copied into the sandbox, and what has changed
+	// there back when the process has ended, unless ctx has. Links are refused, in
+	// both directions.
+	Sync []Copy
 }
 
 // Capture says what is kept of a stream. The zero value keeps nothing.

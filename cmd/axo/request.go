@@ -63,7 +63,7 @@ func (f *requestFlags) register(fs *pflag.FlagSet) {
 	fs.Int64Var(&f.files, "open-files", 0, "limit of open files")
 	fs.Float64Var(&f.cpus, "cpus", 0, "cores that it may use, such as 0.5")
 	fs.StringArrayVarP(&f.env, "env", "e", nil, "environment variable KEY=VALUE, or KEY to pass yours on; may be repeated")
-	fs.StringArrayVar(&f.dirs, "dir", nil, "give it a directory: HOST:GUEST, or HOST:GUEST:ro; may be repeated")
+	fs.StringArrayVar(&f.dirs, "dir", nil, "give it a directory: HOST:GUEST, HOST:GUEST:ro, or HOST:GUEST:sync for a copy whose changes are copied back at the end; may be repeated")
 	fs.StringArrayVar(&f.copyIn, "copy-in", nil, "copy a file or directory into the sandbox first: HOST:GUEST; may be repeated")
 	fs.StringArrayVar(&f.copyOut, "copy-out", nil, "copy a file or directory out of it afterwards: GUEST:HOST; may be repeated")
 	fs.StringVar(&f.cwd, "cwd", "", "working directory inside")
@@ -151,6 +151,14 @@ func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request,
 		r.Process.Env = append(r.Process.Env, e)
 	}
 	for _, d := range f.dirs {
+		if dir, ok := strings.CutSuffix(d, ":sync"); ok {
+			m, err := parseDir(dir)
+			if err != nil {
+				return r, err
+			}
+			r.Sync = append(r.Sync, engine.Copy{Host: m.Source, Guest: m.Destination})
+			continue
+		}
 		m, err := parseDir(d)
 		if err != nil {
 			return r, err
@@ -332,7 +340,7 @@ func isModule(path string) bool {
 
 func parseDir(v string) (isolation.Mount, error) {
 	parts := strings.Split(v, ":")
-	bad := fmt.Errorf("--dir %s: want HOST:GUEST or HOST:GUEST:ro, with GUEST an absolute path", v)
+	bad := fmt.Errorf("--dir %s: want HOST:GUEST, HOST:GUEST:ro or HOST:GUEST:sync, with GUEST an absolute path", v)
 	if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || !strings.HasPrefix(parts[1], "/") {
 		return isolation.Mount{}, bad
 	}

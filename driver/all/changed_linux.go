@@ -15,3 +15,11 @@ func changed(info fs.FileInfo) string {
 	}
 	return fmt.Sprintf("%d %d %d %d", st.Ino, st.Uid, st.Gid, st.Ctim.Nano())
 }
+
+// ownerOf is who has a file.
+func ownerOf(info fs.FileInfo) (uid, gid int) {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(st.Uid), int(st.Gid)
+	}
+	return 0, 0
+}

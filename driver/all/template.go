@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 
 	"github.com/axocoatl/isolation"
@@ -51,7 +52,12 @@ func BuildTemplate(ctx context.Context, c Config, engine, name string, r microvm
 	if c.StateDir == "" {
 		return fmt.Errorf("a template needs a state directory: %w", isolation.ErrInvalidArgument)
 	}
-	return newTemplates(c, engine).Build(ctx, name, r, "")
+	t := newTemplates(c, engine)
+	in, err := t.Inputs(ctx, r)
+	if err != nil {
+		return err
+	}
+	return t.Build(ctx, name, r, in, "")
 }
 
 // CheckTemplate reports why a template of a state directory has to be built anew:
@@ -149,11 +155,7 @@ func identityOf(ctx context.Context, dir string) (string, error) {
 }
 
 // Build implements [microvm.Builder].
-func (t *templates) Build(ctx context.Context, name string, r microvm.Recipe, reuse string) (err error) {
-	in, err := t.Inputs(ctx, r)
-	if err != nil {
-		return err
-	}
+func (t *templates) Build(ctx context.Context, name string, r microvm.Recipe, in microvm.Inputs, reuse string) error {
 	k, err := t.kernel(r.Kernel)
 	if err != nil {
 		return err
@@ -188,7 +190,7 @@ func (t *templates) Build(ctx context.Context, name string, r microvm.Recipe, re
 		if img.OwnersMapped {
 			owner = func(int, int) (int, int) { return 0, 0 }
 		}
-		b.Source, b.Image, b.Config = "image "+r.Image, true, img.Config
+		b.Source, b.Image, b.Config, b.UID, b.GID = "image "+r.Image, true, img.Config, max(img.UID, 0), max(img.GID, 0)
 		write = func(w *disk.Writer) error { return w.Layers(img.Layers, owner) }
 	case r.Dir != "":
 		b.Source, b.Image = r.Dir, true
@@ -207,4 +209,41 @@ func (t *templates) Build(ctx context.Context, name string, r microvm.Recipe, re
 	}
 	_, err = microvm.Build(ctx, t.c.MicroVM(t.engine), b)
 	return err
+}
+
+// Bounds of the directories that are copied into one machine.
+var dirLimits = disk.Limits{Bytes: 4 << 30, Entries: 500_000}
+
+// nobody is who owns what is not the source's owner's.
+const nobody = 65534
+
+// WriteDirs implements [microvm.Builder].
+func (t *templates) WriteDirs(ctx context.Context, f *os.File, temp string, sources []string, uid, gid int) error {
+	w := disk.Create(f, temp, dirLimits)
+	var err error
+	for i, source := range sources {
+		if err == nil {
+			err = ctx.Err()
+		}
+		var info fs.FileInfo
+		if err == nil {
+			if info, err = os.Stat(source); errors.Is(err, fs.ErrNotExist) {
+				err = fmt.Errorf("%w (%w)", err, isolation.ErrNotFound)
+			}
+		}
+		if err == nil {
+			of, group := ownerOf(info)
+			err = w.Copy(source, "/"+strconv.Itoa(i), func(u, g int) (int, int) {
+				owner, ownerGroup := nobody, nobody
+				if u == of {
+					owner = uid
+				}
+				if g == group {
+					ownerGroup = gid
+				}
+				return owner, ownerGroup
+			})
+		}
+	}
+	return errors.Join(err, w.Close())
 }

@@ -34,6 +34,8 @@ type BuildConfig struct {
 	// or a directory's. Else the root is the host's system.
 	Image  bool
 	Config root.Config
+	// UID and GID are Config.User's.
+	UID, GID int
 	// Recipe is what it was asked for by; sizes are those above. SourceKey
 	// identifies what the disk is made of; see Inputs.Source.
 	Recipe    Recipe

@@ -62,11 +62,17 @@ func Build(ctx context.Context, c Config, bc BuildConfig) (*Template, error) {
 	defer os.RemoveAll(dir)
 	b := &builder{engine: &engine{cfg: c}, BuildConfig: bc, vmm: q}
 	defer b.spawner.Close()
-	b.t = &Template{Name: bc.Name, Source: bc.Source, Built: time.Now().UTC().Truncate(time.Second), Recipe: bc.Recipe, Engine: c.engine(), Image: bc.Image, Config: bc.Config, dir: dir}
+	b.t = &Template{
+		Name: bc.Name, Source: bc.Source, Built: time.Now().UTC().Truncate(time.Second), Recipe: bc.Recipe, Engine: c.engine(),
+		Image: bc.Image, Config: bc.Config, UID: bc.UID, GID: bc.GID, dir: dir,
+	}
 	if b.t.VMM, err = q.version(ctx); err != nil {
 		return nil, err
 	}
 	sum := sha256.Sum256(bc.Guest)
+	if !bc.Image {
+		b.t.UID, b.t.GID = userID, userID
+	}
 	b.t.Key = Key{
 		Layout: layout, Binary: q.caps().id, CPU: hostCPU(), Kernel: bc.KernelID, Guest: "sha256:" + hex.EncodeToString(sum[:]), Source: bc.SourceKey,
 		MemoryMiB: bc.MemoryMiB, CPUs: bc.CPUs, Session: bc.Recipe.Session,

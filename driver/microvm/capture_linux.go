@@ -20,6 +20,9 @@ import (
 // capture takes all of a machine: its memory moves once, into a file that any
 // number of machines can map. The machine goes on as it was.
 func (m copyable) capture(ctx context.Context, what func() proc.Held) (_ *loaded, err error) {
+	if len(m.spec.Mounts) > 0 {
+		return nil, proc.Unsupported("a copy of a microVM that was given directories", "one without")
+	}
 	t := *m.from
 	t.Live = &Live{Spec: m.spec}
 	l := &loaded{Template: &t}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/internal/proc"
+	"github.com/axocoatl/isolation/driver/internal/root"
 	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
 	"github.com/axocoatl/isolation/internal/cgroup"
 	"github.com/axocoatl/isolation/internal/spawn"
@@ -102,6 +103,9 @@ func (e *engine) Features() isolation.Features {
 	q, err := e.vmm()
 	if err == nil {
 		f.Depends = append(f.Depends, q.caps().path)
+		if e.cfg.Builder != nil && q.caps().dataBytes > 0 {
+			f.Options = append(f.Options, isolation.OptionMounts)
+		}
 	}
 	t, err := ReadTemplate(e.cfg.Templates, DefaultTemplate)
 	if err != nil {
@@ -162,10 +166,19 @@ func (e *engine) Check(spec isolation.Spec) error {
 		return proc.Unsupported("language "+spec.Language+" with "+spec.Requirement.String(), "the requirement Arbitrary")
 	case (spec.Root.Image != "" || spec.Root.Path != "" || spec.Profile == "session") && e.cfg.Builder == nil:
 		return proc.Unsupported("a root of one's own, or profile session, in a microVM", "a program that can build templates")
-	case len(spec.Mounts) > 0:
-		return proc.Unsupported("directories of the host in a microVM", "the container tier")
-	case spec.Root.Template != "":
+	case len(spec.Mounts) > 0 && e.cfg.Builder == nil:
+		return proc.Unsupported("directories of the host in a microVM", "a program that can make disks of them")
+	case slices.ContainsFunc(spec.Mounts, func(m isolation.Mount) bool { return !m.ReadOnly }):
+		return proc.Unsupported("a writable directory of the host in a microVM", "a read-only one, which is copied, or the container tier")
+	case spec.Detached:
+		return proc.Unsupported("a detached microVM", "the container tier")
+	case spec.Root.Template != "" && checkTemplateName(spec.Root.Template) != nil:
 		return checkTemplateName(spec.Root.Template)
+	}
+	for _, m := range spec.Mounts {
+		if err := root.CheckMount(m); err != nil {
+			return err
+		}
 	}
 	return nil
 }

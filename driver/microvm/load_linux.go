@@ -57,7 +57,9 @@ func load(t *Template, v vmm) (_ *loaded, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if is != t.Disk.Is { // copied, or touched: what is in it counts
+	same := is
+	same.CTime = t.Disk.Is.CTime // another size of the template has the same file
+	if same != t.Disk.Is {       // copied, or touched: what is in it counts
 		h := sha256.New()
 		if _, err := io.Copy(h, l.disk); err != nil {
 			return nil, err

@@ -71,6 +71,10 @@ func (e *engine) create(ctx context.Context, id string, spec isolation.Spec) (*m
 // raise starts a machine that goes on where another was stopped, and makes it
 // unlike that before anything else.
 func (e *engine) raise(ctx context.Context, id string, spec isolation.Spec, t *loaded) (_ *machine, err error) {
+	q, err := e.vmm()
+	if err != nil {
+		return nil, err
+	}
 	m := &machine{eng: e, name: "axo-microvm-" + id + "-" + rand.Text()[:10], from: t.Template, spec: spec}
 	defer func() {
 		if err != nil {
@@ -86,18 +90,23 @@ func (e *engine) raise(ctx context.Context, id string, spec isolation.Spec, t *l
 	if m.dir, err = e.runDir(); err != nil {
 		return nil, err
 	}
+	data, err := e.copied(ctx, q, t, spec.Mounts)
+	if err != nil {
+		return nil, err
+	}
+	if data != nil {
+		defer data.Close()
+	}
 	// Each machine reads the state from its beginning.
 	state, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", t.state.Fd()))
 	if err != nil {
 		return nil, err
 	}
 	defer state.Close()
-	q, err := e.vmm()
-	if err != nil {
-		return nil, err
-	}
 	m.vm, err = q.restore(ctx, &e.spawner, &restoreConfig{
-		machineConfig: machineConfig{shape: t.Shape, dir: m.dir, ram: t.ram, disk: t.disk, tasks: m.group.Joins(), group: m.group.Into(), started: m.started}, state: state, live: t.Live != nil,
+		machineConfig: machineConfig{
+			shape: t.Shape, dir: m.dir, ram: t.ram, disk: t.disk, data: data, tasks: m.group.Joins(), group: m.group.Into(), started: m.started,
+		}, state: state, live: t.Live != nil,
 	})
 	if err != nil {
 		return nil, err
@@ -130,7 +139,7 @@ func (m *machine) introduce(ctx context.Context, spec isolation.Spec, token []by
 		return fmt.Errorf("sync: %w", err)
 	}
 	m.token = sync.Token
-	return nil
+	return m.mountCopied(ctx, spec.Mounts)
 }
 
 // token is what a guest that was connected to another host, and may be amidst a
@@ -213,21 +222,22 @@ func (e *engine) runDir() (string, error) {
 	if st, ok := info.Sys().(*syscall.Stat_t); !info.IsDir() || ok && int(st.Uid) != os.Geteuid() || info.Mode().Perm()&0o077 != 0 {
 		return "", fmt.Errorf("%s is not a directory of this user's alone: %w", e.cfg.RunDir, isolation.ErrPermissionDenied)
 	}
-	e.sweepRunDir()
-	// The process that has it is in the name: see sweepRunDir.
+	sweepGone(e.cfg.RunDir, "")
+	// The process that has it is in the name: see sweepGone.
 	return os.MkdirTemp(e.cfg.RunDir, fmt.Sprintf("%d-", os.Getpid()))
 }
 
-// sweepRunDir removes what machines of processes that are gone left.
-func (e *engine) sweepRunDir() {
-	entries, err := os.ReadDir(e.cfg.RunDir)
+// sweepGone removes the directories of processes that are gone: their names begin
+// with a prefix and the number of the process.
+func sweepGone(dir, prefix string) {
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return
 	}
 	for _, d := range entries {
 		var pid int
-		if _, err := fmt.Sscanf(d.Name(), "%d-", &pid); err == nil && unix.Kill(pid, 0) == unix.ESRCH {
-			_ = os.RemoveAll(filepath.Join(e.cfg.RunDir, d.Name())) // the next one tries again
+		if _, err := fmt.Sscanf(d.Name(), prefix+"%d-", &pid); err == nil && unix.Kill(pid, 0) == unix.ESRCH {
+			_ = os.RemoveAll(filepath.Join(dir, d.Name())) // the next one tries again
 		}
 	}
 }

@@ -23,7 +23,7 @@ func findQEMU(c Config) (vmm, error) {
 
 func (q *qemuVMM) caps() caps {
 	return caps{
-		path: q.path, id: q.id, port: qemu.Port, accels: []string{qemu.KVM, qemu.TCG},
+		path: q.path, id: q.id, port: qemu.Port, accels: []string{qemu.KVM, qemu.TCG}, dataBytes: qemu.DataBytes,
 		modules: []string{"virtio_mmio", "virtio_console", "virtio_blk", "overlay", "erofs"}, options: "reboot=t",
 	}
 }
@@ -40,7 +40,7 @@ func (m qemuMachine) pid() int { return m.PID }
 
 func (q *qemuVMM) config(c *machineConfig) *qemu.Config {
 	return &qemu.Config{
-		Shape: c.shape, Program: q.path, Dir: c.dir, RAM: c.ram, Disk: c.disk, Tasks: c.tasks, Group: c.group, Session: c.session, Started: c.started,
+		Shape: c.shape, Program: q.path, Dir: c.dir, RAM: c.ram, Disk: c.disk, Data: c.data, Tasks: c.tasks, Group: c.group, Session: c.session, Started: c.started,
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"os"
 	"reflect"
 
 	"github.com/axocoatl/isolation"
@@ -37,15 +38,20 @@ type Inputs struct {
 // Builder makes templates when sandboxes want them.
 type Builder interface {
 	Inputs(ctx context.Context, r Recipe) (Inputs, error)
-	// Build makes the template of a name. reuse is the root disk of another one
-	// with the same source; "": there is none.
-	Build(ctx context.Context, name string, r Recipe, reuse string) error
+	// Build makes the template of a name, of these inputs. reuse is the root disk of
+	// another one with the same source; "": there is none.
+	Build(ctx context.Context, name string, r Recipe, in Inputs, reuse string) error
+	// WriteDirs writes a disk to an empty file, with copies of directories and
+	// files of the host under the names /0, /1 and so on. What belongs to a source's
+	// owner is the user's, else nobody's. Temp is a directory for what it needs
+	// meanwhile.
+	WriteDirs(ctx context.Context, f *os.File, temp string, sources []string, uid, gid int) error
 }
 
 // layout is the version of what this program makes of a recipe: devices and their
 // order, the plan of the guest, the kernel's command line, what warms it. Machines of another
 // one cannot be restored, or are not what they should be.
-const layout = 2
+const layout = 3
 
 // Key is all that a template depends on. One whose key is not what it would be
 // now is made anew.

@@ -37,6 +37,9 @@ type Template struct {
 	// as Config says.
 	Image  bool        `json:"image,omitempty"`
 	Config root.Config `json:"config,omitzero"`
+	// Who programs are, by number.
+	UID int `json:"uid"`
+	GID int `json:"gid"`
 	// Its files.
 	Disk  file `json:"disk"`
 	RAM   file `json:"ram"`

@@ -83,6 +83,8 @@ type caps struct {
 	vsockPort uint32
 	// accels are the accelerators that it has, the best first.
 	accels []string
+	// dataBytes is the size of the disk of copied directories; 0: there is none.
+	dataBytes int64
 	// modules are what the guest's kernel needs, and options go into its command
 	// line.
 	modules []string
@@ -100,6 +102,7 @@ type machineConfig struct {
 	dir   string   // empty, for the machine's sockets
 	ram   *os.File // memory: one that boots gets it; else it is only read
 	disk  *os.File // root disk, read-only
+	data  *os.File // disk of copied directories, read-only; nil: none
 	// tasks are files of control groups of version 1 that the VMM joins, and group is
 	// the directory of one of version 2 that it is in.
 	tasks   []*os.File

@@ -186,7 +186,7 @@ func (e *engine) usable(ctx context.Context, w *want, v vmm) (*Template, error) 
 	if t, why, err = w.look(e.cfg.Templates, v); why == "" || err != nil {
 		return t, err
 	}
-	if err := e.cfg.Builder.Build(ctx, w.name, w.recipe, w.disk); err != nil {
+	if err := e.cfg.Builder.Build(ctx, w.name, w.recipe, w.inputs, w.disk); err != nil {
 		return nil, err
 	}
 	t, why, err = w.look(e.cfg.Templates, v)

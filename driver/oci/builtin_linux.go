@@ -12,6 +12,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/internal/proc"
+	"github.com/axocoatl/isolation/driver/internal/root"
 	"github.com/axocoatl/isolation/driver/oci/internal/bundle"
 	"github.com/axocoatl/isolation/driver/oci/internal/document"
 	"github.com/axocoatl/isolation/internal/cgroup"
@@ -106,7 +107,7 @@ func (e *builtin) Check(spec isolation.Spec) error {
 		return proc.Unsupported("language "+spec.Language+" with "+spec.Requirement.String(), "the requirement Arbitrary")
 	}
 	for _, m := range spec.Mounts {
-		if err := e.checkMount(m); err != nil {
+		if err := root.CheckMount(m); err != nil {
 			return err
 		}
 	}

@@ -71,6 +71,7 @@ func (h *hosted) Features() isolation.Features {
 	f.Engine, f.Version = h.kind.name, ""
 	if h.kind.piped {
 		f.Abilities = slices.DeleteFunc(f.Abilities, func(a string) bool { return a == isolation.AbilityFiles || a == isolation.AbilityWatch })
+		f.Options = slices.DeleteFunc(f.Options, func(o isolation.Option) bool { return o == isolation.OptionWritable })
 	}
 	if h.kind.wall != "" {
 		f.Walls = append(f.Walls, isolation.Wall{Name: h.kind.name, Present: true, Detail: h.kind.wall})

@@ -3,29 +3,13 @@ package oci
 import (
 	"fmt"
 	"os"
-	"path"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/internal/proc"
 	"github.com/axocoatl/isolation/driver/oci/internal/document"
 	"github.com/axocoatl/isolation/internal/spawn"
 )
-
-// reserved are the directories that a caller's mount may not be, or be above.
-var reserved = []string{"/proc", "/sys", "/dev", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc"}
-
-func (e *builtin) checkMount(m isolation.Mount) error {
-	dst := path.Clean(m.Destination)
-	for _, r := range reserved {
-		if dst == "/" || dst == r || strings.HasPrefix(dst, r+"/") || strings.HasPrefix(r, dst+"/") {
-			return fmt.Errorf("mount on %s: the sandbox has a %s of its own: %w", m.Destination, r, isolation.ErrInvalidArgument)
-		}
-	}
-	return nil
-}
 
 // detached is a copy of the mount at a directory, in which its owner is the
 // sandbox's user: files keep their owner on the host, whoever that is, and nobody

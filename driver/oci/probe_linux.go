@@ -35,7 +35,8 @@ func (e *builtin) Features() isolation.Features {
 		},
 		Abilities: []string{isolation.AbilityPrepare, isolation.AbilityFiles, isolation.AbilityWatch},
 		Options: []isolation.Option{
-			isolation.OptionCwd, isolation.OptionHostname, isolation.OptionMounts, isolation.OptionTerminal, isolation.OptionRootPath,
+			isolation.OptionCwd, isolation.OptionHostname, isolation.OptionMounts, isolation.OptionWritable,
+			isolation.OptionTerminal, isolation.OptionRootPath,
 		},
 	}
 	if fullRange() {

@@ -23,7 +23,7 @@ func (d *Driver) Probe(ctx context.Context) (isolation.Features, error) {
 	f := isolation.Features{
 		Tier: isolation.TierWASM, Engine: d.Name(), Version: d.engine.version,
 		Runs: d.runs(), Interpreted: true, Languages: d.config.languages(),
-		Options: []isolation.Option{isolation.OptionMounts}, Abilities: []string{isolation.AbilityPrepare},
+		Options: []isolation.Option{isolation.OptionMounts, isolation.OptionWritable}, Abilities: []string{isolation.AbilityPrepare},
 		Depends: d.launcher.depends(),
 	}
 	if dir := d.config.LanguagesDir; dir != "" {

@@ -170,6 +170,34 @@ func (w *Writer) Tree(source, target string, owner Owner, skip func(name string,
 	})
 }
 
+// Copy copies a file, or a directory with all below it, to a path, under the same
+// terms as Tree. Links are followed to what is to be copied, and not below.
+func (w *Writer) Copy(source, target string, owner Owner) error {
+	source, err := filepath.EvalSymlinks(source)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w (%w)", err, isolation.ErrNotFound)
+	}
+	if err != nil {
+		return err
+	}
+	info, err := os.Lstat(source)
+	if err != nil {
+		return err
+	}
+	switch {
+	case info.IsDir():
+		return w.Tree(source, target, owner, nil)
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%s is neither a directory nor a regular file: %w", source, isolation.ErrInvalidArgument)
+	}
+	root, err := os.OpenRoot(filepath.Dir(source))
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return w.copy(root, filepath.Base(source), target, info, owner)
+}
+
 // Path copies one file, link or empty directory of the host to the same path.
 func (w *Writer) Path(name string, owner Owner) error {
 	name = filepath.Clean(name)

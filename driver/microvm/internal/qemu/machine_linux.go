@@ -25,6 +25,7 @@ type Config struct {
 	Dir     string   // empty directory for the machine's sockets
 	RAM     *os.File // memory: for Boot it gets it; else it is only read
 	Disk    *os.File // root disk, read-only
+	Data    *os.File // a second disk, read-only and of DataBytes; nil: one of zeroes
 	Boot    *Boot
 	State   *os.File // without Boot: the devices' state, from its beginning
 	Devices bool     // State is one of Capture
@@ -144,7 +145,11 @@ func (m *Machine) spawn(s *spawn.Spawner, c *Config) error {
 		open = append(open, l)
 		files = append(files, l)
 	}
-	files = append(files, c.RAM, c.Disk, console)
+	data := c.Data
+	if data == nil {
+		data = null
+	}
+	files = append(files, c.RAM, c.Disk, data, console)
 	if c.Boot != nil {
 		files = append(files, c.Boot.Kernel, c.Boot.Initrd)
 	} else {
