@@ -87,6 +87,7 @@ const (
 	LimitCPUs    Limit = "cpus"
 	LimitPids    Limit = "pids"
 	LimitDisk    Limit = "disk"
+	LimitIO      Limit = "io"
 	LimitStack   Limit = "stack"
 	LimitTable   Limit = "table"
 )

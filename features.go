@@ -129,5 +129,6 @@ func LimitsOf(spec Spec, p ProcessSpec) []Limit {
 	add(r.CPUs > 0, LimitCPUs)
 	add(r.Pids > 0, LimitPids)
 	add(r.DiskBytes > 0, LimitDisk)
+	add(!r.IO.IsZero(), LimitIO)
 	return out
 }

@@ -75,7 +75,21 @@ type Resources struct {
 	CPUs        float64 `json:"cpus,omitempty"`         // cores
 	Pids        int64   `json:"pids,omitempty"`         // tasks
 	DiskBytes   int64   `json:"disk_bytes,omitempty"`   // what may be written
+	IO          IO      `json:"io,omitzero"`
 }
+
+// IO bounds what a sandbox may read and write a second, of each block device of
+// the host. What is in memory, or in the page cache, is not counted. Zero means not
+// asked for.
+type IO struct {
+	ReadBytes  int64 `json:"read_bytes,omitempty"`
+	WriteBytes int64 `json:"write_bytes,omitempty"`
+	ReadOps    int64 `json:"read_ops,omitempty"`
+	WriteOps   int64 `json:"write_ops,omitempty"`
+}
+
+// IsZero reports whether nothing is bounded.
+func (l IO) IsZero() bool { return l == IO{} }
 
 // IsZero reports whether no resource is bounded.
 func (r Resources) IsZero() bool { return r == Resources{} }
@@ -166,7 +180,7 @@ func (s Spec) Validate() error {
 		return bad("profile %q: want default or session", s.Profile)
 	}
 	r := s.Resources
-	if r.MemoryBytes < 0 || r.Pids < 0 || r.DiskBytes < 0 || !(r.CPUs >= 0 && r.CPUs < 1<<20) {
+	if r.MemoryBytes < 0 || r.Pids < 0 || r.DiskBytes < 0 || min(r.IO.ReadBytes, r.IO.WriteBytes, r.IO.ReadOps, r.IO.WriteOps) < 0 || !(r.CPUs >= 0 && r.CPUs < 1<<20) {
 		return bad("resources must not be negative")
 	}
 	seen := map[string]bool{}

@@ -22,7 +22,7 @@ func TestSpecValidate(t *testing.T) {
 		"profile":         func(s *Spec) { s.Profile = "session" },
 		"default profile": func(s *Spec) { s.Profile = "default" },
 		"mounts":          func(s *Spec) { s.Mounts = []Mount{{"/a", "/x", true}, {"/a", "/y", false}} },
-		"resources":       func(s *Spec) { s.Resources = Resources{math.MaxInt64, 0.5, 1, 1} },
+		"resources":       func(s *Spec) { s.Resources = Resources{math.MaxInt64, 0.5, 1, 1, IO{1, 2, 3, math.MaxInt64}} },
 	}
 	for name, change := range good {
 		s := Spec{Requirement: Shell}
@@ -113,7 +113,7 @@ func fullSpec() Spec {
 	return Spec{
 		Requirement: Arbitrary, Language: "lua", Module: Module{Path: "/x", Digest: "sha256:" + strings.Repeat("0", 64)},
 		Root: Root{Image: "alpine"}, Func: "f", Mounts: []Mount{{"/a", "/b", true}},
-		Resources: Resources{1, 0.5, 2, 3}, Hostname: "h", Profile: "session", Tenant: "t",
+		Resources: Resources{1, 0.5, 2, 3, IO{4, 5, 6, 7}}, Hostname: "h", Profile: "session", Tenant: "t",
 		Annotations: map[string]string{"b": "2", "a": "1"},
 	}
 }
@@ -134,7 +134,7 @@ func TestSpecJSON(t *testing.T) {
 		{Spec{Requirement: WasmCompiled, Module: Module{Data: []byte("\x00asm")}}, `{"requirement":"WasmCompiled","module":{"data":"AGFzbQ=="}}`},
 		{fullSpec(), `{"requirement":"Arbitrary","language":"lua","module":{"path":"/x","digest":"sha256:` + strings.Repeat("0", 64) + `"},` +
 			`"root":{"image":"alpine"},"func":"f","mounts":[{"source":"/a","destination":"/b","readonly":true}],` +
-			`"resources":{"memory_bytes":1,"cpus":0.5,"pids":2,"disk_bytes":3},"hostname":"h","profile":"session","tenant":"t",` +
+			`"resources":{"memory_bytes":1,"cpus":0.5,"pids":2,"disk_bytes":3,"io":{"read_bytes":4,"write_bytes":5,"read_ops":6,"write_ops":7}},"hostname":"h","profile":"session","tenant":"t",` +
 			`"annotations":{"a":"1","b":"2"}}`},
 		{ProcessSpec{Args: []string{"a"}}, `{"args":["a"]}`},
 		{fullProcess(), `{"exec_id":"e","args":["a","","\n","é"],"env":["A=1"],"cwd":"/","user":"1:2","terminal":true,` +

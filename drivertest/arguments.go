@@ -52,6 +52,7 @@ func checkBadSpec(t testing.TB, s *suite) {
 		"two roots":       func(c *isolation.Spec) { c.Root = isolation.Root{Image: "x", Path: "/x"} },
 		"profile":         func(c *isolation.Spec) { c.Profile = "lax" },
 		"negative memory": func(c *isolation.Spec) { c.Resources.MemoryBytes = -1 },
+		"negative io":     func(c *isolation.Spec) { c.Resources.IO.ReadOps = -1 },
 		"negative cpus":   func(c *isolation.Spec) { c.Resources.CPUs = -1 },
 		"mount":           func(c *isolation.Spec) { c.Mounts = []isolation.Mount{{Source: "/", Destination: "x"}} },
 	} {
@@ -155,6 +156,7 @@ func limitJobs() map[isolation.Limit]job {
 		isolation.LimitMemory:  {spec: func(c *isolation.Spec) { c.Resources.MemoryBytes = 512 << 20 }},
 		isolation.LimitCPUs:    {spec: func(c *isolation.Spec) { c.Resources.CPUs = 1 }},
 		isolation.LimitPids:    {spec: func(c *isolation.Spec) { c.Resources.Pids = 512 }},
+		isolation.LimitIO:      {spec: func(c *isolation.Spec) { c.Resources.IO = isolation.IO{ReadBytes: 1 << 40, WriteOps: 1 << 20} }},
 		isolation.LimitDisk:    {spec: func(c *isolation.Spec) { c.Resources.DiskBytes = 512 << 20 }},
 	}
 }

@@ -27,6 +27,8 @@ var limitChecks = []check{
 	{"memory enough", checkMemoryEnough},
 	{"pids", checkPids},
 	{"disk", checkDisk},
+	{"io", checkIO},
+	{"io operations", checkIOOperations},
 	{"open files", checkFiles},
 	{"all generous", checkGenerous},
 }
@@ -280,6 +282,44 @@ func checkDisk(t testing.TB, s *suite) {
 		return
 	}
 	hit(t, e, isolation.LimitDisk, 8<<20)
+}
+
+// checkIO reads past all caches, at a rate that no disk is as slow as.
+func checkIO(t testing.TB, s *suite) {
+	s.slowDisk(t, ReadDisk, isolation.IO{ReadBytes: diskRate})
+}
+
+func checkIOOperations(t testing.TB, s *suite) {
+	s.slowDisk(t, ReadOften, isolation.IO{ReadOps: diskReads * diskRate / diskBytes})
+}
+
+// diskBytes are read in diskReads reads, at diskRate bytes a second.
+const (
+	diskBytes = 2 << 20
+	diskReads = 32
+	diskRate  = 1 << 20
+)
+
+func (s *suite) slowDisk(t testing.TB, p Program, limit isolation.IO) {
+	if !s.features.Enforcement(isolation.LimitIO).Enforced {
+		s.skip(t, "limit io is not enforced; that it is refused is checked")
+	}
+	j := job{program: p, args: []string{strconv.Itoa(diskBytes), strconv.Itoa(diskReads)}}
+	if _, _, ok := s.c.Command(p, j.args...); !ok {
+		s.skip(t, "no file on a block device to read from, past all caches")
+	}
+	const least = (diskBytes/diskRate - 1) * time.Second // the first of it may come at once
+	e, r := s.run(t, j)
+	succeeded(t, e, r)
+	if e.Usage.Wall >= least {
+		s.skip(t, "%d bytes take %v without a limit: the limit cannot be told from that", diskBytes, e.Usage.Wall)
+	}
+	j.spec = func(c *isolation.Spec) { c.Resources.IO = limit }
+	e, r = s.run(t, j)
+	succeeded(t, e, r)
+	if e.Usage.Wall < least {
+		t.Errorf("%d bytes took %v with %+v: want %v at least", diskBytes, e.Usage.Wall, limit, least)
+	}
 }
 
 func checkFiles(t testing.TB, s *suite) {

@@ -26,6 +26,8 @@ const (
 	Crash     Program = "crash"     // aborts: SIGABRT, or a trap
 	Fill      Program = "fill"      // (bytes) writes so much to files; exits 0, or 1 when there is no room
 	Files     Program = "files"     // (n) has n files open at once; exits 0, or 1 when it is refused
+	ReadDisk  Program = "readdisk"  // (bytes, n) reads so much of a file on a block device, past the caches of the host, in n reads; exits 0
+	ReadOften Program = "readoften" // (bytes, n) as ReadDisk, and each read goes to the device
 	Forks     Program = "forks"     // (n) has n children at once, which it then ends; exits 0, or 1 when one was refused
 	Lines     Program = "lines"     // (n, status) writes n lines to stdout and the same to stderr, their numbers from 0 as "%07d\n"; ends with the status
 	Survivors Program = "survivors" // (n) starts n children that sleep for a minute with its output open, and exits 0 at once
@@ -35,7 +37,7 @@ const (
 func Programs() []Program {
 	return []Program{
 		Exit0, Exit7, Echo, Sleep, Ready, Flood, FloodErr, Both, Args, Env, Cwd, User, Hostname, Stubborn, Spin, Hog,
-		Crash, Fill, Files, Forks, Survivors, Lines,
+		Crash, Fill, Files, Forks, Survivors, Lines, ReadDisk, ReadOften,
 	}
 }
 

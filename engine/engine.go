@@ -137,6 +137,7 @@ func (e *Engine) complete(r Request) (Request, []isolation.Limit, error) {
 	fill(&r.Spec.Resources.CPUs, p.DefaultResources.CPUs)
 	fill(&r.Spec.Resources.Pids, p.DefaultResources.Pids)
 	fill(&r.Spec.Resources.DiskBytes, p.DefaultResources.DiskBytes)
+	fill(&r.Spec.Resources.IO, p.DefaultResources.IO)
 	return r, asked, nil
 }
 

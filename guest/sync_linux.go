@@ -120,7 +120,7 @@ func (g *guest) limit(m *wire.SyncMessage) error {
 	if all := g.vm.groups.all; all != nil {
 		return all.Limit(l)
 	}
-	if l != (cgroup.Limits{}) {
+	if l.MemoryBytes > 0 || l.Pids > 0 || l.CPUs > 0 {
 		return &classError{classSupport, errors.New("limits: the machine's kernel has no control groups")}
 	}
 	return nil

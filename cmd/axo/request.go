@@ -29,6 +29,8 @@ type requestFlags struct {
 	profile                     string
 	timeout, cpuTime            time.Duration
 	memory, disk, outputLimit   string
+	ioRead, ioWrite             string
+	ioReadOps, ioWriteOps       int64
 	fuel                        uint64
 	pids, files                 int64
 	cpus                        float64
@@ -62,6 +64,10 @@ func (f *requestFlags) register(fs *pflag.FlagSet) {
 	fs.Int64Var(&f.pids, "pids", 0, "limit of processes and threads")
 	fs.Int64Var(&f.files, "open-files", 0, "limit of open files")
 	fs.Float64Var(&f.cpus, "cpus", 0, "cores that it may use, such as 0.5")
+	fs.StringVar(&f.ioRead, "io-read", "", "bytes that it may read a second of each block device, such as 10M")
+	fs.StringVar(&f.ioWrite, "io-write", "", "bytes that it may write a second to each block device")
+	fs.Int64Var(&f.ioReadOps, "io-read-ops", 0, "reads a second of each block device")
+	fs.Int64Var(&f.ioWriteOps, "io-write-ops", 0, "writes a second to each block device")
 	fs.StringArrayVarP(&f.env, "env", "e", nil, "environment variable KEY=VALUE, or KEY to pass yours on; may be repeated")
 	fs.StringArrayVar(&f.dirs, "dir", nil, "give it a directory: HOST:GUEST, HOST:GUEST:ro, or HOST:GUEST:sync for a copy whose changes are copied back at the end; may be repeated")
 	fs.StringArrayVar(&f.copyIn, "copy-in", nil, "copy a file or directory into the sandbox first: HOST:GUEST; may be repeated")
@@ -110,6 +116,7 @@ func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request,
 	}{
 		{"memory", f.memory, &r.Spec.Resources.MemoryBytes}, {"disk", f.disk, &r.Spec.Resources.DiskBytes},
 		{"output-limit", f.outputLimit, &r.Process.Limits.OutputBytes},
+		{"io-read", f.ioRead, &r.Spec.Resources.IO.ReadBytes}, {"io-write", f.ioWrite, &r.Spec.Resources.IO.WriteBytes},
 	} {
 		if s.v == "" {
 			continue
@@ -127,6 +134,7 @@ func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request,
 	}{
 		{"timeout", f.timeout > 0}, {"cpu-time", f.cpuTime > 0}, {"fuel", f.fuel > 0}, {"pids", f.pids > 0},
 		{"open-files", f.files > 0}, {"cpus", f.cpus > 0},
+		{"io-read-ops", f.ioReadOps > 0}, {"io-write-ops", f.ioWriteOps > 0},
 	} {
 		if c.Flags().Changed(l.flag) && !l.above {
 			return r, fmt.Errorf("--%s: want a value above zero", l.flag)
@@ -135,6 +143,7 @@ func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request,
 	r.Process.Limits.Wall, r.Process.Limits.CPU = f.timeout, f.cpuTime
 	r.Process.Limits.Fuel, r.Process.Limits.OpenFiles = f.fuel, f.files
 	r.Spec.Resources.Pids, r.Spec.Resources.CPUs = f.pids, f.cpus
+	r.Spec.Resources.IO.ReadOps, r.Spec.Resources.IO.WriteOps = f.ioReadOps, f.ioWriteOps
 	r.Process.Cwd, r.Process.User, r.Process.Terminal = f.cwd, f.user, f.tty
 	r.Spec.Tenant, r.Spec.Profile = f.tenant, f.profile
 	for _, e := range f.env {

@@ -86,6 +86,7 @@ func (e *engine) Features() isolation.Features {
 			{Limit: isolation.LimitPids, Enforced: true, By: "the guest's cgroup"},
 			{Limit: isolation.LimitCPUs, Enforced: true, By: "the guest's cgroup; the machine's processors behind it, which are at least as many"},
 			{Limit: isolation.LimitDisk, Enforced: true, Uncounted: true, By: "size of the machine's tmpfs that holds all that is writable"},
+			{Limit: isolation.LimitIO, Reason: "a machine's disks are memory of the host, or in its page cache"},
 			{Limit: isolation.LimitFuel, Reason: "native programs have no fuel"},
 		},
 		Options: []isolation.Option{
@@ -166,6 +167,8 @@ func (e *engine) Check(spec isolation.Spec) error {
 		return proc.Unsupported("language "+spec.Language+" with "+spec.Requirement.String(), "the requirement Arbitrary")
 	case (spec.Root.Image != "" || spec.Root.Path != "" || spec.Profile == "session") && e.cfg.Builder == nil:
 		return proc.Unsupported("a root of one's own, or profile session, in a microVM", "a program that can build templates")
+	case !spec.Resources.IO.IsZero():
+		return proc.Unsupported("io limit in a microVM, whose disks are memory", "the container tier")
 	case len(spec.Mounts) > 0 && e.cfg.Builder == nil:
 		return proc.Unsupported("directories of the host in a microVM", "a program that can make disks of them")
 	case slices.ContainsFunc(spec.Mounts, func(m isolation.Mount) bool { return !m.ReadOnly }):

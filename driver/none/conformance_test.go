@@ -63,6 +63,14 @@ func nativeConfig(t testing.TB, c none.Config) drivertest.Config {
 			return d
 		},
 		Command: func(p drivertest.Program, args ...string) (isolation.Spec, isolation.ProcessSpec, bool) {
+			if p == drivertest.ReadDisk || p == drivertest.ReadOften {
+				dir := filepath.Dir(program)
+				name := testprog.DiskFile(dir)
+				if name == "" {
+					return isolation.Spec{}, isolation.ProcessSpec{}, false
+				}
+				args = append(args, filepath.Join(dir, name))
+			}
 			return isolation.Spec{Requirement: isolation.NativeTrusted},
 				isolation.ProcessSpec{Args: append([]string{program, string(p)}, args...)}, true
 		},

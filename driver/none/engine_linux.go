@@ -66,6 +66,10 @@ func (e *nativeEngine) Probe(ctx context.Context, f *isolation.Features) error {
 	add(isolation.LimitMemory, cgroup.Memory, notAS)
 	add(isolation.LimitPids, cgroup.Pids, notNPROC)
 	add(isolation.LimitCPUs, cgroup.CPU, "")
+	add(isolation.LimitIO, cgroup.IO, "")
+	if x := &f.Enforces[len(f.Enforces)-1]; x.Enforced {
+		x.By, x.Uncounted = g.IOIs(), true
+	}
 	cpu := "process clocks, polled, and RLIMIT_CPU behind it"
 	if g.CountsCPU() {
 		cpu = g.Version() + ", polled, and RLIMIT_CPU behind it"
@@ -113,12 +117,24 @@ func (e *nativeEngine) Check(spec isolation.Spec) error {
 		{spec.Resources.MemoryBytes > 0, "memory limit", cgroup.Memory},
 		{spec.Resources.Pids > 0, "pids limit", cgroup.Pids},
 		{spec.Resources.CPUs > 0, "cpu limit", cgroup.CPU},
+		{!spec.Resources.IO.IsZero(), "io limit", cgroup.IO},
 	} {
 		if l.asked && !g.Has(l.controller) {
 			return proc.Unsupported(l.what, "a cgroup with the controller "+l.controller+": "+g.Why(l.controller))
 		}
 	}
 	return nil
+}
+
+// ioLimits are those of each disk.
+func ioLimits(l isolation.IO) (list []cgroup.IOLimit) {
+	if l.IsZero() {
+		return nil
+	}
+	for _, d := range cgroup.Disks() {
+		list = append(list, cgroup.IOLimit{Device: d, ReadBytes: l.ReadBytes, WriteBytes: l.WriteBytes, ReadOps: l.ReadOps, WriteOps: l.WriteOps})
+	}
+	return list
 }
 
 func (e *nativeEngine) CheckProcess(p isolation.ProcessSpec) error { return checkProcess(p) }
@@ -138,7 +154,7 @@ func (e *nativeEngine) Create(_ context.Context, id string, spec isolation.Spec)
 		return pl, nil
 	}
 	// Another program on the host may have a sandbox of this id.
-	limits := cgroup.Limits{MemoryBytes: spec.Resources.MemoryBytes, Pids: spec.Resources.Pids, CPUs: spec.Resources.CPUs}
+	limits := cgroup.Limits{IO: ioLimits(spec.Resources.IO), MemoryBytes: spec.Resources.MemoryBytes, Pids: spec.Resources.Pids, CPUs: spec.Resources.CPUs}
 	name := fmt.Sprintf("axo-none-%s-%s", id, pl.brand.Name())
 	if r := e.cfg.Recorder; r != nil {
 		if pl.entry, err = r.Record(name); err != nil {

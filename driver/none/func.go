@@ -52,6 +52,7 @@ func (e *funcEngine) Features() isolation.Features {
 			no(isolation.LimitPids, shared+"process"),
 			no(isolation.LimitFiles, shared+"descriptors"),
 			no(isolation.LimitDisk, shared+"file systems"),
+			no(isolation.LimitIO, shared+"file systems"),
 		},
 		Walls: []isolation.Wall{{Name: "process", Detail: "the function runs inside the host program"}},
 		Warnings: []string{
@@ -96,6 +97,8 @@ func (e *funcEngine) Check(spec isolation.Spec) error {
 		return proc.Unsupported("memory limit of a Go function", need)
 	case r.CPUs > 0:
 		return proc.Unsupported("cpu limit of a Go function", need)
+	case !r.IO.IsZero():
+		return proc.Unsupported("io limit of a Go function", need)
 	case r.Pids > 0:
 		return proc.Unsupported("pids limit of a Go function", need)
 	case spec.Func == "":

@@ -30,6 +30,7 @@ func (e *nativeEngine) Features() isolation.Features {
 	no(isolation.LimitMemory, runtime.GOOS+" has no control groups")
 	no(isolation.LimitPids, runtime.GOOS+" has no control groups")
 	no(isolation.LimitCPUs, runtime.GOOS+" has no control groups")
+	no(isolation.LimitIO, runtime.GOOS+" has no control groups")
 	no(isolation.LimitFiles, "limits cannot be set before the program runs on "+runtime.GOOS)
 	f.Warnings = append(f.Warnings, portableWarnings...)
 	return f
@@ -50,7 +51,7 @@ func (e *nativeEngine) Check(spec isolation.Spec) error {
 	for _, l := range []struct {
 		asked bool
 		what  string
-	}{{r.MemoryBytes > 0, "memory limit"}, {r.Pids > 0, "pids limit"}, {r.CPUs > 0, "cpu limit"}} {
+	}{{r.MemoryBytes > 0, "memory limit"}, {r.Pids > 0, "pids limit"}, {r.CPUs > 0, "cpu limit"}, {!r.IO.IsZero(), "io limit"}} {
 		if l.asked {
 			return proc.Unsupported(l.what+" on "+runtime.GOOS, "Linux control groups")
 		}

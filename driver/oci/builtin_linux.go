@@ -119,6 +119,7 @@ func (e *builtin) Check(spec isolation.Spec) error {
 		{spec.Resources.MemoryBytes > 0, "memory limit", cgroup.Memory},
 		{spec.Resources.Pids > 0, "pids limit", cgroup.Pids},
 		{spec.Resources.CPUs > 0, "cpu limit", cgroup.CPU},
+		{!spec.Resources.IO.IsZero(), "io limit", cgroup.IO},
 	} {
 		if l.asked && !g.Has(l.controller) {
 			return proc.Unsupported(l.what, "a cgroup with the controller "+l.controller+": "+g.Why(l.controller))

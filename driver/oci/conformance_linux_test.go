@@ -81,6 +81,13 @@ func config(c oci.Config) drivertest.Config {
 			return d
 		},
 		Command: func(p drivertest.Program, args ...string) (isolation.Spec, isolation.ProcessSpec, bool) {
+			if p == drivertest.ReadDisk || p == drivertest.ReadOften {
+				name := testprog.DiskFile(programs)
+				if name == "" {
+					return isolation.Spec{}, isolation.ProcessSpec{}, false
+				}
+				args = append(args, "/opt/suite/"+name)
+			}
 			return isolation.Spec{
 					Requirement: isolation.Arbitrary,
 					Mounts:      []isolation.Mount{{Source: programs, Destination: "/opt/suite", ReadOnly: true}},

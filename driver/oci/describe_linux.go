@@ -14,6 +14,7 @@ import (
 	"github.com/axocoatl/isolation/driver/oci/internal/bundle"
 	"github.com/axocoatl/isolation/driver/oci/internal/document"
 	"github.com/axocoatl/isolation/driver/oci/internal/seccomp"
+	"github.com/axocoatl/isolation/internal/cgroup"
 )
 
 // What a program sees of itself in the host's system directories.
@@ -52,6 +53,11 @@ func (e *builtin) describe(c *container, spec isolation.Spec) (*bundle.Bundle, *
 			return nil, nil, err
 		}
 		f.Mounts = append(f.Mounts, s)
+	}
+	if !spec.Resources.IO.IsZero() {
+		for _, d := range cgroup.Disks() {
+			f.Disks = append(f.Disks, bundle.Disk{Major: int64(d.Major), Minor: int64(d.Minor)})
+		}
 	}
 	var err error
 	if f.Seccomp, err = seccomp.Profile(bundle.Capabilities(spec), writable); err != nil {

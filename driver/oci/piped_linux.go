@@ -67,7 +67,7 @@ func (h *hosted) createPiped(ctx context.Context, id string, spec isolation.Spec
 	}
 	// A runtime in the group, and processes of its own, are not to be taken for
 	// the programs'. Those are bounded below and inside.
-	if err := h.account(c, id, cgroup.Limits{CPUs: d.Limits.CPUs}); err != nil {
+	if err := h.account(c, id, cgroup.Limits{CPUs: d.Limits.CPUs, IO: d.Limits.IO}); err != nil {
 		return nil, err
 	}
 	if err := h.launchPiped(ctx, s, b, d); err != nil {

@@ -93,6 +93,11 @@ func (e *builtin) probeWith(ctx context.Context, f *isolation.Features, create c
 		}
 		f.Enforces = append(f.Enforces, x)
 	}
+	if g.Has(cgroup.IO) {
+		f.Enforces = append(f.Enforces, isolation.Enforcement{Limit: isolation.LimitIO, Enforced: true, Uncounted: true, By: g.IOIs()})
+	} else {
+		f.Enforces = append(f.Enforces, isolation.Enforcement{Limit: isolation.LimitIO, Reason: g.Why(cgroup.IO)})
+	}
 	cpu := "process clocks, polled, and RLIMIT_CPU behind it"
 	if g.CountsCPU() {
 		cpu = g.Version() + ", polled, and RLIMIT_CPU behind it"

@@ -216,6 +216,8 @@ func checkSpec(spec isolation.Spec) error {
 		return &isolation.UnsupportedError{Feature: "a registered function", Need: "tier none"}
 	case spec.Resources.CPUs > 0:
 		return &isolation.UnsupportedError{Feature: "a share of the CPU", Need: stronger + "; a module uses one core at most"}
+	case !spec.Resources.IO.IsZero():
+		return &isolation.UnsupportedError{Feature: "a limit of what is read and written a second", Need: stronger}
 	case spec.Resources.Pids > 0:
 		return &isolation.UnsupportedError{Feature: "a limit of processes", Need: stronger + "; a module cannot start any"}
 	case spec.Resources.MemoryBytes > 4<<30:

@@ -86,6 +86,7 @@ func (d *Driver) enforces() []isolation.Enforcement {
 		by(isolation.LimitFiles, "count of descriptors in the worker"),
 		by(isolation.LimitDisk, "count of bytes written to mounts"),
 		{Limit: isolation.LimitPids, Reason: "a module cannot start processes or threads: there is nothing to count"},
+		{Limit: isolation.LimitIO, Reason: "a worker's control group bounds memory only"},
 		{Limit: isolation.LimitCPUs, Reason: "a module uses one core at most; less cannot be set"},
 	}
 }

@@ -2,8 +2,9 @@
 // argument is a drivertest.Program. It is built for what a driver runs (Linux,
 // WASI) and put where the sandbox sees it.
 //
-// "fill" and "files" take a directory after their number; without it they use
-// the one for temporary files. A trap of WASM it can't make: there "crash" must
+// "readdisk" and "readoften" take the name of a file after their numbers. "fill"
+// and "files" take a directory after their number; without it they use the one for
+// temporary files. A trap of WASM it can't make: there "crash" must
 // be another module.
 package main
 
@@ -88,6 +89,9 @@ func do(program string, args []string) (int, error) {
 		return 0, fill(arg(1, os.TempDir()), n)
 	case "files":
 		return 0, files(arg(1, os.TempDir()), n)
+	case "readdisk", "readoften":
+		reads, err := strconv.ParseInt(arg(1, "1"), 10, 64)
+		return 0, errors.Join(err, readDisk(arg(2, ""), n, reads))
 	case "forks":
 		return 0, forks(n)
 	case "lines":

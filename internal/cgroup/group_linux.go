@@ -23,18 +23,20 @@ const (
 	Pids    = "pids"
 	CPU     = "cpu"
 	CPUAcct = "cpuacct" // version 1 only
+	IO      = "io"      // version 1: blkio
 	// Core is what every group of version 2 has: members, a way to kill
 	// them, and their CPU time.
 	Core = "core"
 )
 
-var controllers = []string{Memory, Pids, CPU, CPUAcct}
+var controllers = []string{Memory, Pids, CPU, CPUAcct, IO}
 
 // Limits bound a group. Zero is no limit.
 type Limits struct {
 	MemoryBytes int64   // memory, without swap beside it
 	Pids        int64   // processes and threads
 	CPUs        float64 // cores
+	IO          []IOLimit
 }
 
 // Tree is where control groups can be made. On version 1 every controller
@@ -60,8 +62,12 @@ func Find(only ...string) *Tree {
 	}
 	t := &Tree{base: map[string]string{}, why: map[string]string{}}
 	for _, c := range only {
-		if m, ok := mounts[c]; ok {
-			t.try(c, m.join(own[c]))
+		hierarchy := c
+		if c == IO {
+			hierarchy = "blkio"
+		}
+		if m, ok := mounts[hierarchy]; ok {
+			t.try(c, m.join(own[hierarchy]))
 		} else {
 			t.why[c] = "no hierarchy with the controller is mounted"
 		}
@@ -156,6 +162,10 @@ func enable(dir, controller string) error {
 // try looks whether groups can be made in dir. It makes none to find out: one
 // of a program that is killed meanwhile would be left.
 func (t *Tree) try(controller, dir string) {
+	if controller == IO && len(Disks()) == 0 {
+		t.why[controller] = "the host has no block devices"
+		return
+	}
 	if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
 		t.why[controller] = fmt.Sprintf("no group can be made in %s: %v", dir, err)
 		return
@@ -309,6 +319,9 @@ func (t *Tree) needed(r Limits) []string {
 	if r.CPUs > 0 || t.v2 || t.whole {
 		all = append(all, CPU)
 	}
+	if len(r.IO) > 0 {
+		all = append(all, IO)
+	}
 	return slices.DeleteFunc(all, func(c string) bool { return t.base[c] == "" })
 }
 
@@ -353,6 +366,11 @@ func (g *Group) Keeper() *os.File {
 }
 
 func (g *Group) limit(r Limits) error {
+	for _, l := range r.IO {
+		if err := g.limitIO(l); err != nil {
+			return err
+		}
+	}
 	if n := r.MemoryBytes; n > 0 {
 		// Swap would turn a limit into a slow-down; where the kernel does not
 		// account for it, there is no file.

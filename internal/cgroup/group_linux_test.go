@@ -48,6 +48,23 @@ func TestCounters(t *testing.T) {
 			t.Errorf("%s is %q, want %q", file, b, want)
 		}
 	}
+	one.dir[IO], two.dir[IO] = v1, v2
+	for _, f := range []string{"read_bps", "write_bps", "read_iops", "write_iops"} {
+		write(v1, "blkio.throttle."+f+"_device", "")
+	}
+	write(v2, "io.max", "")
+	l := Limits{IO: []IOLimit{{Device: Device{254, 16}, ReadBytes: 1000, WriteOps: 1 << 40}}}
+	if err := errors.Join(one.limit(l), two.limit(l)); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{
+		v1 + "/blkio.throttle.read_bps_device": "254:16 1000", v1 + "/blkio.throttle.write_iops_device": "254:16 4294967295",
+		v1 + "/blkio.throttle.write_bps_device": "", v2 + "/io.max": "254:16 rbps=1000 wiops=1099511627776",
+	} {
+		if b, _ := os.ReadFile(file); string(b) != want {
+			t.Errorf("%s is %q, want %q", file, b, want)
+		}
+	}
 	if c := (*Group)(nil).Read(); c != (Counters{}) {
 		t.Errorf("no group counts %+v", c)
 	}

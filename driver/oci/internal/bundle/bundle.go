@@ -45,6 +45,8 @@ type Facts struct {
 	Mounts []Source
 	// DiskBytes bounds what is written where the Spec does not.
 	DiskBytes int64
+	// Disks are the block devices that a limit on reading and writing is for.
+	Disks []Disk
 	// Seccomp is the profile of programs. It may be shared.
 	Seccomp *specs.LinuxSeccomp
 }
@@ -60,6 +62,9 @@ type Entry struct {
 	// NoExec: nothing in it is a program.
 	NoExec bool
 }
+
+// Disk is a block device of the host.
+type Disk struct{ Major, Minor int64 }
 
 // User is an account of the container.
 type User struct {
@@ -88,7 +93,7 @@ func New(spec isolation.Spec, f Facts) *Bundle {
 		Hostname: spec.Hostname,
 		Linux: &specs.Linux{
 			UIDMappings: f.UIDs, GIDMappings: f.GIDs,
-			Resources:   resources(spec.Resources),
+			Resources:   resources(spec.Resources, f.Disks),
 			Namespaces:  namespaces(),
 			Seccomp:     f.Seccomp,
 			MaskedPaths: masked, ReadonlyPaths: readOnly,
@@ -169,8 +174,8 @@ var session = []string{
 
 func pointer[T any](v T) *T { return &v }
 
-func resources(r isolation.Resources) *specs.LinuxResources {
-	if r.MemoryBytes == 0 && r.Pids == 0 && r.CPUs == 0 {
+func resources(r isolation.Resources, disks []Disk) *specs.LinuxResources {
+	if r.MemoryBytes == 0 && r.Pids == 0 && r.CPUs == 0 && r.IO.IsZero() {
 		return nil
 	}
 	out := &specs.LinuxResources{}
@@ -183,6 +188,22 @@ func resources(r isolation.Resources) *specs.LinuxResources {
 	if r.CPUs > 0 {
 		const period = 100_000
 		out.CPU = &specs.LinuxCPU{Period: pointer(uint64(period)), Quota: pointer(int64(math.Ceil(r.CPUs * period)))}
+	}
+	if !r.IO.IsZero() {
+		each := func(rate int64) (list []specs.LinuxThrottleDevice) {
+			for _, d := range disks {
+				if rate > 0 {
+					t := specs.LinuxThrottleDevice{Rate: uint64(rate)}
+					t.Major, t.Minor = d.Major, d.Minor
+					list = append(list, t)
+				}
+			}
+			return list
+		}
+		out.BlockIO = &specs.LinuxBlockIO{
+			ThrottleReadBpsDevice: each(r.IO.ReadBytes), ThrottleWriteBpsDevice: each(r.IO.WriteBytes),
+			ThrottleReadIOPSDevice: each(r.IO.ReadOps), ThrottleWriteIOPSDevice: each(r.IO.WriteOps),
+		}
 	}
 	return out
 }

@@ -39,13 +39,14 @@ func TestGolden(t *testing.T) {
 		{
 			name: "all", spec: isolation.Spec{
 				Requirement: isolation.Arbitrary, Hostname: "box",
-				Resources: isolation.Resources{MemoryBytes: 64 << 20, Pids: 32, CPUs: 1.5, DiskBytes: 1 << 20},
+				Resources: isolation.Resources{MemoryBytes: 64 << 20, Pids: 32, CPUs: 1.5, DiskBytes: 1 << 20, IO: isolation.IO{ReadBytes: 1 << 20, WriteOps: 100}},
 				Mounts: []isolation.Mount{
 					{Source: "/srv/data", Destination: "/data/", ReadOnly: true}, {Source: "/srv/out", Destination: "/out"},
 					{Source: "/srv/file", Destination: "/file"},
 				},
 			},
 			edit: func(f *Facts) {
+				f.Disks = []Disk{{8, 0}, {254, 16}}
 				f.Mounts = []Source{{}, {Mapped: true, UID: 1001, GID: 100}, {File: true}}
 			},
 		},

@@ -158,6 +158,37 @@ func (o *Container) resources(b *bundle.Bundle) error {
 		o.Limits.CPUs = float64(*c.Quota) / float64(*c.Period)
 		o.Plan.Process.CPUs = int(math.Ceil(o.Limits.CPUs))
 	}
+	if io := r.BlockIO; io != nil {
+		return o.throttle(io)
+	}
+	return nil
+}
+
+// throttle gathers the limits of each block device.
+func (o *Container) throttle(io *specs.LinuxBlockIO) error {
+	for _, x := range []struct {
+		field string
+		list  []specs.LinuxThrottleDevice
+		rate  func(*cgroup.IOLimit) *int64
+	}{
+		{"throttleReadBpsDevice", io.ThrottleReadBpsDevice, func(l *cgroup.IOLimit) *int64 { return &l.ReadBytes }},
+		{"throttleWriteBpsDevice", io.ThrottleWriteBpsDevice, func(l *cgroup.IOLimit) *int64 { return &l.WriteBytes }},
+		{"throttleReadIOPSDevice", io.ThrottleReadIOPSDevice, func(l *cgroup.IOLimit) *int64 { return &l.ReadOps }},
+		{"throttleWriteIOPSDevice", io.ThrottleWriteIOPSDevice, func(l *cgroup.IOLimit) *int64 { return &l.WriteOps }},
+	} {
+		for _, t := range x.list {
+			if t.Major < 0 || t.Major > math.MaxUint32 || t.Minor < 0 || t.Minor > math.MaxUint32 || t.Rate == 0 || t.Rate > math.MaxInt64 {
+				return value("linux.resources.blockIO."+x.field, t)
+			}
+			d := cgroup.Device{Major: uint32(t.Major), Minor: uint32(t.Minor)}
+			i := slices.IndexFunc(o.Limits.IO, func(l cgroup.IOLimit) bool { return l.Device == d })
+			if i < 0 {
+				i = len(o.Limits.IO)
+				o.Limits.IO = append(o.Limits.IO, cgroup.IOLimit{Device: d})
+			}
+			*x.rate(&o.Limits.IO[i]) = int64(t.Rate)
+		}
+	}
 	return nil
 }
 

@@ -19,12 +19,13 @@ func full(t *testing.T) *bundle.Bundle {
 	maps := []specs.LinuxIDMapping{{HostID: 524288, Size: 65536}}
 	b := bundle.New(isolation.Spec{
 		Requirement: isolation.Shell, Profile: "session", Hostname: "box",
-		Resources: isolation.Resources{MemoryBytes: 64 << 20, Pids: 32, CPUs: 1.5, DiskBytes: 1 << 20},
+		Resources: isolation.Resources{MemoryBytes: 64 << 20, Pids: 32, CPUs: 1.5, DiskBytes: 1 << 20, IO: isolation.IO{ReadBytes: 1, WriteBytes: 2, ReadOps: 3, WriteOps: 4}},
 		Mounts:    []isolation.Mount{{Source: "/srv/data", Destination: "/data", ReadOnly: true}, {Source: "/srv/out", Destination: "/out"}},
 	}, bundle.Facts{
 		System: []bundle.Entry{{Path: "/usr"}, {Path: "/bin", Link: "usr/bin"}, {Path: "/etc/localtime", File: true, NoExec: true}},
 		User:   bundle.User{Name: "user", UID: 1000, GID: 1000, Home: "/home/user"},
 		UIDs:   maps, GIDs: maps, Mounts: []bundle.Source{{Mapped: true, UID: 5, GID: 6}, {}},
+		Disks:   []bundle.Disk{{Major: 8}, {Major: 8, Minor: 16}},
 		Seccomp: &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActAllow}}},
 	})
 	b.Config.Process.User.AdditionalGids = []uint32{7}
@@ -181,6 +182,8 @@ func TestValues(t *testing.T) {
 		{"linux.namespaces", func(s *specs.Spec) { s.Linux.Namespaces[0].Path = "/proc/1/ns/user" }},
 		{"linux.uidMappings", func(s *specs.Spec) { s.Linux.UIDMappings = nil }},
 		{"linux.resources.memory", func(s *specs.Spec) { s.Linux.Resources.Memory.Swap = nil }},
+		{"linux.resources.blockIO.throttleReadBpsDevice", func(s *specs.Spec) { s.Linux.Resources.BlockIO.ThrottleReadBpsDevice[0].Rate = 0 }},
+		{"linux.resources.blockIO.throttleWriteIOPSDevice", func(s *specs.Spec) { s.Linux.Resources.BlockIO.ThrottleWriteIOPSDevice[1].Major = -1 }},
 		{"process.capabilities.bounding", func(s *specs.Spec) { s.Process.Capabilities.Bounding = []string{"CAP_NEW"} }},
 		{"process.rlimits", func(s *specs.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_RTTIME" }},
 		{"mounts.type", func(s *specs.Spec) { s.Mounts[0].Type = "nfs" }},

@@ -45,6 +45,12 @@ var implemented = map[string]bool{
 	"linux.resources.cpu.quota":    true,
 	"linux.resources.cpu.period":   true,
 	"linux.resources.pids.limit":   true,
+
+	// Of each element all.
+	"linux.resources.blockIO.throttleReadBpsDevice":   true,
+	"linux.resources.blockIO.throttleWriteBpsDevice":  true,
+	"linux.resources.blockIO.throttleReadIOPSDevice":  true,
+	"linux.resources.blockIO.throttleWriteIOPSDevice": true,
 }
 
 // above are the fields that have implemented ones below them.
