@@ -61,16 +61,16 @@ func printTier(w io.Writer, t isolation.Tier, reports []engine.EngineReport) {
 }
 
 func printReport(w io.Writer, r engine.EngineReport) {
+	version := ""
+	if r.Features.Version != "" {
+		version = " (" + r.Features.Version + ")"
+	}
 	if !r.OK {
-		fmt.Fprintf(w, "NO %v/%s: %s\n", r.Tier, r.Engine, r.Reason)
+		fmt.Fprintf(w, "NO %v/%s%s: %s\n", r.Tier, r.Engine, version, r.Reason)
 		if r.Fix != "" {
 			fmt.Fprintf(w, "     fix: %s\n", r.Fix)
 		}
 		return
-	}
-	version := ""
-	if r.Features.Version != "" {
-		version = " (" + r.Features.Version + ")"
 	}
 	fmt.Fprintf(w, "ok %v/%s%s: runs %v (%.0f ms to try)\n", r.Tier, r.Engine, version, r.Features.Runs, r.TookMS)
 	for _, x := range r.Features.Walls {

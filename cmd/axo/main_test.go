@@ -68,6 +68,13 @@ func TestScripts(t *testing.T) {
 	}
 	interpreters := interpreterModules(t)
 	maps.Copy(programs, interpreters)
+	wasmtime, err := testprog.BuildWasmtime()
+	if errors.Is(err, testprog.ErrNoCompiler) && os.Getenv("AXO_REQUIRE") == "" {
+		t.Logf("SKIPPED, a tool is missing: %v", err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	programs["WASMTIME_WORKER"] = wasmtime
 	kernel := testprog.FindKernelPackage()
 	containers := sync.OnceValue(func() bool {
 		return haveContainers(t, []string{"AXO_WASM_WORKER_PATH=" + worker, "AXO_GUEST_PATH=" + guest})
@@ -86,6 +93,8 @@ func TestScripts(t *testing.T) {
 				return kernel != "", nil
 			case "container":
 				return containers(), nil
+			case "wasmtime":
+				return wasmtime != "", nil
 			case "interpreters":
 				return len(interpreters) > 0, nil
 			case "rootfs":

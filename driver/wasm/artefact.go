@@ -422,8 +422,8 @@ func (c *cache) put(k key, tmp string, m meta) (*artefact, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(tmp, "meta.json"), b, 0o600); err != nil {
-		return nil, err
+	if err := writeNew(tmp, "meta.json", b); err != nil {
+		return nil, fmt.Errorf("compiled module: %w", err)
 	}
 	failpoint.Hit(failpoint.Sealed)
 	c.evict(a.bytes)
@@ -438,6 +438,22 @@ func (c *cache) put(k key, tmp string, m meta) (*artefact, error) {
 		return a, nil
 	}
 	return nil, fmt.Errorf("module cache: artefact %s cannot be read back", k)
+}
+
+// writeNew writes a file that was not there into a directory that a worker filled:
+// it may have laid a link where the file goes.
+func writeNew(dir, name string, b []byte) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Close())
 }
 
 // temp names a private directory for a compile worker.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -76,6 +77,56 @@ func TestSealOfArtefact(t *testing.T) {
 		}
 		if c.get(k) != nil {
 			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// TestCompileWorkerLaysLinks is what a compile worker that a module has taken over
+// could leave in its directory: the host must write nowhere else.
+func TestCompileWorkerLaysLinks(t *testing.T) {
+	c, err := openCache(filepath.Join(t.TempDir(), "cache"), 1<<30, descriptions[Wasmtime].layout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	outside := filepath.Join(t.TempDir(), "outside")
+	if err := os.WriteFile(outside, []byte("kept"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, lay := range map[string]func(dir string) error{
+		"link":         func(dir string) error { return os.Symlink(outside, filepath.Join(dir, "meta.json")) },
+		"link to none": func(dir string) error { return os.Symlink(outside+"2", filepath.Join(dir, "meta.json")) },
+		"file":         func(dir string) error { return os.WriteFile(filepath.Join(dir, "meta.json"), nil, 0o600) },
+		"module is a link": func(dir string) error {
+			module := filepath.Join(dir, c.layout.module)
+			return errors.Join(os.Remove(module), os.Symlink(outside, module))
+		},
+		"module is a directory": func(dir string) error {
+			module := filepath.Join(dir, c.layout.module)
+			return errors.Join(os.Remove(module), os.Mkdir(module, 0o700))
+		},
+	} {
+		tmp := c.temp()
+		if err := os.Mkdir(tmp, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(tmp, c.layout.module), []byte("code"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := lay(tmp); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.put(key{1}, tmp, meta{}); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+		if _, err := os.Lstat(tmp); err == nil {
+			t.Errorf("%s: the directory is left", name)
+		}
+		if b, err := os.ReadFile(outside); err != nil || string(b) != "kept" {
+			t.Errorf("%s: a file outside now has %q (%v)", name, b, err)
+		}
+		if _, err := os.Lstat(outside + "2"); err == nil {
+			t.Fatalf("%s: a file was made outside", name)
 		}
 	}
 }

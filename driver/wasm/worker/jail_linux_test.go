@@ -65,6 +65,10 @@ var attacks = map[string]func() error{
 		return err
 	},
 	"kill": func() error { return unix.Kill(os.Getppid(), 0) },
+	"signals of a file": func() error {
+		_, err := unix.FcntlInt(1, unix.F_SETOWN, os.Getppid())
+		return err
+	},
 	"ptrace": func() error {
 		// Of a process that cannot exist: ESRCH means that it was let through.
 		_, _, e := unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_ATTACH, 1<<30, 0, 0, 0, 0)

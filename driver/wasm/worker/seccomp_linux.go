@@ -18,7 +18,7 @@ import (
 // input and output on descriptors that are open.
 var seccompAlways = []uint32{
 	unix.SYS_READ, unix.SYS_WRITE, unix.SYS_READV, unix.SYS_WRITEV, unix.SYS_RECVFROM, unix.SYS_RECVMSG, unix.SYS_SENDTO, unix.SYS_SENDMSG,
-	unix.SYS_CLOSE, unix.SYS_FCNTL, unix.SYS_PPOLL, unix.SYS_LSEEK, unix.SYS_FSTAT,
+	unix.SYS_CLOSE, unix.SYS_PPOLL, unix.SYS_LSEEK, unix.SYS_FSTAT,
 	unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_MPROTECT, unix.SYS_MADVISE, unix.SYS_MREMAP, unix.SYS_MINCORE, unix.SYS_BRK,
 	unix.SYS_FUTEX, unix.SYS_SCHED_YIELD, unix.SYS_SCHED_GETAFFINITY, unix.SYS_NANOSLEEP, unix.SYS_CLOCK_NANOSLEEP,
 	unix.SYS_CLOCK_GETTIME, unix.SYS_CLOCK_GETRES, unix.SYS_GETTIMEOFDAY, unix.SYS_GETPID, unix.SYS_GETTID, unix.SYS_GETRUSAGE,
@@ -28,6 +28,10 @@ var seccompAlways = []uint32{
 	unix.SYS_GETRANDOM, unix.SYS_RSEQ, unix.SYS_SET_ROBUST_LIST, unix.SYS_MEMBARRIER, unix.SYS_RESTART_SYSCALL,
 	unix.SYS_EXIT, unix.SYS_EXIT_GROUP, unix.SYS_SECCOMP,
 }
+
+// seccompFcntl are the commands of fcntl. By others a file could be made to send
+// signals to another process (F_SETOWN).
+var seccompFcntl = []uint32{unix.F_DUPFD, unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC}
 
 // seccompFiles is what a worker with mounts needs besides: what os.Root does
 // with names beneath its directory. Landlock says which directories.
@@ -44,6 +48,7 @@ const (
 	dataNr   = 0
 	dataArch = 4
 	dataArg0 = 16
+	dataArg1 = 24
 )
 
 // threadFlags must all be set in a clone: it makes a thread, not a process.
@@ -100,6 +105,13 @@ func seccompProgram(files bool) ([]unix.SockFilter, error) {
 		p.jump(unix.BPF_JEQ, nr, 0, 1)
 		p.ret(retAllow)
 	}
+	p.jump(unix.BPF_JEQ, unix.SYS_FCNTL, 0, uint8(2*len(seccompFcntl)+2))
+	p.load(dataArg1)
+	for _, command := range seccompFcntl {
+		p.jump(unix.BPF_JEQ, command, 0, 1)
+		p.ret(retAllow)
+	}
+	p.ret(retEPERM)
 	// A signal to one of the own threads, which the Go scheduler sends.
 	p.jump(unix.BPF_JEQ, unix.SYS_TGKILL, 0, 4)
 	p.load(dataArg0)

@@ -196,7 +196,6 @@ const ALWAYS: &[libc::c_long] = &[
     libc::SYS_sendto,
     libc::SYS_sendmsg,
     libc::SYS_close,
-    libc::SYS_fcntl,
     libc::SYS_ppoll,
     libc::SYS_lseek,
     libc::SYS_fstat,
@@ -278,6 +277,11 @@ const FILES: &[libc::c_long] = &[
     libc::SYS_rename,
 ];
 
+/// The commands of fcntl. By others a file could be made to send signals to another
+/// process (F_SETOWN).
+const FCNTL: &[i32] =
+    &[libc::F_DUPFD, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
+
 /// What starting threads takes, besides clone.
 const THREADS: &[libc::c_long] = &[libc::SYS_prlimit64, libc::SYS_sched_getparam, libc::SYS_sched_getscheduler];
 
@@ -285,6 +289,7 @@ const THREADS: &[libc::c_long] = &[libc::SYS_prlimit64, libc::SYS_sched_getparam
 const DATA_NR: u32 = 0;
 const DATA_ARCH: u32 = 4;
 const DATA_ARG0: u32 = 16;
+const DATA_ARG1: u32 = 24;
 
 #[cfg(target_arch = "x86_64")]
 const ARCH: u32 = 0xc000_003e;
@@ -324,6 +329,13 @@ fn program(allow: Allow) -> Vec<libc::sock_filter> {
         op(JEQ, *nr as u32, 0, 1);
         op(RET, RET_ALLOW, 0, 0);
     }
+    op(JEQ, libc::SYS_fcntl as u32, 0, 2 * FCNTL.len() as u8 + 2);
+    op(LOAD, DATA_ARG1, 0, 0);
+    for command in FCNTL {
+        op(JEQ, *command as u32, 0, 1);
+        op(RET, RET_ALLOW, 0, 0);
+    }
+    op(RET, RET_EPERM, 0, 0);
     // A signal to itself: the end of a program that found itself broken.
     op(JEQ, libc::SYS_tgkill as u32, 0, 4);
     op(LOAD, DATA_ARG0, 0, 0);

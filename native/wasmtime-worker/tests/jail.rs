@@ -64,6 +64,7 @@ const ATTACKS: &[Attack] = &[
         }
     }),
     ("kill", || sys(unsafe { libc::kill(libc::getppid(), 0) }.into())),
+    ("signals of a file", || sys(unsafe { libc::fcntl(1, libc::F_SETOWN, libc::getppid()) }.into())),
     ("ptrace", || let_through(sys(unsafe { libc::ptrace(libc::PTRACE_ATTACH, 1 << 30, 0, 0) }))),
     ("mount", || {
         let r = unsafe { libc::mount(c"".as_ptr(), c"/nonexistent".as_ptr(), c"tmpfs".as_ptr(), 0, std::ptr::null()) };
