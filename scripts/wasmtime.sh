@@ -2,8 +2,9 @@
 # Builds the wasmtime worker and prints its path; or, with "componentize", the
 # tool that makes the tests' components. "fuzz" fuzzes its decoder for some seconds,
 # and needs a C++ compiler besides, for libFuzzer. "checks" measures what fuel and
-# epochs cost a module. The build is kept outside of the clone,
-# by lock file and toolchain: the first takes minutes.
+# epochs cost a module. "audit" holds the lock files against known advisories. The
+# build is kept outside of the clone, by lock file and toolchain: the first takes
+# minutes.
 set -eu
 cd "$(dirname "$0")/../native"
 scripts=$PWD/../scripts
@@ -60,6 +61,16 @@ checks)
 	shift
 	cargo bench --quiet --locked --target "$host" --bench checks -- "$@"
 	;;
+audit)
+	# With what database there is: cargo audit fetches it, AXO_ADVISORY_DB names a copy.
+	if ! cargo audit --version >/dev/null 2>&1; then
+		echo "no cargo audit: cargo install cargo-audit" >&2
+		exit 3
+	fi
+	for lock in . fuzz ../componentize; do
+		cargo audit ${AXO_ADVISORY_DB:+--db "$AXO_ADVISORY_DB" --no-fetch --stale} -f "$lock/Cargo.lock" >&2
+	done
+	;;
 lint)
 	cargo fmt --check >&2
 	cargo clippy --quiet --release --locked --all-targets --target "$host" -- -D warnings >&2
@@ -73,7 +84,7 @@ lint)
 	fi
 	;;
 *)
-	echo "usage: wasmtime.sh [build|componentize|test|lint|fuzz [SECONDS]|checks MODULE ROUNDS [ARG...]]" >&2
+	echo "usage: wasmtime.sh [build|componentize|test|lint|audit|fuzz [SECONDS]|checks MODULE ROUNDS [ARG...]]" >&2
 	exit 2
 	;;
 esac
