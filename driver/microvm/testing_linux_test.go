@@ -74,7 +74,7 @@ func unbuilt() microvm.Config {
 	case microvm.Firecracker:
 		c.Engine, c.Firecracker = microvm.Firecracker, os.Getenv("AXO_FIRECRACKER_PATH")
 	case standIn:
-		c = microvm.StandIn(c, filepath.Join(work, standIn), "/dev/null", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache")
+		c = microvm.StandIn(c, filepath.Join(work, standIn), standInPaths...)
 	}
 	return c
 }
@@ -93,6 +93,9 @@ var (
 var testVMM = os.Getenv("AXO_TEST_VMM")
 
 const standIn = "standin"
+
+// standInPaths are what the stand-in's QEMU needs of the host.
+var standInPaths = []string{"/dev/null", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache"}
 
 // importKernel takes the kernel of the tests, or one that was taken before, of
 // the store that AXO_TEST_KERNELS names.
