@@ -2,6 +2,7 @@ package microvm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -26,7 +27,7 @@ import (
 // Deadlines of a build.
 const (
 	bootPatience = 2 * time.Minute  // emulated, on a busy host
-	kvmPatience  = 30 * time.Second // to see whether KVM works at all; in an emulated host it takes 10 s
+	kvmPatience  = 15 * time.Second // to see whether KVM works at all
 	warmPatience = 2 * time.Minute
 )
 
@@ -308,7 +309,7 @@ func (b *builder) usable(ctx context.Context, s qemu.Shape) error {
 		f.Close()
 	}
 	b.Progress("trying KVM")
-	ctx, cancel := context.WithTimeout(ctx, kvmPatience)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(b.cfg.kvmPatience, kvmPatience))
 	defer cancel()
 	m, ram, err := b.boot(ctx, s)
 	if err != nil {
@@ -326,7 +327,7 @@ func (b *builder) snapshot(ctx context.Context) (err error) {
 	b.Progress("booting Linux " + b.KernelID)
 	patience := bootPatience
 	if len(b.vmm.caps().accels) == 1 { // nobody has tried before
-		patience = 2 * kvmPatience
+		patience = cmp.Or(b.cfg.kvmPatience, 2*kvmPatience)
 	}
 	bctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

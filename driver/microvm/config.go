@@ -44,7 +44,8 @@ type Config struct {
 	Builder Builder
 	Logger  *slog.Logger // nil: silent
 
-	standIn []string // see firecracker.Config
+	standIn     []string      // see firecracker.Config
+	kvmPatience time.Duration // 0: kvmPatience
 }
 
 func (c Config) engine() string {

@@ -49,6 +49,11 @@ func (e *engine) copied(ctx context.Context, v vmm, t *loaded, mounts []isolatio
 	if err := f.Truncate(v.caps().dataBytes); err != nil {
 		return nil, err
 	}
+	if v.caps().reopens { // as nobody
+		if err := f.Chmod(0o644); err != nil {
+			return nil, err
+		}
+	}
 	return os.Open(f.Name()) // read-only, as QEMU wants it
 }
 

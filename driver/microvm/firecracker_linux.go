@@ -33,7 +33,7 @@ func findFirecracker(c Config) (vmm, error) {
 
 func (f *firecrackerVMM) caps() caps {
 	c := caps{
-		path: f.path, id: f.id, vsockPort: firecracker.GuestPort, accels: []string{qemu.KVM},
+		path: f.path, id: f.id, vsockPort: firecracker.GuestPort, accels: []string{qemu.KVM}, dataBytes: firecracker.DataBytes,
 		modules: []string{"virtio_mmio", "virtio_blk", "vmw_vsock_virtio_transport", "virtio_rng", "overlay", "erofs"},
 		// Its keyboard controller does nothing but a reset; it has one serial port.
 		options: "reboot=k i8042.noaux i8042.nomux i8042.dumbkbd 8250.nr_uarts=1",
@@ -57,7 +57,7 @@ func (m firecrackerMachine) pid() int { return m.PID }
 
 func (f *firecrackerVMM) config(c *machineConfig) *firecracker.Config {
 	return &firecracker.Config{
-		MemoryMiB: c.shape.MemoryMiB, CPUs: c.shape.CPUs, Program: f.path, Dir: c.dir, RAM: c.ram, Disk: c.disk, Tasks: c.tasks,
+		MemoryMiB: c.shape.MemoryMiB, CPUs: c.shape.CPUs, Program: f.path, Dir: c.dir, RAM: c.ram, Disk: c.disk, Data: c.data, Tasks: c.tasks,
 		Session: c.session, Started: c.started, StandIn: f.standIn,
 	}
 }

@@ -27,7 +27,7 @@ func TestStandIn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, run := range []string{"^(TestGuest|TestClonesDiffer|TestLost|TestTemplateIsChecked)$", "^TestConformance$/^(probe|lifecycle|exec)$"} {
+	for _, run := range []string{"^(TestGuest|TestDirs|TestClonesDiffer|TestLost|TestTemplateIsChecked)$", "^TestConformance$/^(probe|lifecycle|exec)$"} {
 		c := exec.CommandContext(t.Context(), self, "-test.run="+run, "-test.count=1")
 		c.Env = append(os.Environ(), "AXO_TEST_VMM="+standIn)
 		if out, err := c.CombinedOutput(); err != nil {

@@ -71,7 +71,10 @@ func config(t testing.TB) microvm.Config {
 func unbuilt() microvm.Config {
 	c := microvm.Config{Templates: filepath.Join(work, "templates"), RunDir: filepath.Join(work, "run")}
 	switch testVMM {
+	case "kvm":
+		c = microvm.Patient(c, kvmPatience)
 	case microvm.Firecracker:
+		c = microvm.Patient(c, kvmPatience)
 		c.Engine, c.Firecracker = microvm.Firecracker, os.Getenv("AXO_FIRECRACKER_PATH")
 	case standIn:
 		c = microvm.StandIn(c, filepath.Join(work, standIn), standInPaths...)
@@ -93,6 +96,9 @@ var (
 var testVMM = os.Getenv("AXO_TEST_VMM")
 
 const standIn = "standin"
+
+// kvmPatience is for machines that are emulated twice over, on a busy host.
+const kvmPatience = 3 * time.Minute
 
 // standInPaths are what the stand-in's QEMU needs of the host.
 var standInPaths = []string{"/dev/null", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache"}

@@ -33,10 +33,6 @@ type (
 		IsRootDevice bool   `json:"is_root_device"`
 		IsReadOnly   bool   `json:"is_read_only"`
 	}
-	partialDrive struct {
-		DriveID    string `json:"drive_id"`
-		PathOnHost string `json:"path_on_host"`
-	}
 	vsock struct {
 		GuestCID int    `json:"guest_cid"`
 		UDSPath  string `json:"uds_path"`

@@ -6,7 +6,7 @@
 //
 //	a machine that boots     PUT machine-config, boot-source, drives, vsock, entropy; PUT actions
 //	a snapshot               PATCH vm (Paused), PUT snapshot/create
-//	one that is restored     PUT snapshot/load, before anything else; PATCH drives
+//	one that is restored     PUT snapshot/load, before anything else
 //
 // A snapshot names files and its vsock's socket by paths. They are
 // /proc/self/fd/N and a name in the directory where Firecracker is started: the

@@ -26,6 +26,7 @@ type Config struct {
 	Dir     string   // empty directory for the machine
 	RAM     *os.File // memory: Boot's snapshot is written to it; else it is only read
 	Disk    *os.File // root disk, read-only
+	Data    *os.File // a second disk, read-only and of DataBytes; nil: one of zeroes
 	Boot    *Boot
 	State   *os.File // without Boot: the devices' state
 	// Tasks are files of control groups that Firecracker joins.
@@ -50,6 +51,7 @@ type Boot struct {
 const (
 	fdRAM = 3 + iota
 	fdDisk
+	fdData
 	fdState
 	fdKernel
 	fdInitrd
@@ -57,11 +59,15 @@ const (
 
 func opened(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
+// DataBytes is the size of Config.Data.
+const DataBytes = 64 << 30
+
 // Names in the machine's directory. Firecracker makes these sockets.
 const (
 	apiSocket   = "api"
 	vsockSocket = "vsock"
 	rootDrive   = "root"
+	dataDrive   = "data"
 	// guestCID may be the same in all machines: each has a vsock of its own.
 	guestCID = 3
 )
@@ -104,7 +110,19 @@ func Start(ctx context.Context, s *spawn.Spawner, c *Config) (_ *Machine, err er
 }
 
 func (m *Machine) spawn(s *spawn.Spawner, c *Config) (*jail.Process, error) {
-	files := []*os.File{c.RAM, c.Disk, c.State}
+	data := c.Data
+	if data == nil { // the guest knows one size
+		fd, err := unix.MemfdCreate("data", unix.MFD_CLOEXEC)
+		if err != nil {
+			return nil, os.NewSyscallError("memfd_create", err)
+		}
+		data = os.NewFile(uintptr(fd), "data")
+		defer data.Close()
+		if err := data.Truncate(DataBytes); err != nil {
+			return nil, err
+		}
+	}
+	files := []*os.File{c.RAM, c.Disk, data, c.State}
 	limit := uint64(1 << 20)
 	if c.Boot != nil {
 		fd, err := unix.MemfdCreate("state", unix.MFD_CLOEXEC)
@@ -112,7 +130,7 @@ func (m *Machine) spawn(s *spawn.Spawner, c *Config) (*jail.Process, error) {
 			return nil, os.NewSyscallError("memfd_create", err)
 		}
 		m.state = os.NewFile(uintptr(fd), "state")
-		files = []*os.File{c.RAM, c.Disk, m.state, c.Boot.Kernel, c.Boot.Initrd}
+		files = []*os.File{c.RAM, c.Disk, data, m.state, c.Boot.Kernel, c.Boot.Initrd}
 		limit = uint64(c.MemoryMiB+64) << 20
 	}
 	return jail.Start(s, &jail.Config{
@@ -132,6 +150,7 @@ func (m *Machine) boot(ctx context.Context, c *Config) error {
 		{"/machine-config", machineConfig{c.CPUs, c.MemoryMiB}},
 		{"/boot-source", bootSource{opened(fdKernel), opened(fdInitrd), c.Boot.Append}},
 		{"/drives/" + rootDrive, drive{DriveID: rootDrive, PathOnHost: opened(fdDisk), IsReadOnly: true}},
+		{"/drives/" + dataDrive, drive{DriveID: dataDrive, PathOnHost: opened(fdData), IsReadOnly: true}},
 		{"/vsock", vsock{guestCID, vsockSocket}},
 		{"/entropy", entropy{}},
 		{"/actions", action{"InstanceStart"}},
@@ -203,12 +222,6 @@ func (m *Machine) Snapshot(ctx context.Context, state *os.File) error {
 
 // maxState is more than the state of a machine's devices has, in bytes.
 const maxState = 16 << 20
-
-// SetDisk gives a drive another file, which Firecracker has as a descriptor. The
-// guest sees its new size.
-func (m *Machine) SetDisk(ctx context.Context, drive string, fd int) error {
-	return m.api.call(ctx, "PATCH", "/drives/"+drive, partialDrive{drive, opened(fd)})
-}
 
 // Freeze stops Firecracker itself (SIGSTOP): the machine uses no processor,
 // whatever its guest does. Thaw has it go on.

@@ -28,8 +28,9 @@ type machine struct {
 // saved is what a snapshot has before QEMU's state.
 type saved struct {
 	Shape qemu.Shape
-	Disk  string // path
-	Vsock string // path
+	Disk  string // path; and these
+	Data  string
+	Vsock string
 }
 
 // Nothing that a machine does at once takes longer.
@@ -38,10 +39,10 @@ const patience = time.Minute
 const program = "/usr/bin/qemu-system-x86_64"
 
 func (m *machine) boot(c *config) error {
-	if len(c.Drives) != 1 || c.Vsock == nil || c.Machine.MemSizeMiB == nil || c.Boot.InitrdPath == nil || c.Boot.BootArgs == nil {
-		return errors.New("the stand-in boots machines of one drive, with a vsock, an initrd and boot_args")
+	if len(c.Drives) != 2 || c.Vsock == nil || c.Machine.MemSizeMiB == nil || c.Boot.InitrdPath == nil || c.Boot.BootArgs == nil {
+		return errors.New("the stand-in boots machines of two drives, with a vsock, an initrd and boot_args")
 	}
-	m.saved = saved{qemu.Shape{Accel: qemu.TCG, MemoryMiB: *c.Machine.MemSizeMiB, CPUs: *c.Machine.VCPUCount}, *c.Drives[0].PathOnHost, *c.Vsock.UDSPath}
+	m.saved = saved{qemu.Shape{Accel: qemu.TCG, MemoryMiB: *c.Machine.MemSizeMiB, CPUs: *c.Machine.VCPUCount}, *c.Drives[0].PathOnHost, *c.Drives[1].PathOnHost, *c.Vsock.UDSPath}
 	kernel, err := os.Open(*c.Boot.KernelImagePath)
 	if err != nil {
 		return err
@@ -67,10 +68,15 @@ func (m *machine) start(c *qemu.Config) error {
 		return err
 	}
 	defer disk.Close()
+	data, err := os.Open(m.saved.Data)
+	if err != nil {
+		return err
+	}
+	defer data.Close()
 	if c.Dir, err = os.MkdirTemp(".", "qemu-"); err != nil {
 		return err
 	}
-	c.Shape, c.Program, c.Disk = m.saved.Shape, program, disk
+	c.Shape, c.Program, c.Disk, c.Data = m.saved.Shape, program, disk, data
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if m.vm, err = qemu.Start(ctx, &m.spawner, c); err != nil {
@@ -180,5 +186,5 @@ func (m *machine) load(state, memory string, resume bool) error {
 }
 
 func (m *machine) setDrive(string, string) error {
-	return errors.New("the stand-in has one drive, which stays")
+	return errors.New("the drives of the stand-in stay")
 }
