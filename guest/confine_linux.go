@@ -25,10 +25,14 @@ import (
 // who makes it has to see the group of both (cgroup_namespaces(7), nsdelegate). So
 // the guest keeps CAP_SYS_ADMIN there.
 func (g *guest) confine(init *os.File) error {
-	if err := g.spawner.EnterPID(init); err != nil {
+	p := &g.plan
+	namespaces := unix.CLONE_NEWPID
+	if p.InitGroups {
+		namespaces |= unix.CLONE_NEWCGROUP
+	}
+	if err := g.spawner.Enter(init, namespaces); err != nil {
 		return err
 	}
-	p := &g.plan
 	const size = int(unsafe.Sizeof(unix.SockFilter{}))
 	if len(p.Process.Filter)%size != 0 {
 		return fmt.Errorf("plan: seccomp filter of %d bytes", len(p.Process.Filter))
@@ -88,7 +92,7 @@ func (g *guest) enterGroups() error {
 		return err
 	}
 	defer ns.Close()
-	return g.spawner.EnterGroupNamespace(ns)
+	return g.spawner.Enter(ns, unix.CLONE_NEWCGROUP)
 }
 
 // ruleset says by names what the mounts say by their flags: only what is meant

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -98,8 +99,12 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 		}
 		m.FD = int(l.keep(f).Fd())
 	}
-	root := makeRoot(p, c.ids.credential())
+	v := l.visit(c)
+	root := makeRoot(p, c.ids.credential(), v)
 	made := *p
+	if v != nil {
+		made.GroupNamespace, made.InitGroups = false, true
+	}
 	made.Init, made.Ready = l.pass(nil), l.pass(nil)
 	made.Root.Dirs, made.Root.Files, made.Root.Links, made.Late, made.Masked, made.ReadOnly = nil, nil, nil, nil, nil, nil
 	if err := l.plan(&made); err != nil {
@@ -149,6 +154,26 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 	}
 	failpoint.Hit(failpoint.OCIMade)
 	return c.conn.begin(hello)
+}
+
+// visit is how a process gets into a container's control groups of version 1 and out
+// again: files of them, and of those above.
+type visit struct{ in, out []int }
+
+// visit is nil where there is no such way.
+func (l *launch) visit(c *container) *visit {
+	if c.group.Into() != nil {
+		return nil
+	}
+	v := &visit{}
+	for _, f := range c.group.Joins() {
+		above, err := os.OpenFile(filepath.Join(filepath.Dir(filepath.Dir(f.Name())), "tasks"), os.O_WRONLY, 0)
+		if err != nil {
+			return nil
+		}
+		v.in, v.out = append(v.in, int(f.Fd())), append(v.out, int(l.keep(above).Fd()))
+	}
+	return v
 }
 
 // connect makes the first descriptors of a guest: a null device, what it says

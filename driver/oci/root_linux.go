@@ -34,8 +34,11 @@ type rootScript struct {
 }
 
 // makeRoot returns the steps. The process that makes them has this user.
-func makeRoot(p *plan.Plan, c *spawn.Credential) *spawn.Script {
+func makeRoot(p *plan.Plan, c *spawn.Credential, v *visit) *spawn.Script {
 	s := &rootScript{plan: p, base: p.Staging, root: p.Staging + "/root", uid: int(c.UID), gid: int(c.GID)}
+	if v != nil {
+		s.visit(v)
+	}
 	s.Do("set host name", unix.SYS_SETHOSTNAME, p.Hostname, len(p.Hostname))
 	s.Do("take mounts out of the host's sight", unix.SYS_MOUNT, "", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
 	s.Do("mount tmpfs on "+s.base, unix.SYS_MOUNT, "axo", s.base, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV,
@@ -84,6 +87,19 @@ func makeRoot(p *plan.Plan, c *spawn.Credential) *spawn.Script {
 	s.Do("umount the old root", unix.SYS_UMOUNT2, ".", unix.MNT_DETACH)
 	s.Do("enter root", unix.SYS_CHDIR, "/")
 	return &s.Script
+}
+
+// visit makes a cgroup namespace (cgroup_namespaces(7)): its roots are the groups
+// that the process is in then.
+func (s *rootScript) visit(v *visit) {
+	join := func(what string, files []int) {
+		for _, fd := range files {
+			s.Do(what, unix.SYS_WRITE, fd, "0", 1)
+		}
+	}
+	join("join the programs' control groups", v.in)
+	s.Do("make cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+	join("leave the programs' control groups", v.out)
 }
 
 var attributesSize = unsafe.Sizeof(unix.MountAttr{})

@@ -43,6 +43,8 @@ type Plan struct {
 	// GroupNamespace gives programs a cgroup namespace (cgroup_namespaces(7)) that
 	// has their groups as its roots.
 	GroupNamespace bool
+	// InitGroups: the first process of programs is in such a namespace.
+	InitGroups bool
 	// Held are descriptors that are kept open as long as the container lives.
 	Held []int
 	// Process settles what is the same for all programs.

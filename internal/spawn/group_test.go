@@ -191,7 +191,7 @@ func TestGroupNamespace(t *testing.T) {
 	defer ns.Close()
 	var s Spawner
 	defer s.Close()
-	if err := s.EnterGroupNamespace(ns); err != nil {
+	if err := s.Enter(ns, unix.CLONE_NEWCGROUP); err != nil {
 		t.Fatal(err)
 	}
 	pid, out, err := shell(t, &s, "cat /proc/self/cgroup", func(s *Spec) { s.Tasks = g.Joins() })

@@ -1,7 +1,6 @@
 package spawn
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -120,18 +119,15 @@ func defaultSignals(action *[4]uint64, mask *uint64) {
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(mask)), 0, 8, 0, 0)
 }
 
-// EnterPID makes this spawner start its programs in the pid namespace of a
-// process, whose orphans then go to that namespace's first process. It must be
+// Enter makes this spawner start its programs in namespaces of a process, CLONE_NEW
+// flags (setns(2)). Orphans in a pid namespace go to its first process. It must be
 // called before the first Start.
-func (s *Spawner) EnterPID(pidfd *os.File) error {
-	return s.Do(func() error {
-		rc, err := pidfd.SyscallConn()
-		if err != nil {
-			return err
-		}
-		cerr := rc.Control(func(fd uintptr) { err = os.NewSyscallError("setns", unix.Setns(int(fd), unix.CLONE_NEWPID)) })
-		return errors.Join(cerr, err)
-	})
+func (s *Spawner) Enter(pidfd *os.File, namespaces int) error {
+	fd, err := numbers([]*os.File{pidfd})
+	if err != nil {
+		return err
+	}
+	return s.Do(func() error { return os.NewSyscallError("setns", unix.Setns(fd[0], namespaces)) })
 }
 
 // Do runs f on the thread that starts the programs. What a thread has, and what

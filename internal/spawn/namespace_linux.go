@@ -90,13 +90,3 @@ end:
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(e), 0, 0)
 	}
 }
-
-// EnterGroupNamespace makes this spawner start its programs in a namespace of
-// GroupNamespace.
-func (s *Spawner) EnterGroupNamespace(ns *os.File) error {
-	fd, err := numbers([]*os.File{ns})
-	if err != nil {
-		return err
-	}
-	return s.Do(func() error { return os.NewSyscallError("setns", unix.Setns(fd[0], unix.CLONE_NEWCGROUP)) })
-}

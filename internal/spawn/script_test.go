@@ -152,7 +152,7 @@ func TestStartInit(t *testing.T) {
 	defer func() { _ = unix.PidfdSendSignal(int(init.Fd()), unix.SIGKILL, nil, 0) }()
 	var s Spawner
 	defer s.Close()
-	if err := s.EnterPID(init); err != nil {
+	if err := s.Enter(init, unix.CLONE_NEWPID); err != nil {
 		t.Fatal(err)
 	}
 	// The orphan tells who it was, ends, and is gone.
