@@ -146,7 +146,8 @@ func (e *builtin) create(ctx context.Context, id string, spec isolation.Spec) (*
 	return e.createWith(ctx, id, spec, e.launch)
 }
 
-// launchFunc starts the guest of a container, and waits for its HELLO.
+// launchFunc starts the guest of a container, and waits for its HELLO. It also sets
+// the limits, at a time when there is nothing else to do.
 type launchFunc func(ctx context.Context, c *container, b *bundle.Bundle, d *document.Container) error
 
 func (e *builtin) createWith(ctx context.Context, id string, spec isolation.Spec, launch launchFunc) (_ *container, err error) {
@@ -174,11 +175,6 @@ func (e *builtin) createWith(ctx context.Context, id string, spec isolation.Spec
 	c.Tracked = proc.NewTracked(proc.TrackedConfig{
 		Brand: c.brand, Group: c.group, Resources: spec.Resources, Drain: e.cfg.Drain, Start: c.startProgram,
 	})
-	if d.Limits.MemoryBytes > 0 {
-		if err := c.EndOnOOM(); err != nil {
-			return nil, fmt.Errorf("wait for the end of memory: %w", err)
-		}
-	}
 	if err := launch(ctx, c, b, d); err != nil {
 		return nil, err
 	}
@@ -200,7 +196,20 @@ func (e *builtin) prepare(ctx context.Context, c *container, spec isolation.Spec
 	return b, d, nil
 }
 
-// account makes the journal's entry and the control groups.
+// bound sets the limits of a container's control groups.
+func (c *container) bound(l cgroup.Limits) error {
+	if err := c.group.Impose(l); err != nil {
+		return fmt.Errorf("limit control group: %w", err)
+	}
+	if l.MemoryBytes > 0 {
+		if err := c.EndOnOOM(); err != nil {
+			return fmt.Errorf("wait for the end of memory: %w", err)
+		}
+	}
+	return nil
+}
+
+// account makes the journal's entry and the control groups, without their limits.
 func (e *builtin) account(c *container, id string, limits cgroup.Limits) (err error) {
 	name := fmt.Sprintf("axo-oci-%s-%s", id, c.brand.Name())
 	c.name = name

@@ -284,6 +284,9 @@ func (h *hosted) stage(c *container, b *bundle.Bundle, d *document.Container) (*
 
 // launch has the runtime start the guest.
 func (h *hosted) launch(ctx context.Context, c *container, b *bundle.Bundle, d *document.Container) error {
+	if err := c.bound(d.Limits); err != nil {
+		return err
+	}
 	r, s, err := h.stage(c, b, d)
 	if err != nil {
 		return err

@@ -144,6 +144,9 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 		}
 	}
 	l.close() // the guest's ends among them: a guest that ends is seen
+	if err := c.bound(d.Limits); err != nil {
+		return err
+	}
 	hello, err := c.conn.hello(ctx)
 	if err != nil {
 		return fmt.Errorf("make the container: %w%s", err, c.lastWords())

@@ -67,8 +67,12 @@ func (h *hosted) createPiped(ctx context.Context, id string, spec isolation.Spec
 	}
 	// A runtime in the group, and processes of its own, are not to be taken for
 	// the programs'. Those are bounded below and inside.
-	if err := h.account(c, id, cgroup.Limits{CPUs: d.Limits.CPUs, IO: d.Limits.IO}); err != nil {
+	outside := cgroup.Limits{CPUs: d.Limits.CPUs, IO: d.Limits.IO}
+	if err := h.account(c, id, outside); err != nil {
 		return nil, err
+	}
+	if err := c.group.Impose(outside); err != nil {
+		return nil, fmt.Errorf("limit control group: %w", err)
 	}
 	if err := h.launchPiped(ctx, s, b, d); err != nil {
 		return nil, err

@@ -198,6 +198,7 @@ type Group struct {
 	more    []string          // directories besides, in the order in which they go
 	maxPids string            // what pids.max is to be
 	outer   bool              // its members are in groups below
+	whole   bool              // see Tree
 	oom     *os.File          // its events; nil: nobody waits for any
 }
 
@@ -210,10 +211,13 @@ func (t *Tree) Create(name string, r Limits) (_ *Group, err error) {
 			_ = gr.Delete(context.Background())
 		}
 	}()
-	return gr, t.make(gr, name, r)
+	if err := t.make(gr, name, r); err != nil {
+		return nil, err
+	}
+	return gr, gr.Impose(r)
 }
 
-// make makes the directories of a group, with its limits.
+// make makes the directories of a group that is to have these limits.
 func (t *Tree) make(gr *Group, name string, r Limits) (err error) {
 	for _, c := range t.needed(r) {
 		dir := filepath.Join(t.base[c], name)
@@ -225,26 +229,31 @@ func (t *Tree) make(gr *Group, name string, r Limits) (err error) {
 		}
 		gr.dir[c] = dir
 	}
-	if err := gr.limit(r); err != nil {
-		return err
-	}
-	if t.whole {
-		if err := gr.dieAsOne(); err != nil {
-			return err
-		}
-	}
+	gr.whole = t.whole
 	if gr.v2 {
 		gr.into, err = openDir(gr.dirs[0])
 		return err
 	}
 	for _, dir := range gr.dirs {
-		f, err := os.OpenFile(filepath.Join(dir, "tasks"), os.O_WRONLY, 0)
+		name := filepath.Join(dir, "tasks")
+		fd, err := open(name, unix.O_WRONLY)
 		if err != nil {
 			return err
 		}
-		gr.tasks = append(gr.tasks, f)
+		gr.tasks = append(gr.tasks, os.NewFile(uintptr(fd), name))
 	}
 	return nil
+}
+
+// Impose sets the limits of a new group, which was made for them.
+func (g *Group) Impose(r Limits) error {
+	if g == nil {
+		return nil
+	}
+	if err := g.limit(r); err != nil || !g.whole {
+		return err
+	}
+	return g.dieAsOne()
 }
 
 func openDir(dir string) (*os.File, error) {
@@ -398,14 +407,11 @@ func (g *Group) limit(r Limits) error {
 		}
 	}
 	if r.CPUs > 0 {
-		const period = 100_000 // microseconds
+		const period = 100_000 // microseconds; the kernel's default on version 1
 		// The kernel takes no quota below 1 ms.
 		quota := itoa(int64(math.Max(1000, math.Ceil(r.CPUs*period))))
 		if g.v2 {
 			return g.set(CPU, "cpu.max", quota+" "+itoa(period))
-		}
-		if err := g.set(CPU, "cpu.cfs_period_us", itoa(period)); err != nil {
-			return err
 		}
 		return g.set(CPU, "cpu.cfs_quota_us", quota)
 	}
@@ -442,13 +448,37 @@ func (g *Group) set(controller, file, value string) error {
 	return write(filepath.Join(g.dir[controller], file), value)
 }
 
+// write writes a file of the kernel's, which takes no part of a value.
 func write(file, value string) error {
-	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	fd, err := open(file, unix.O_WRONLY)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(value)
-	return errors.Join(err, f.Close())
+	defer unix.Close(fd)
+	for {
+		if _, err = unix.Write(fd, []byte(value)); err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		return &os.PathError{Op: "write", Path: file, Err: err}
+	}
+	return nil
+}
+
+// open opens a file that the runtime's poller is not to know: these are written and
+// closed, several for each group.
+func open(file string, flags int) (int, error) {
+	for {
+		fd, err := unix.Open(file, flags|unix.O_CLOEXEC, 0)
+		switch err {
+		case nil:
+			return fd, nil
+		case unix.EINTR:
+		default:
+			return -1, &os.PathError{Op: "open", Path: file, Err: err}
+		}
+	}
 }
 
 func itoa(n int64) string { return strconv.FormatInt(n, 10) }

@@ -22,17 +22,18 @@ const (
 // makes: the keeper. On version 2 he has to be in a group of his own below the
 // same one, and to have the right to move processes between the two
 // (Documentation/admin-guide/cgroup-v2.rst, "Delegation Containment"); he
-// gets no right to change limits. On version 1 he has descriptors for it.
+// gets no right to change limits. On version 1 he has descriptors for it. The
+// limits are what it is made for; [Group.Impose] sets them.
 func (t *Tree) CreateKept(name string, r Limits, uid int) (_ *Group, err error) {
-	if !t.v2 {
-		return t.Create(name, r)
-	}
-	gr := &Group{v2: true, dir: map[string]string{}, maxPids: "max"}
+	gr := &Group{v2: t.v2, dir: map[string]string{}, maxPids: "max"}
 	defer func() {
 		if err != nil {
 			_ = gr.Delete(context.Background())
 		}
 	}()
+	if !t.v2 {
+		return gr, t.make(gr, name, r)
+	}
 	above := filepath.Join(t.base[Core], name)
 	if err := os.Mkdir(above, 0o755); err != nil {
 		return nil, err

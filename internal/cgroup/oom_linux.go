@@ -27,10 +27,10 @@ func (g *Group) OnOOM(f func(kills int64)) error {
 		return os.NewSyscallError("eventfd", err)
 	}
 	event := os.NewFile(uintptr(fd), "oom")
-	control, err := os.Open(filepath.Join(g.dir[Memory], "memory.oom_control"))
+	control, err := open(filepath.Join(g.dir[Memory], "memory.oom_control"), unix.O_RDONLY)
 	if err == nil {
-		err = write(filepath.Join(g.dir[Memory], "cgroup.event_control"), fmt.Sprintf("%d %d", fd, control.Fd()))
-		control.Close()
+		err = write(filepath.Join(g.dir[Memory], "cgroup.event_control"), fmt.Sprintf("%d %d", fd, control))
+		unix.Close(control)
 	}
 	if err != nil {
 		event.Close()
