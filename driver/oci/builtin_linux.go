@@ -99,8 +99,8 @@ func (e *builtin) Check(spec isolation.Spec) error {
 		return proc.Unsupported("an image", "a store of images in Config.Images")
 	case spec.Requirement == isolation.ContainerImage && spec.Root.Image == "":
 		return fmt.Errorf("a container image is to run, and none is named: %w", isolation.ErrInvalidArgument)
-	case spec.Profile == "session" && !fullRange():
-		return proc.Unsupported("profile session", noRange)
+	case spec.Profile == "session" && fullRange() != nil:
+		return proc.Unsupported("profile session", fullRange().Error())
 	case spec.Profile == "session" && spec.Root.IsZero():
 		return proc.Unsupported("profile session on the host's own programs, which are nobody's inside,", "a root file system of its own: an image or a directory")
 	case spec.Language != "" && spec.Requirement != isolation.Arbitrary:

@@ -129,6 +129,57 @@ func TestConformanceOrdinaryUser(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("TestConformanceBuiltin is this test, when no root runs it")
 	}
+	out := asOrdinary(t, "", "^(TestConformanceBuiltin|TestOrdinary|TestSession)$")
+	for _, want := range []string{"--- PASS: TestConformanceBuiltin/", "--- PASS: TestOrdinary", "--- PASS: TestSession/builtin"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("not all was run: no %q in:\n%.3000s", want, out)
+		}
+	}
+}
+
+// TestConformanceGrantedUser runs what is about users as somebody who is not root
+// and has been granted a range of ids.
+func TestConformanceGrantedUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: takes root to grant ids in a mount namespace of its own")
+	}
+	for _, program := range []string{"newuidmap", "newgidmap"} {
+		if _, err := exec.LookPath(program); err != nil {
+			if os.Getenv("AXO_REQUIRE") != "" {
+				t.Fatalf("needs uidmap: %v", err)
+			}
+			t.Skipf("SKIPPED, NOT PROVED: needs uidmap: %v", err)
+		}
+	}
+	// The files that grant are others in there.
+	dir := t.TempDir()
+	grant := ""
+	for name, line := range map[string]string{
+		"passwd": fmt.Sprintf("granted:x:%d:%d::/:/bin/sh\n", ordinary, ordinary),
+		"subuid": "granted:2000000000:131072\n", "subgid": fmt.Sprintf("%d:2000200000:65536\n", ordinary),
+	} {
+		file := filepath.Join(dir, name)
+		b, err := os.ReadFile("/etc/" + name)
+		if err == nil || os.IsNotExist(err) && name != "passwd" {
+			err = os.WriteFile(file, append(b, line...), 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		grant += fmt.Sprintf("touch /etc/%[2]s && mount --bind %[1]s /etc/%[2]s && ", file, name)
+	}
+	out := asOrdinary(t, grant, "^(TestConformanceBuiltin|TestOrdinary|TestSession|TestRunsAsSeveral)$/^(|builtin|probe|arguments|exec|kill|limits)$")
+	for _, want := range []string{"--- PASS: TestConformanceBuiltin/arguments/user", "--- PASS: TestOrdinary", "--- PASS: TestSession/builtin", "--- PASS: TestRunsAsSeveral"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("not all was run: no %q in:\n%.3000s", want, out)
+		}
+	}
+}
+
+// asOrdinary runs tests as a user who is not root, after commands that root runs in
+// a mount namespace of their own.
+func asOrdinary(t *testing.T, before, run string) string {
+	t.Helper()
 	exe := filepath.Join(filepath.Dir(guestProgram), "oci.test")
 	b, err := os.ReadFile("/proc/self/exe")
 	if err == nil {
@@ -141,17 +192,16 @@ func TestConformanceOrdinaryUser(t *testing.T) {
 	if err := os.Chown(home, ordinary, ordinary); err != nil {
 		t.Fatal(err)
 	}
-	c := exec.Command(exe, "-test.run", "^(TestConformanceBuiltin|TestOrdinary)$", "-test.v")
+	c := exec.Command("unshare", "-m", "sh", "-c", before+`exec setpriv --reuid "$0" --regid "$0" --clear-groups "$@"`,
+		strconv.Itoa(ordinary), exe, "-test.run", run, "-test.v")
 	c.Dir = filepath.Dir(exe)
 	c.Env = append(os.Environ(), builtEnv+"="+c.Dir, "HOME="+home, "TMPDIR="+os.TempDir())
-	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: ordinary, Gid: ordinary}, Pdeathsig: syscall.SIGKILL}
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := c.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if !strings.Contains(string(out), "--- PASS: TestConformanceBuiltin/") || !strings.Contains(string(out), "--- PASS: TestOrdinary") {
-		t.Errorf("not all was run:\n%.3000s", out)
-	}
+	return string(out)
 }
 
 // ordinary is a user that nobody is.

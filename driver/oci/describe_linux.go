@@ -85,7 +85,7 @@ func (c *container) source(m isolation.Mount) (bundle.Source, error) {
 		return bundle.Source{}, fmt.Errorf("mount %s: %w (%w)", m.Source, os.NewSyscallError("stat", err), isolation.ErrNotFound)
 	}
 	return bundle.Source{
-		File: st.Mode&unix.S_IFMT != unix.S_IFDIR, Mapped: !c.ids.single, UID: int(st.Uid), GID: int(st.Gid),
+		File: st.Mode&unix.S_IFMT != unix.S_IFDIR, Mapped: c.ids.base > 0, UID: int(st.Uid), GID: int(st.Gid),
 	}, nil
 }
 

@@ -48,13 +48,18 @@ func (e *builtin) openRoot(ctx context.Context, c *container, spec isolation.Spe
 	case spec.Root.Path != "":
 		c.root, err = root.Directory(spec.Root.Path)
 	}
-	if err != nil || c.root == nil || !c.ids.single {
+	if err != nil || c.root == nil || c.ids.base > 0 {
 		return err
 	}
-	// The one user that there is is the image's.
+	// What is on disk belongs to the host's user, whoever it belonged to in the
+	// image. So he is the image's user; or its root, if programs are to become that.
 	var st unix.Stat_t
 	if err := unix.Stat(c.root.Layers[0], &st); err == nil && int(st.Uid) != os.Geteuid() {
-		return proc.Unsupported(fmt.Sprintf("a root file system that belongs to user %d", st.Uid), "root, or a directory of your own: as an ordinary user a sandbox has one user id, yours")
+		return proc.Unsupported(fmt.Sprintf("a root file system that belongs to user %d", st.Uid), "root, or a directory of your own: the host's user is the sandbox's")
+	}
+	if spec.Profile == "session" {
+		c.ids.uid, c.ids.gid = 0, 0
+		return nil
 	}
 	if c.root.UID < 0 {
 		return proc.Unsupported(fmt.Sprintf("the image's user %q, whose number its /etc/passwd and /etc/group do not tell,", c.root.Config.User), "root, or an image with a numeric user")
@@ -66,7 +71,7 @@ func (e *builtin) openRoot(ctx context.Context, c *container, spec isolation.Spe
 // openLayers opens the layers as detached mounts, as root. Else there are none:
 // the guest binds them by name, and its user namespace has their owner.
 func (c *container) openLayers() (open []*os.File, err error) {
-	if c.root == nil || c.ids.single {
+	if c.root == nil || c.ids.base == 0 {
 		return nil, nil
 	}
 	for _, dir := range c.root.Layers {

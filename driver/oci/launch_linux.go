@@ -127,7 +127,7 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 		Namespaces:        namespaces, Group: c.group.Keeper(),
 		Beside: root, BesideInit: made.Init, BesideDone: made.Ready,
 		Map: func(pid int) error {
-			if err := writeMaps(pid, d.UIDMap, d.GIDMap, c.ids.single); err != nil {
+			if err := c.ids.writeMaps(pid, d.UIDMap, d.GIDMap); err != nil {
 				return err
 			}
 			return mapLayers(pid, layers)

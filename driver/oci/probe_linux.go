@@ -39,10 +39,10 @@ func (e *builtin) Features() isolation.Features {
 			isolation.OptionTerminal, isolation.OptionRootPath,
 		},
 	}
-	if fullRange() {
+	if err := fullRange(); err == nil {
 		f.Options = append(f.Options, isolation.OptionUser, isolation.OptionSession)
 	} else {
-		f.Warnings = append(f.Warnings, "no --user, no --profile session: they need "+noRange)
+		f.Warnings = append(f.Warnings, "no --user, no --profile session: they need "+err.Error())
 	}
 	if e.cfg.Images != nil {
 		f.Runs = append(f.Runs, isolation.ContainerImage)

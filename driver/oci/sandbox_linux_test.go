@@ -265,12 +265,15 @@ func TestOrdinary(t *testing.T) {
 	d := newDriver(t, oci.Config{})
 	dir := t.TempDir()
 	r := sh(t, d, isolation.Spec{Mounts: []isolation.Mount{{Source: dir, Destination: "/data"}}}, isolation.ProcessSpec{},
-		`id -u; echo x > /data/x; stat -c %u /data/x /usr; cat /proc/self/uid_map | tr -s ' '; grep CapBnd /proc/self/status`)
+		`id -u; echo x > /data/x; stat -c %u /data/x /usr; grep ' 1000 ' /proc/self/uid_map | tr -s ' '; grep CapBnd /proc/self/status`)
 	if want := fmt.Sprintf("1000\n1000\n65534\n 1000 %d 1\nCapBnd:\t0000000000000000\n", os.Geteuid()); r.out != want {
 		t.Errorf("%v %q, want %q", r.exit, r.out, want)
 	}
 	if info, err := os.Stat(filepath.Join(dir, "x")); err != nil || info.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
 		t.Errorf("outside: %v", err)
+	}
+	if granted(t, d) {
+		return // TestRunsAsSeveral
 	}
 	sb, err := d.Create(t.Context(), nextID(), isolation.Spec{Requirement: isolation.Shell})
 	if err != nil {
@@ -280,6 +283,36 @@ func TestOrdinary(t *testing.T) {
 	_, err = sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"/bin/true"}, User: "0"}, isolation.Stdio{})
 	if !errors.Is(err, isolation.ErrUnsupported) || !strings.Contains(err.Error(), "one user only") {
 		t.Errorf("root: %v", err)
+	}
+}
+
+// granted reports whether sandboxes have a range of ids.
+func granted(t *testing.T, d isolation.Driver) bool {
+	t.Helper()
+	f, err := d.Probe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f.Has(isolation.OptionSession)
+}
+
+// TestRunsAsSeveral is run by TestConformanceGrantedUser: there are several users
+// inside, and of the host's files only those are theirs that are the caller's.
+func TestRunsAsSeveral(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("TestConformanceGrantedUser runs it")
+	}
+	d := newDriver(t, oci.Config{})
+	dir := t.TempDir()
+	spec := isolation.Spec{Mounts: []isolation.Mount{{Source: dir, Destination: "/data"}}}
+	r := sh(t, d, spec, isolation.ProcessSpec{User: "77:78"}, `id -u; id -g; (echo x > /data/x) 2>/dev/null || echo not mine; echo y > /tmp/y && stat -c '%u %g' /tmp/y /data /usr`)
+	if want := "77\n78\nnot mine\n77 78\n1000 1000\n65534 65534\n"; r.out != want {
+		t.Errorf("%v %q, want %q", r.exit, r.out, want)
+	}
+	// Root inside is not the caller, and no root of the host's.
+	r = sh(t, d, spec, isolation.ProcessSpec{User: "0"}, `id -u; (echo x > /data/x) 2>/dev/null || echo not mine; grep -c . /proc/self/uid_map; grep CapEff /proc/self/status`)
+	if want := "0\nnot mine\n3\nCapEff:\t0000000000000000\n"; r.out != want {
+		t.Errorf("%v %q, want %q", r.exit, r.out, want)
 	}
 }
 
@@ -442,7 +475,7 @@ func TestSession(t *testing.T) { eachEngine(t, testSession) }
 func testSession(t *testing.T, c oci.Config) {
 	d := newDriver(t, c)
 	root := isolation.Root{Path: imageRoot(t)}
-	if os.Geteuid() != 0 {
+	if !granted(t, d) {
 		_, err := d.Create(t.Context(), nextID(), isolation.Spec{Requirement: isolation.Shell, Profile: "session", Root: root})
 		if !errors.Is(err, isolation.ErrUnsupported) || !strings.Contains(err.Error(), "range of user ids") {
 			t.Errorf("without a range: %v", err)

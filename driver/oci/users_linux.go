@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,19 +28,14 @@ const (
 	rangeLast  = 28671 // times rangeSize
 )
 
-// fullRange reports whether sandboxes get a range of ids: root and other users
-// are somebody inside.
-func fullRange() bool { return os.Geteuid() == 0 }
-
-const noRange = "a range of user ids, which only root can give; an ordinary user's sandbox has one user"
-
 // idMap is how the ids of a sandbox are mapped.
 type idMap struct {
 	base   int      // root: the host's id of the sandbox's 0
 	single bool     // one id only: the sandbox's user is the host's
-	uid    int      // single: who that is inside
+	uid    int      // not root: who the host's user is inside
 	gid    int      // likewise
-	lock   *os.File // of the range; nil: single
+	sub    *subRange
+	lock   *os.File // root: of the range
 }
 
 // ranges hands out ranges. One is taken by a lock on a byte of a file, which the
@@ -58,8 +54,12 @@ type ranges struct {
 const rangeFile = "/run/axo/ids.lock"
 
 func (r *ranges) take() (*idMap, error) {
-	if !fullRange() {
-		return &idMap{single: true, uid: userID, gid: userID}, nil
+	if os.Geteuid() != 0 {
+		sub, _ := granted()
+		if sub == nil {
+			return &idMap{single: true, uid: userID, gid: userID}, nil
+		}
+		return &idMap{uid: userID, gid: userID, sub: sub.next()}, nil
 	}
 	name := cmp.Or(r.fileName, rangeFile)
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
@@ -103,15 +103,15 @@ func (r *ranges) isGranted(base uint64) bool {
 }
 
 // subordinate reads the ranges that the host's users may use themselves
-// (subuid(5)). A file that is not there grants none.
-func subordinate(file string) (list [][2]uint64) {
+// (subuid(5)), all of them, or some. A file that is not there grants none.
+func subordinate(file string, owners ...string) (list [][2]uint64) {
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return nil
 	}
 	for line := range strings.Lines(string(b)) {
 		f := strings.Split(strings.TrimSpace(line), ":")
-		if len(f) != 3 {
+		if len(f) != 3 || len(owners) > 0 && !slices.Contains(owners, f[0]) {
 			continue
 		}
 		first, err1 := strconv.ParseUint(f[1], 10, 32)
@@ -133,14 +133,27 @@ func (m *idMap) release() {
 
 // host is who the guest is on the host.
 func (m *idMap) host() int {
-	if m.single {
-		return os.Geteuid()
+	if m.base > 0 {
+		return m.base
 	}
-	return m.base
+	return int(host(m.uids(), m.credential().UID))
+}
+
+// host is the host's id for one of the sandbox's.
+func host(maps []specs.LinuxIDMapping, id uint32) uint32 {
+	for _, r := range maps {
+		if id >= r.ContainerID && id-r.ContainerID < r.Size {
+			return r.HostID + id - r.ContainerID
+		}
+	}
+	return math.MaxUint32 // nobody's
 }
 
 // uids and gids are the maps of the sandbox's user namespace.
 func (m *idMap) uids() []specs.LinuxIDMapping {
+	if m.sub != nil {
+		return around(m.uid, os.Geteuid(), m.sub.uid)
+	}
 	if m.single {
 		return []specs.LinuxIDMapping{{ContainerID: uint32(m.uid), HostID: uint32(os.Geteuid()), Size: 1}}
 	}
@@ -148,6 +161,9 @@ func (m *idMap) uids() []specs.LinuxIDMapping {
 }
 
 func (m *idMap) gids() []specs.LinuxIDMapping {
+	if m.sub != nil {
+		return around(m.gid, os.Getegid(), m.sub.gid)
+	}
 	if m.single {
 		return []specs.LinuxIDMapping{{ContainerID: uint32(m.gid), HostID: uint32(os.Getegid()), Size: 1}}
 	}
@@ -156,9 +172,12 @@ func (m *idMap) gids() []specs.LinuxIDMapping {
 
 // writeMaps writes the maps of a user namespace (user_namespaces(7)). Who maps
 // only himself has to give up setgroups first.
-func writeMaps(pid int, uids, gids string, single bool) error {
+func (m *idMap) writeMaps(pid int, uids, gids string) error {
+	if m.sub != nil {
+		return errors.Join(writeGranted("newgidmap", pid, gids), writeGranted("newuidmap", pid, uids))
+	}
 	dir := fmt.Sprintf("/proc/%d/", pid)
-	if single {
+	if m.single {
 		if err := writeFile(dir+"setgroups", "deny"); err != nil {
 			return err
 		}
@@ -180,5 +199,8 @@ func writeFile(name, data string) error {
 
 // credential is who the guest is in its user namespace.
 func (m *idMap) credential() *spawn.Credential {
+	if m.sub != nil {
+		return &spawn.Credential{}
+	}
 	return &spawn.Credential{UID: uint32(m.uid), GID: uint32(m.gid), KeepGroups: m.single}
 }
