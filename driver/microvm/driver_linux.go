@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/axocoatl/isolation"
@@ -126,6 +127,17 @@ func (e *engine) Features() isolation.Features {
 	return f
 }
 
+// filters tells of Firecracker's own filters, which not all builds have.
+func filters(pid int) isolation.Wall {
+	w := isolation.Wall{Name: "seccomp", Detail: "this build of Firecracker has no filters; its releases have"}
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)); err != nil {
+		w.Detail = err.Error()
+	} else if strings.Contains(string(b), "\nSeccomp:\t2\n") {
+		w.Present, w.Detail = true, "Firecracker's own, by thread"
+	}
+	return w
+}
+
 // jails are what is around a VMM beyond what is around all.
 var jails = map[string]string{QEMU: ", seccomp", Firecracker: ", a root of its own"}
 
@@ -146,6 +158,9 @@ func (e *engine) Probe(ctx context.Context, f *isolation.Features) (err error) {
 		err = errors.Join(err, m.Remove(undo))
 	}()
 	f.Warnings = append(f.Warnings, m.Conn.Hello().Notes...)
+	if e.Name() == Firecracker {
+		f.Walls = append(f.Walls, filters(m.vm.pid()))
+	}
 	code, err := run(ctx, m.Conn, "/bin/sh", "-c", "exit 7")
 	if err == nil && code != 7 {
 		err = fmt.Errorf("a shell that exits with 7 has status %d", code)
