@@ -154,3 +154,53 @@ func escapes(t *testing.T, d *Driver, program string) {
 		}
 	})
 }
+
+// TestReadOnlyMountHolds tries to change what is in a read-only mount, also by ways
+// that ask for no right to write.
+func TestReadOnlyMountHolds(t *testing.T) { eachEngine(t, testReadOnlyMountHolds) }
+
+func testReadOnlyMountHolds(t *testing.T, e Engine) {
+	d := newDriver(t, e)
+	raw, files := testprog.Go(t, "rawfs"), testprog.Go(t, "fs")
+	for name, c := range map[string]struct{ program, args string }{
+		"truncate, read":      {raw, "open file 8 r 1"},
+		"truncate, no rights": {raw, "open file 8 d 1"},
+		"truncate, write":     {raw, "open file 8 w 1"},
+		"truncate by a link":  {raw, "open inner 8 r 1"},
+		"truncate below":      {raw, "open sub/../file 8 r 1"},
+		"create, read":        {raw, "open new 1 r 1"},
+		"create new, read":    {raw, "open new 5 r 1"},
+		"create over, read":   {raw, "open file 9 r 1"},
+		"write":               {raw, "open file 0 w 1"},
+		"unlink":              {raw, "unlink file"},
+		"rmdir":               {raw, "rmdir sub"},
+		"mkdir":               {raw, "mkdir new"},
+		"symlink":             {raw, "symlink file new"},
+		"rename":              {raw, "rename file new"},
+		"link":                {raw, "link file new 0"},
+		"set size":            {files, "truncate /data/file 1"},
+		"set times":           {files, "chtimes /data/file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			base := prison(t)
+			file := filepath.Join(base, "in", "file")
+			before, err := os.Stat(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			spec := wasmSpec(c.program)
+			spec.Mounts = []isolation.Mount{{Source: filepath.Join(base, "in"), Destination: "/data", ReadOnly: true}}
+			r := run(t, d, spec, isolation.ProcessSpec{Args: append([]string{"prog"}, strings.Fields(c.args)...)}, nil)
+			if r.exit.Reason != isolation.ReasonExited || strings.HasPrefix(r.stdout, "0") {
+				t.Errorf("it worked: %v %q %q", r.exit, r.stdout, r.stderr)
+			}
+			after, err := os.Stat(file)
+			if b, rerr := os.ReadFile(file); err != nil || string(b) != "inside" || !after.ModTime().Equal(before.ModTime()) {
+				t.Errorf("the file is %q of %v (%v, %v)", b, after.ModTime(), rerr, err)
+			}
+			if list, err := os.ReadDir(filepath.Join(base, "in")); err != nil || len(list) != 12 {
+				t.Errorf("%d entries, want 12 (%v)", len(list), err)
+			}
+		})
+	}
+}
