@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -26,7 +27,8 @@ var bootstrap string
 
 // prepared is an interpreter that waits for its program.
 type prepared struct {
-	file  string // the interpreter
+	file  string   // the interpreter
+	env   []string // that it looked at when it started, sorted
 	pid   int
 	pidfd *os.File
 	group *cgroup.Group // of its own; nil: none
@@ -79,7 +81,7 @@ func (g *guest) prepare(m *wire.PrepareMessage) error {
 	var file string
 	var u account
 	err := g.inside(func() (err error) {
-		if file, err = lookPath(name, nil, "/"); err == nil {
+		if file, err = lookPath(name, m.Env, "/"); err == nil {
 			u, err = g.user("")
 		}
 		return err
@@ -118,14 +120,15 @@ func (g *guest) prepare(m *wire.PrepareMessage) error {
 		}
 	}()
 	s := g.spec(u)
-	s.Path, s.Args, s.Env, s.Dir = file, []string{name, "-c", bootstrap}, []string{"PATH=" + defaultPath}, "/"
+	env := looked(m.Env)
+	s.Path, s.Args, s.Env, s.Dir = file, []string{name, "-c", bootstrap}, append(slices.Clone(env), "PATH="+defaultPath), "/"
 	s.Files = []*os.File{in, out, out, theirs}
 	started, err := g.launch(s)
 	if err != nil {
 		ours.Close()
 		return startError(file, err)
 	}
-	p := &prepared{file: file, sock: ours, pid: started.pid, pidfd: started.fd, group: started.group}
+	p := &prepared{file: file, env: env, sock: ours, pid: started.pid, pidfd: started.fd, group: started.group}
 	if err := p.expect('R', prepareTimeout); err != nil {
 		p.discard()
 		return &classError{"unavailable", fmt.Errorf("prepare %s: %w", file, err)}
@@ -169,14 +172,22 @@ func (p *prepared) fits(m *wire.SpawnMessage, file string) bool {
 	if m.Tty || m.User != "" || file != p.file || len(m.Args) < 3 || m.Args[1] != "-c" || path.Base(m.Args[0]) != path.Base(p.file) && path.Base(m.Args[0]) != "python3" {
 		return false
 	}
-	for _, e := range m.Env {
+	return slices.Equal(looked(m.Env), p.env)
+}
+
+// looked is what of an environment an interpreter, or the libraries below it, look
+// at when they start, sorted.
+func looked(env []string) (out []string) {
+	for _, e := range env {
 		for _, prefix := range []string{"PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "GLIBC_"} {
 			if strings.HasPrefix(e, prefix) {
-				return false
+				out = append(out, e)
+				break
 			}
 		}
 	}
-	return true
+	slices.Sort(out)
+	return out
 }
 
 // dress makes the interpreter ready to run the program. Until the word of go it

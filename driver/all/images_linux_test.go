@@ -97,6 +97,9 @@ func onEngines(t *testing.T, f func(t *testing.T, engine string)) {
 	for _, name := range append([]string{"builtin"}, all.Runtimes()...) {
 		t.Run(name, func(t *testing.T) {
 			if name != "builtin" && installed()[name] == "" {
+				if os.Getenv("AXO_REQUIRE") != "" {
+					t.Fatalf("no %s", name)
+				}
 				t.Skipf("SKIPPED, NOT PROVED: no %s", name)
 			}
 			f(t, name)
@@ -354,7 +357,7 @@ func TestImageStaysWhileItRuns(t *testing.T) {
 	if _, err := out.Read(b); err != nil {
 		feed.Close()
 		<-done
-		t.Skip("SKIPPED, NOT PROVED: no container started")
+		t.Fatal("no container started")
 	}
 	if _, err := s.Remove(context.Background(), img.Digest); err != nil {
 		t.Fatal(err)

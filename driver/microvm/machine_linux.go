@@ -398,7 +398,7 @@ func (t *task) Resize(ctx context.Context, size isolation.TerminalSize) error {
 
 // Prepare implements [proc.Preparer].
 func (m *machine) Prepare(ctx context.Context, language string) error {
-	return m.Conn.Prepare(ctx, language)
+	return m.Conn.Prepare(ctx, language, nil)
 }
 
 // Files implements [proc.Filer].

@@ -280,8 +280,8 @@ func (c *conn) spawn(ctx context.Context, m *wire.SpawnMessage, files []*os.File
 }
 
 // prepare starts an interpreter ahead.
-func (c *conn) prepare(ctx context.Context, language string) error {
-	m := wire.PrepareMessage{Language: language}
+func (c *conn) prepare(ctx context.Context, language string, env []string) error {
+	m := wire.PrepareMessage{Language: language, Env: env}
 	_, err := c.ask(ctx, wire.Prepare, m.Append(nil), nil)
 	return err
 }

@@ -105,10 +105,18 @@ func (c *container) startProgram(ctx context.Context, p *proc.Process, files [3]
 	return ch, nil
 }
 
+// imageEnv is what every program has in its environment.
+func (c *container) imageEnv() []string {
+	if c.root == nil {
+		return nil
+	}
+	return c.root.Config.Env
+}
+
 // Prepare implements [proc.Preparer].
 func (c *container) Prepare(ctx context.Context, language string) error {
 	c.Occupied()
-	return c.conn.prepare(ctx, language)
+	return c.conn.prepare(ctx, language, c.imageEnv())
 }
 
 // rlimits are those of a program: the container's, what it may itself, and the

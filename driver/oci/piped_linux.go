@@ -190,7 +190,7 @@ func (s *piped) Start(ctx context.Context, p *proc.Process) (proc.Task, error) {
 
 // Prepare implements [proc.Preparer].
 func (s *piped) Prepare(ctx context.Context, language string) error {
-	return s.Conn.Prepare(ctx, language)
+	return s.Conn.Prepare(ctx, language, s.imageEnv())
 }
 
 // Files implements [proc.Filer]: there are none. The guest does file operations as

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -171,6 +172,73 @@ func TestPreparedDoesNotFit(t *testing.T) {
 	} {
 		if got := execute(t, sandbox(t, d, fmt.Sprintf("misfit-%d", i), true), c.ps, ""); got.out != c.want || !got.exit.Success() {
 			t.Errorf("%q: %q, %v: %s", c.ps.Args, got.out, got.exit, got.errOut)
+		}
+	}
+}
+
+// onePython is a store of one image, which has a Python and says what images of
+// Python do.
+type onePython struct{ dir string }
+
+const pythonImage = "sha256:2222222222222222222222222222222222222222222222222222222222222222"
+
+func (i onePython) Open(_ context.Context, ref string) (*oci.RootFS, error) {
+	if ref != pythonImage {
+		return nil, isolation.ErrNotFound
+	}
+	fs := &oci.RootFS{Digest: ref, Layers: []string{i.dir}}
+	fs.Config.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", "PYTHON_VERSION=3.11.2", "PYTHONDONTWRITEBYTECODE=1"}
+	return fs, nil
+}
+
+func (i onePython) TempDir() (string, func() error, error) {
+	dir, err := os.MkdirTemp(filepath.Dir(i.dir), "probe")
+	return dir, func() error { return os.Remove(dir) }, err
+}
+
+// TestPreparedInAnImage: an interpreter that was started ahead has the environment
+// of its image from the start, and serves programs that have it too.
+func TestPreparedInAnImage(t *testing.T) {
+	python(t).Close()
+	layer := filepath.Join(t.TempDir(), "layer")
+	if err := os.MkdirAll(filepath.Join(layer, "tmp"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for from, to := range map[string]string{"usr": "opt/host", "bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64"} {
+		if err := os.Symlink(to, filepath.Join(layer, from)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := newDriver(t, oci.Config{Images: onePython{layer}})
+	spec := isolation.Spec{
+		Requirement: isolation.Python, Root: isolation.Root{Image: pythonImage},
+		Mounts: []isolation.Mount{{Source: "/usr", Destination: "/opt/host", ReadOnly: true}},
+	}
+	for _, c := range []struct {
+		env  []string
+		want string
+	}{
+		{nil, "True True C.UTF-8 utf-8\n"}, {[]string{"A=b"}, "True True C.UTF-8 utf-8\n"},
+		{[]string{"PYTHONDONTWRITEBYTECODE="}, "False False C.UTF-8 utf-8\n"}, {[]string{"PYTHONIOENCODING=latin-1"}, "False True C.UTF-8 iso8859-1\n"},
+	} {
+		sb, err := d.Create(t.Context(), nextID(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer sb.Delete(context.Background())
+		p, ok := isolation.As[isolation.Preparer](sb)
+		if !ok {
+			t.Fatal("no ability prepare")
+		}
+		if err := p.Prepare(t.Context(), "python"); err != nil {
+			t.Fatal(err)
+		}
+		// What is frozen is what the bootstrap of one that was started ahead froze.
+		o := execute(t, sb, isolation.ProcessSpec{Env: c.env, Args: []string{
+			"python3", "-c", "import gc, os, sys; print(gc.get_freeze_count() > 0, sys.dont_write_bytecode, os.environ['LANG'], sys.stdout.encoding)",
+		}}, "")
+		if o.out != c.want {
+			t.Errorf("%q: %q, want %q: %s", c.env, o.out, c.want, o.errOut)
 		}
 	}
 }

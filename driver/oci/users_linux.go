@@ -30,10 +30,10 @@ const (
 
 // idMap is how the ids of a sandbox are mapped.
 type idMap struct {
-	base   int      // root: the host's id of the sandbox's 0
-	single bool     // one id only: the sandbox's user is the host's
-	uid    int      // not root: who the host's user is inside
-	gid    int      // likewise
+	base   int  // root: the host's id of the sandbox's 0
+	single bool // one id only: the sandbox's user is the host's
+	uid    int  // not root: who the host's user is inside
+	gid    int  // likewise
 	sub    *subRange
 	lock   *os.File // root: of the range
 }

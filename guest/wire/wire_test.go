@@ -41,7 +41,7 @@ func samples() map[string]struct {
 		"compiled": {Compiled, &CompiledMessage{true, 1024, 65536, 131072, true}},
 		"fail":     {Fail, &FailMessage{"invalid argument", "not a module"}},
 		"spawn":    {Spawn, &SpawnMessage{[]string{"sh", "-c", ""}, []string{"A=1"}, "/w", "1000", []Rlimit{{7, 1024, 1 << 40}, {4, 0, 0}}, true, 24, 80}},
-		"prepare":  {Prepare, &PrepareMessage{"python"}},
+		"prepare":  {Prepare, &PrepareMessage{"python", []string{"LANG=C.UTF-8"}}},
 		"resize":   {Resize, &ResizeMessage{24, 80}},
 		"spawned":  {Spawned, &SpawnedMessage{42, 0, 0}},
 		"window":   {Window, &WindowMessage{Stdout, 65536}},

@@ -24,7 +24,7 @@ func TestSession(t *testing.T) {
 		t.Run(d.Name(), func(t *testing.T) {
 			sb, _, err := l.tryCreate(t, d, func(s *isolation.Spec) { s.Root.Path, s.Profile = root, "session" })
 			if errors.Is(err, isolation.ErrUnsupported) {
-				t.Skipf("SKIPPED, NOT PROVED: no profile session: %v", err)
+				missing(t, "profile session: "+err.Error())
 			}
 			if err != nil {
 				t.Fatal(err)

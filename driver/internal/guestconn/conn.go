@@ -452,9 +452,10 @@ func (c *Conn) Power(ctx context.Context, reboot bool) error {
 	return err
 }
 
-// Prepare starts an interpreter ahead; see [isolation.Preparer].
-func (c *Conn) Prepare(ctx context.Context, language string) error {
-	m := wire.PrepareMessage{Language: language}
+// Prepare starts an interpreter ahead, with what programs have in their
+// environments anyway; see [isolation.Preparer].
+func (c *Conn) Prepare(ctx context.Context, language string, env []string) error {
+	m := wire.PrepareMessage{Language: language, Env: env}
 	_, err := c.ask(ctx, wire.Prepare, wire.Prepared, m.Append(nil))
 	return err
 }

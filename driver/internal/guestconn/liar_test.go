@@ -144,7 +144,7 @@ func TestSilentGuest(t *testing.T) {
 				case 6:
 					_, err = files.Watch(ctx, "/x", true)
 				case 7:
-					err = c.Prepare(ctx, "python")
+					err = c.Prepare(ctx, "python", nil)
 				}
 				cancel()
 				if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errUnanswered) {
