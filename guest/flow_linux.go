@@ -48,12 +48,12 @@ func (i *input) taken() uint64 {
 	return n
 }
 
-// credit is what came, and what may come now.
-func (i *input) credit() (came, credit uint64) {
+// credit is what came, what may come now, and whether nothing may.
+func (i *input) credit() (came, credit uint64, end bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.given = 0
-	return i.total, uint64(wire.InitialWindow - len(i.buf))
+	return i.total, uint64(wire.InitialWindow - len(i.buf)), i.eof || i.closed
 }
 
 func (i *input) put(b []byte) error {
@@ -172,18 +172,21 @@ func (o *output) held() (base, end uint64) {
 	return o.hold.base, o.hold.end
 }
 
-// pin has what is held from an offset on stay until it is acknowledged again.
-func (o *output) pin(from uint64) error {
+// pin has what is held from an offset on, or all of it, stay until it is
+// acknowledged again.
+func (o *output) pin(from *uint64, all bool) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
-	case from < o.hold.base:
-		return &classError{classFailed, fmt.Errorf("%s offset %d: held from %d on", o.t, from, o.hold.base)}
-	case from > o.hold.end:
-		return &classError{classInvalid, fmt.Errorf("%s offset %d: %d bytes were written", o.t, from, o.hold.end)}
+	case all:
+		*from = o.hold.base
+	case *from < o.hold.base:
+		return &classError{classFailed, fmt.Errorf("%s offset %d: held from %d on", o.t, *from, o.hold.base)}
+	case *from > o.hold.end:
+		return &classError{classInvalid, fmt.Errorf("%s offset %d: %d bytes were written", o.t, *from, o.hold.end)}
 	}
 	// More than what is held is not written without an acknowledgement.
-	o.acked = from
+	o.acked = *from
 	return nil
 }
 

@@ -50,7 +50,7 @@ func inContainer() error {
 		}
 		return g.listen(plan.SocketFD)
 	}
-	return g.serveOne(newLink(&socket{fd: plan.SocketFD}), err)
+	return g.serveOne(newLink(&socket{fd: plan.SocketFD, unix: true}), err)
 }
 
 // overPipes serves descriptors 0 and 1, for what passes nothing else into a

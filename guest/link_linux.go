@@ -67,6 +67,12 @@ func (l *link) end() {
 	l.t.close()
 }
 
+// passes reports whether descriptors can go with a frame.
+func (l *link) passes() bool {
+	s, ok := l.t.(*socket)
+	return ok && s.unix
+}
+
 // take returns the next n descriptors that came.
 func (l *link) take(n int) ([]*os.File, error) {
 	s, ok := l.t.(*socket)
@@ -81,6 +87,7 @@ func (l *link) take(n int) ([]*os.File, error) {
 // runtime parks.
 type socket struct {
 	fd    int
+	unix  bool  // it passes descriptors
 	found []int // descriptors that came and were not taken yet
 }
 
@@ -153,7 +160,8 @@ func accept(fd int) (*link, error) {
 		n, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
 		switch err {
 		case nil:
-			return newLink(&socket{fd: n}), nil
+			domain, err := unix.GetsockoptInt(n, unix.SOL_SOCKET, unix.SO_DOMAIN)
+			return newLink(&socket{fd: n, unix: err == nil && domain == unix.AF_UNIX}), nil
 		case unix.EINTR, unix.ECONNABORTED:
 		default:
 			return nil, os.NewSyscallError("accept4", err)

@@ -61,9 +61,9 @@ func (s *session) attach(stream uint32, m *wire.AttachMessage) error {
 	}
 	for _, o := range []struct {
 		*output
-		from uint64
-	}{{p.out, m.Stdout}, {p.err, m.Stderr}} {
-		if err := o.pin(o.from); err != nil {
+		from *uint64
+	}{{p.out, &m.Stdout}, {p.err, &m.Stderr}} {
+		if err := o.pin(o.from, m.Held); err != nil {
 			return s.answer(wire.Fail, stream, nil, err)
 		}
 	}
@@ -191,9 +191,13 @@ func (p *process) attach(s *session, stream uint32, stdout, stderr uint64) error
 		p.s.forget(p.stream)
 	}
 	p.s, p.stream = s, stream
-	came, credit := p.in.credit()
-	said := wire.SpawnedMessage{PID: uint64(p.pid), Stdin: came, StdinCredit: credit}
-	if err := s.l.send(wire.Spawned, stream, said.Append(nil), -1); err != nil {
+	said := wire.SpawnedMessage{PID: uint64(p.pid), Stdout: stdout, Stderr: stderr}
+	said.Stdin, said.StdinCredit, said.StdinEnd = p.in.credit()
+	pidfd := -1
+	if s.l.passes() {
+		pidfd = int(fdOf(p.fd))
+	}
+	if err := s.l.send(wire.Spawned, stream, said.Append(nil), pidfd); err != nil {
 		return err
 	}
 	p.out.attach(s.l, stream, stdout)

@@ -73,11 +73,13 @@ func (s *Step) parse(body []byte) error {
 type AttachMessage struct {
 	ID             string
 	Stdout, Stderr uint64
+	// Held: from where output is held, instead. SPAWNED tells where that is.
+	Held bool
 }
 
 // Append appends the body.
 func (m *AttachMessage) Append(b []byte) []byte {
-	return appendUint(appendUint(appendText(b, 1, m.ID), 2, m.Stdout), 3, m.Stderr)
+	return appendUint(appendUint(appendUint(appendText(b, 1, m.ID), 2, m.Stdout), 3, m.Stderr), 4, bit(m.Held))
 }
 
 // Parse reads the body.
@@ -91,6 +93,8 @@ func (m *AttachMessage) Parse(body []byte) error {
 			return v.uint(&m.Stdout)
 		case 3:
 			return v.uint(&m.Stderr)
+		case 4:
+			return v.flag(&m.Held)
 		}
 		return unknown("ATTACH", tag)
 	})

@@ -88,18 +88,22 @@ func (v value) rlimit(dst *[]Rlimit) error {
 	return nil
 }
 
-// SpawnedMessage says that a program runs. As the answer to SPAWN a pidfd of it
-// comes with the frame. As the answer to EXEC and ATTACH it tells what can be
-// sent.
+// SpawnedMessage says that a program runs. On a unix socket a pidfd of it comes
+// with the frame. As the answer to EXEC and ATTACH it tells what can be sent, and
+// where output begins.
 type SpawnedMessage struct {
 	PID         uint64 // in the guest's pid namespace; 0: not known
 	Stdin       uint64 // bytes of input that came by now
 	StdinCredit uint64 // bytes that may be sent
+	StdinEnd    bool   // no input is taken any more
+	Stdout      uint64 // offsets of what is sent first
+	Stderr      uint64
 }
 
 // Append appends the body.
 func (m *SpawnedMessage) Append(b []byte) []byte {
-	return appendUint(appendUint(appendUint(b, 1, m.PID), 2, m.Stdin), 3, m.StdinCredit)
+	b = appendUint(appendUint(appendUint(b, 1, m.PID), 2, m.Stdin), 3, m.StdinCredit)
+	return appendUint(appendUint(appendUint(b, 4, bit(m.StdinEnd)), 5, m.Stdout), 6, m.Stderr)
 }
 
 // Parse reads the body.
@@ -113,6 +117,12 @@ func (m *SpawnedMessage) Parse(body []byte) error {
 			return v.uint(&m.Stdin)
 		case 3:
 			return v.uint(&m.StdinCredit)
+		case 4:
+			return v.flag(&m.StdinEnd)
+		case 5:
+			return v.uint(&m.Stdout)
+		case 6:
+			return v.uint(&m.Stderr)
 		}
 		return unknown("SPAWNED", tag)
 	})

@@ -20,8 +20,10 @@ type Output struct {
 	change   *sync.Cond
 	buf      []byte // came, and was not read
 	taken    int    // was read, and no credit given for it
+	due      int    // of that, what was acknowledged
 	over     bool   // no more comes
 	closed   bool   // nobody reads
+	manual   bool   // credit is given by Acknowledge
 	quota    int    // what may still come once it was asked to finish
 	finish   *time.Timer
 	until    time.Time // the next is due; finish fires then
@@ -101,8 +103,30 @@ func (o *Output) Read(b []byte) (int, error) {
 		o.buf = nil
 	}
 	o.taken += n
-	o.grantLocked()
+	if !o.manual {
+		o.grantLocked()
+	}
 	return n, nil
+}
+
+// Hold has credit given by Acknowledge alone, not for what was read: the guest holds
+// it still. It is called before the first Read.
+func (o *Output) Hold() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.manual = true
+}
+
+// Acknowledge says that so many bytes more of what was read need not be held.
+func (o *Output) Acknowledge(n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.due += min(n, o.taken-o.due); o.due >= wire.InitialWindow/4 {
+		o.taken -= o.due
+		m := wire.WindowMessage{Of: o.kind, Bytes: uint64(o.due)}
+		o.due = 0
+		_ = o.send(wire.Window, m.Append(nil)) // the reader sees it as well
+	}
 }
 
 // await waits until something has come, and reports whether it has.

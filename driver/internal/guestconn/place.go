@@ -84,25 +84,26 @@ func (t *task) Begin() {
 	go t.p.Out.Pump()
 	go t.p.Err.Pump()
 	if t.p.Stdio.Stdin != nil {
-		go t.feed()
+		go t.r.Feed(t.p.Stdio.Stdin, 0)
 	}
 }
 
-// feed moves the caller's input to the program until either ends.
-func (t *task) feed() {
+// Feed moves a caller's input, from its byte skip on, to the program until either
+// ends.
+func (r *Process) Feed(from io.Reader, skip int64) {
 	buf := proc.Bufs.Get().(*[proc.BufBytes]byte)
 	defer proc.Bufs.Put(buf)
-	for !isClosed(t.r.done) {
-		n, err := t.p.Stdio.Stdin.Read(buf[:])
-		if n > 0 {
-			if _, werr := t.r.Write(buf[:n]); werr != nil {
+	for !isClosed(r.done) {
+		n, err := from.Read(buf[:])
+		known := min(skip, int64(n))
+		skip -= known
+		if int64(n) > known {
+			if _, werr := r.Write(buf[known:n]); werr != nil {
 				return
 			}
 		}
 		if err != nil {
-			if err == io.EOF || !isClosed(t.r.done) {
-				_ = t.r.CloseStdin() // a guest that is gone needs none
-			}
+			_ = r.CloseStdin() // a guest that is gone needs none
 			return
 		}
 	}

@@ -105,6 +105,23 @@ func (p *Process) StdinOffset() uint64 {
 	return p.said.Stdin
 }
 
+// StdinEnded reports whether no more input is taken.
+func (p *Process) StdinEnded() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.eof
+}
+
+// From are the offsets at which the outputs begin on this connection.
+func (p *Process) From() (stdout, stderr int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return int64(p.said.Stdout), int64(p.said.Stderr)
+}
+
+// Stream is the number of the program's stream.
+func (p *Process) Stream() uint32 { return p.stream }
+
 // frame implements talker.
 func (p *Process) frame(f wire.Frame) error {
 	if f.Type != wire.Spawned && f.Type != wire.Fail && !isClosed(p.begun) {
@@ -165,13 +182,14 @@ func (p *Process) spawned(body []byte) error {
 	if isClosed(p.begun) || m.StdinCredit > wire.InitialWindow {
 		return fmt.Errorf("%w: SPAWNED with credit %d", wire.ErrProtocol, m.StdinCredit)
 	}
-	if m.Stdin > maxOffset || m.Stdin > 0 && !p.attached {
-		return fmt.Errorf("%w: SPAWNED with %d bytes of input", wire.ErrProtocol, m.Stdin)
+	if max(m.Stdin, m.Stdout, m.Stderr) > maxOffset || max(m.Stdin, m.Stdout, m.Stderr) > 0 && !p.attached {
+		return fmt.Errorf("%w: SPAWNED with %d bytes of input, output from %d and %d on", wire.ErrProtocol, m.Stdin, m.Stdout, m.Stderr)
 	}
 	if p.abandoned {
 		p.c.unbegun.Add(-1)
 	}
 	p.said, p.credit = m, m.StdinCredit
+	p.eof = p.eof || m.StdinEnd
 	if p.abandoned {
 		go p.kill(9, true)
 		go p.forgetEnd()
