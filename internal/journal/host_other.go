@@ -19,3 +19,13 @@ func startTime(int) (uint64, error) { return 0, nil }
 func killProcess(int, uint64) (bool, error) { return false, errors.ErrUnsupported }
 
 func removeGroup(string) (bool, error) { return false, errors.ErrUnsupported }
+
+func killBranded(uint64) (bool, error) { return false, errors.ErrUnsupported }
+
+func openNoFollow(name string, flag int) (*os.File, error) { return os.OpenFile(name, flag, 0) }
+
+func takeLock(*os.File) error { return errors.ErrUnsupported }
+
+func lockedBy(string) (bool, error) { return false, errors.ErrUnsupported }
+
+func processLives(int, uint64) bool { return false }

@@ -29,6 +29,8 @@ const Dir = "journal"
 const (
 	KindProcess = "process"
 	KindCgroup  = "cgroup"
+	// KindBrand are the processes of a sandbox, by its brand; see package brand.
+	KindBrand = "brand"
 	// KindTemp is a file or directory of the state directory, which is the
 	// journal's parent, that is only good when it is complete.
 	KindTemp = "temp"
@@ -40,11 +42,15 @@ type Resource struct {
 	Path  string `json:"path,omitempty"`
 	PID   int    `json:"pid,omitempty"`
 	Start uint64 `json:"start,omitempty"` // field 22 of proc_pid_stat(5), in ticks
+	Brand uint64 `json:"brand,omitempty"`
 }
 
 func (r Resource) String() string {
 	if r.Kind == KindProcess {
 		return fmt.Sprintf("%s %d", r.Kind, r.PID)
+	}
+	if r.Kind == KindBrand {
+		return fmt.Sprintf("processes of %x", r.Brand)
 	}
 	return r.Kind + " " + r.Path
 }
@@ -156,6 +162,7 @@ func (e *Entry) writeLocked() error {
 // Report says what a sweep did.
 type Report struct {
 	Entries int      `json:"entries"` // of dead owners
+	Kept    int      `json:"kept"`    // detached sandboxes that live and that nobody has
 	Removed []string `json:"removed"` // what was still there
 	Errors  []string `json:"errors,omitempty"`
 }
@@ -230,6 +237,8 @@ func (j *Journal) remove(r Resource) (bool, error) {
 	switch r.Kind {
 	case KindProcess:
 		return killProcess(r.PID, r.Start)
+	case KindBrand:
+		return killBranded(r.Brand)
 	case KindCgroup:
 		return removeGroup(r.Path)
 	case KindTemp:

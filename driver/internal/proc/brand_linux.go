@@ -3,8 +3,6 @@ package proc
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"fmt"
 	"os"
 	"strconv"
@@ -13,81 +11,23 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/brand"
 )
 
-// A Brand is the value of RLIMIT_RTTIME (microseconds) that tells whose
-// process it is: bit 62, which makes it endless, the sandbox, the exec.
-type Brand uint64
+// Brand tells whose a process is.
+type Brand = brand.Brand
 
-const (
-	brandMark     Brand = 1 << 62
-	brandExecBits       = 24
-	brandExecMask Brand = 1<<brandExecBits - 1
-)
-
-// NewBrand returns the brand of a new sandbox. A limit that the host program has
-// itself, such as the brand of a sandbox that it runs in, can be lowered by
-// everybody, and raised with a privilege that not even every root has.
+// NewBrand returns the brand of a new sandbox.
 func NewBrand() (Brand, error) {
-	var host unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_RTTIME, &host); err != nil {
-		return 0, os.NewSyscallError("getrlimit", err)
+	b, err := brand.New()
+	if err != nil {
+		err = fmt.Errorf("%w (%w)", err, isolation.ErrFailedPrecondition)
 	}
-	room := uint64(brandMark)
-	if host.Max != unix.RLIM_INFINITY {
-		if Brand(host.Max) <= brandMark+brandExecMask {
-			return 0, fmt.Errorf("the host program has a limit on real-time CPU (RLIMIT_RTTIME) of %d us; start it without one: %w",
-				host.Max, isolation.ErrFailedPrecondition)
-		}
-		room = min(room, host.Max-uint64(brandMark)-uint64(brandExecMask))
-	}
-	var b [8]byte
-	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
-	return brandMark | Brand(binary.LittleEndian.Uint64(b[:])%room)&^brandExecMask, nil
+	return b, err
 }
-
-// exec returns the brand of the n-th exec of the sandbox b.
-func (b Brand) exec(n uint64) Brand { return b&^brandExecMask | Brand(n)&brandExecMask }
-
-// Name is what the sandbox's resources can be named by: unique on the host.
-func (b Brand) Name() string { return strconv.FormatUint(uint64(b)>>brandExecBits, 16) }
-
-// SameSandbox reports whether two brands are of one sandbox.
-func (b Brand) SameSandbox(other Brand) bool { return b != 0 && b.sandbox() == other.sandbox() }
-
-func (b Brand) sandbox() Brand { return b &^ brandExecMask }
 
 // BrandOf returns the brand of a process; 0 if it has none or is gone.
-func BrandOf(pid int) Brand {
-	var l unix.Rlimit
-	switch unix.Prlimit(pid, unix.RLIMIT_RTTIME, nil, &l) {
-	case nil:
-	case unix.EPERM: // another user's, which the file tells to everybody
-		l.Max = rttimeOf(pid)
-	default:
-		return 0
-	}
-	if Brand(l.Max)>>62 != 1 {
-		return 0
-	}
-	return Brand(l.Max)
-}
-
-// rttimeOf reads /proc/pid/limits (proc_pid_limits(5)).
-func rttimeOf(pid int) uint64 {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/limits")
-	if err != nil {
-		return 0
-	}
-	_, line, _ := bytes.Cut(b, []byte("Max realtime timeout"))
-	line, _, _ = bytes.Cut(line, []byte("\n"))
-	f := bytes.Fields(line) // soft, hard, unit
-	if len(f) < 2 {
-		return 0
-	}
-	n, _ := strconv.ParseUint(string(f[1]), 10, 64) // 0 for "unlimited"
-	return n
-}
+func BrandOf(pid int) Brand { return brand.Of(pid) }
 
 // tree finds and ends the processes that match, wherever they went.
 type tree struct {

@@ -13,10 +13,10 @@ import (
 func TestBrand(t *testing.T) {
 	b, err := NewBrand()
 	other, _ := NewBrand()
-	if err != nil || b>>62 != 1 || b&brandExecMask != 0 || other == b {
+	if err != nil || b>>62 != 1 || b.Number() != 0 || other == b {
 		t.Errorf("brand %x, %v", b, err)
 	}
-	if e := b.exec(5); e.sandbox() != b || e == b.exec(6) || b.exec(1<<brandExecBits+5) != e {
+	if e := b.Exec(5); e.Sandbox() != b || e == b.Exec(6) || b.Exec(1<<24+5) != e || b.Guest() < e {
 		t.Errorf("exec brand %x of %x", e, b)
 	}
 	if BrandOf(os.Getpid()) != 0 {

@@ -195,7 +195,7 @@ func (s *sandbox) adoptOne(ctx context.Context, a Adopter, r Running) error {
 	p.task, p.began = t, time.Now().Add(-r.Ran)
 	p.wall.start(r.Left, p.wallOver)
 	t.Begin()
-	go p.run()
+	go p.run(true)
 	return nil
 }
 

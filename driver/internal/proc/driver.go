@@ -163,6 +163,9 @@ func (s *sandbox) wear() isolation.Sandbox {
 			out = filing{out, s, files}
 		}
 	}
+	if s.spec.Detached {
+		out = attaching{out, s}
+	}
 	return out
 }
 
@@ -227,7 +230,7 @@ func (d *Driver) forget(id string) {
 	delete(d.sandboxes, id)
 }
 
-// Close deletes every sandbox. What could not be deleted is in the error, and
+// Close deletes every sandbox, and leaves those that are detached. What could not be deleted is in the error, and
 // is tried again by the next Close.
 func (d *Driver) Close() error {
 	d.mu.Lock()
@@ -244,7 +247,13 @@ func (d *Driver) Close() error {
 	errs := make([]error, len(all))
 	var wg sync.WaitGroup
 	for i, sb := range all {
-		wg.Go(func() { errs[i] = sb.Delete(context.Background()) })
+		wg.Go(func() {
+			if sb.spec.Detached {
+				errs[i] = sb.leave()
+			} else {
+				errs[i] = sb.Delete(context.Background())
+			}
+		})
 	}
 	wg.Wait()
 	return errors.Join(append(errs, d.eng.Close())...)

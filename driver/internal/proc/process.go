@@ -26,7 +26,11 @@ type Process struct {
 
 	wall     wall
 	meter    meter
-	Out, Err *Stream // set by the engine
+	Out, Err *Stream     // set by the engine
+	held     [2]*heldOutput    // behind them, in a detached sandbox
+	fed      atomic.Bool // somebody gives input, or did on this side
+	begun    bool        // it can be attached to; guarded by the sandbox's mu
+	left     bool        // it goes on without this side; set before done is closed
 
 	cause atomic.Pointer[cause]
 	done  chan struct{}
@@ -90,29 +94,39 @@ func (p *Process) Kill(ctx context.Context, sig isolation.Signal) error {
 func (p *Process) Wait(ctx context.Context) (isolation.Exit, error) {
 	select {
 	case <-p.done: // an Exit that is there is told also to a caller in a hurry
-		return p.exit, nil
+		return p.result()
 	default:
 	}
 	select {
 	case <-p.done:
-		return p.exit, nil
+		return p.result()
 	case <-ctx.Done():
 		return isolation.Exit{}, p.sb.d.fail("wait", p.id, isolation.OutcomeUnknown, ctx.Err())
 	}
 }
 
-// run sees the process to its end.
-func (p *Process) run() {
+func (p *Process) result() (isolation.Exit, error) {
+	if p.left {
+		return isolation.Exit{}, p.sb.d.fail("wait", p.id, isolation.OutcomeUnknown, errLeft)
+	}
+	return p.exit, nil
+}
+
+// run sees the process to its end. One that had ended when this side found it needs
+// no watch.
+func (p *Process) run(watch bool) {
 	ended := make(chan struct{})
-	if l := p.Spec.Limits; l.CPU > 0 {
+	if l := p.Spec.Limits; l.CPU > 0 && watch {
 		go p.watchCPU(l.CPU, ended)
 	}
 	st := p.task.Wait()
 	p.wall.end()
 	wall := st.Ended.Sub(p.began)
 	close(ended)
+	p.left = st.Lost && p.sb.wasLeft()
 	drain(p.sb.d.drain, [2]*Stream{p.Out, p.Err})
 	stdout, stderr := p.Out.end(), p.Err.end()
+	p.endHeld()
 	p.task.Settle(&st)
 
 	p.exit = p.verdict(st)

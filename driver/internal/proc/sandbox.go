@@ -38,7 +38,9 @@ type sandbox struct {
 	quiet    chan struct{} // closed when holding is 0 again; nil: nobody waits
 	paused   bool          // or about to be
 	barrier  chan struct{} // closed when the sandbox is not to be left alone any more; nil: it is not
-	deleting bool
+	ended    []*Process    // of a detached sandbox, oldest first
+	deleting bool          // nothing begins any more
+	left     bool          // it goes on without this side
 	deleted  bool
 	attempt  *attempt // the deletion that is under way
 }
@@ -174,27 +176,25 @@ func (s *sandbox) Exec(ctx context.Context, spec isolation.ProcessSpec, stdio is
 	if err != nil {
 		return nil, s.fail("exec", isolation.NotStarted, err)
 	}
-	if r, ok := p.task.(Resizer); ok && spec.Terminal {
-		return resizing{p, r}, nil
-	}
 	return p, nil
 }
 
 // resizing is a process whose terminal has a size.
 type resizing struct {
-	*Process
+	isolation.Process
+	p    *Process
 	task Resizer
 }
 
 // Resize implements [isolation.Resizer].
 func (r resizing) Resize(ctx context.Context, size isolation.TerminalSize) error {
 	if err := r.task.Resize(ctx, size); err != nil {
-		return r.sb.d.fail("resize", r.id, "", err)
+		return r.p.sb.d.fail("resize", r.p.id, "", err)
 	}
 	return nil
 }
 
-func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio isolation.Stdio) (*Process, error) {
+func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio isolation.Stdio) (isolation.Process, error) {
 	begin := time.Now()
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -221,9 +221,22 @@ func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio is
 	p.began = time.Now()
 	p.startTook = p.began.Sub(begin)
 	p.wall.start(spec.Limits.Wall, p.wallOver)
+	var v isolation.Process = p
+	if p.held[0] != nil {
+		// From the beginning, which is there: it cannot fail.
+		if v, err = p.seen(isolation.Offsets{}, stdio); err != nil {
+			return nil, err
+		}
+		p.fed.Store(stdio.Stdin != nil)
+		s.mu.Lock()
+		p.begun = true
+		s.mu.Unlock()
+	} else {
+		v = p.withSize(p)
+	}
 	t.Begin()
-	go p.run()
-	return p, nil
+	go p.run(true)
+	return v, nil
 }
 
 // started says what an error of a start means: what a Delete has taken away from
@@ -265,11 +278,25 @@ func (s *sandbox) takenLocked(id string) bool { return s.live[id] != nil || s.kn
 
 // forget takes p from the live ones. An id is remembered when its process ran.
 func (s *sandbox) forget(p *Process, ran bool) {
+	if old := s.ends(p, ran); old != nil {
+		old.task.(Holder).Forget()
+	}
+}
+
+// ends does that, and returns a process that has ended before and that nobody can
+// attach to any more.
+func (s *sandbox) ends(p *Process, ran bool) (old *Process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.live, p.id)
-	if !ran {
-		return
+	if !ran || p.left {
+		return nil
+	}
+	if p.held[0] != nil {
+		if s.ended = append(s.ended, p); len(s.ended) > maxEnded {
+			old = s.ended[0]
+			s.ended = slices.Delete(s.ended, 0, 1)
+		}
 	}
 	s.known[p.id] = true
 	s.order = append(s.order, p.id)
@@ -277,6 +304,7 @@ func (s *sandbox) forget(p *Process, ran bool) {
 		delete(s.known, s.order[0])
 		s.order = s.order[1:]
 	}
+	return old
 }
 
 // Delete ends and removes everything. Concurrent calls share one attempt.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"sync"
@@ -39,6 +40,29 @@ type TrackedConfig struct {
 	// Start starts the program of p with these files as its descriptors 0, 1
 	// and 2, and with the brand as its limit on real-time CPU.
 	Start func(ctx context.Context, p *Process, files [3]*os.File, b Brand) (Child, error)
+	// StartHeld is for detached sandboxes: it starts the program of p, whose output
+	// is held, and calls p.Hold. Nil: Start is called.
+	StartHeld func(ctx context.Context, p *Process, m Mark) (HeldChild, error)
+}
+
+// Mark is what tells a program's processes and what it uses from others', also when
+// another process has to.
+type Mark struct {
+	Brand  Brand           `json:"brand"`
+	Before cgroup.Counters `json:"before"` // what its group had counted when it started
+	First  bool            `json:"first"`  // in its sandbox
+	Alone  bool            `json:"alone"`  // what the group counts is this program's, if none came after it
+}
+
+// HeldChild is a Child whose program goes on without this side.
+type HeldChild interface {
+	Child
+	// Begin starts the delivery of input and output.
+	Begin()
+	Resize(size isolation.TerminalSize) error
+	Input() (given int64, ended bool)
+	Feed(from io.Reader, skip int64)
+	Forget()
 }
 
 // Child is a program that was started.
@@ -58,6 +82,7 @@ type ChildStatus struct {
 	Peak          int64         // resident bytes; -1: not known
 	Read, Written int64         // bytes of block devices
 	DiskHits      int64         // how often there was no room
+	Wall          time.Duration // from the start to the end; 0: it has just ended
 }
 
 // NewTracked returns a sandbox without programs.
@@ -73,11 +98,15 @@ func (pl *Tracked) members(match func(Brand) bool) tree {
 }
 
 func (pl *Tracked) everything() tree {
-	return pl.members(func(b Brand) bool { return b != 0 && b.sandbox() == pl.config.Brand })
+	// The guest may have a brand, too.
+	return pl.members(func(b Brand) bool { return b.SameSandbox(pl.config.Brand) && b != b.Guest() })
 }
 
 // Start implements [Place].
 func (pl *Tracked) Start(ctx context.Context, p *Process) (Task, error) {
+	if pl.config.StartHeld != nil {
+		return pl.startHeld(ctx, p)
+	}
 	io, err := NewPipes(p)
 	if err != nil {
 		return nil, err
@@ -94,13 +123,71 @@ func (pl *Tracked) Start(ctx context.Context, p *Process) (Task, error) {
 	return t, nil
 }
 
+func (pl *Tracked) startHeld(ctx context.Context, p *Process) (Task, error) {
+	t := &trackedTask{pl: pl, p: p}
+	pl.join(t)
+	child, err := pl.config.StartHeld(ctx, p, Mark{t.brand, t.before, t.first, t.alone})
+	if err != nil {
+		pl.leave(t, false)
+		return nil, err
+	}
+	t.child = child
+	return heldTask{t, child}, nil
+}
+
+// Resume is Start for a program that an earlier host side has started.
+func (pl *Tracked) Resume(p *Process, m Mark, child HeldChild) Task {
+	t := &trackedTask{pl: pl, p: p, child: child, brand: m.Brand, before: m.Before, first: m.First, alone: m.Alone}
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	if pl.active == nil {
+		pl.active = map[*trackedTask]bool{}
+	}
+	pl.active[t] = true
+	return heldTask{t, child}
+}
+
+// Resumed says which number the last program had, and looks whether the kernel
+// has killed anything for want of memory while nobody was there. After it
+// programs may start.
+func (pl *Tracked) Resumed(last Brand) {
+	n := last.Number()
+	oom := pl.config.Group.Read().OOM
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	pl.execs = n + 1 // the next is not the first, whatever there was
+	for t := range pl.active {
+		t.alone = t.alone && t.brand == last
+		if t.before.OOM < oom && pl.config.Resources.MemoryBytes > 0 {
+			go t.endRest()
+		}
+	}
+	pl.crowded = true
+	for t := range pl.active {
+		if t.alone {
+			pl.crowded = false
+		}
+	}
+}
+
+// heldTask is a program that goes on without this side. It implements [Holder].
+type heldTask struct {
+	*trackedTask
+	child HeldChild
+}
+
+func (t heldTask) Begin()                           { t.child.Begin() }
+func (t heldTask) Input() (given int64, ended bool) { return t.child.Input() }
+func (t heldTask) Feed(from io.Reader, skip int64)  { t.child.Feed(from, skip) }
+func (t heldTask) Forget()                          { t.child.Forget() }
+
 // join gives t its brand, and notes what the group has counted by now and whether
 // t is alone in it.
 func (pl *Tracked) join(t *trackedTask) {
 	pl.mu.Lock()
 	defer pl.mu.Unlock()
 	pl.execs++
-	t.brand = pl.config.Brand.exec(pl.execs)
+	t.brand = pl.config.Brand.Exec(pl.execs)
 	if t.first = pl.execs == 1; !t.first { // else all is zero
 		t.before = pl.config.Group.Read()
 	}
@@ -277,7 +364,12 @@ func (t *trackedTask) CPU() time.Duration {
 func (t *trackedTask) Wait() Status {
 	cs, err := t.child.Wait()
 	t.endedAt = time.Now()
-	t.io.CloseStdin()
+	if t.io != nil {
+		t.io.CloseStdin()
+	}
+	if ended := t.p.began.Add(cs.Wall); cs.Wall > 0 && ended.Before(t.endedAt) {
+		t.endedAt = ended
+	}
 	t.mu.Lock()
 	t.over = true
 	killDone := t.killDone
