@@ -346,8 +346,5 @@ func checkRecoverLost(t testing.TB, s *suite) {
 	if err := own.d.Close(); err != nil {
 		t.Errorf("Close: %v", err)
 	}
-	if x := s.listed(t, s.recoverer(t), h.ID); x != nil && isolation.Class(x.Err) != isolation.ErrNotFound {
-		t.Errorf("Recoverable tells of one that does not live: %+v", x)
-	}
 	s.none(t, h.ID)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -29,6 +30,17 @@ type RootFS struct {
 	OwnersMapped bool
 
 	lease *lease
+}
+
+// Lock is an open file with the lease's lock. While anybody has it open the lease
+// holds, also when this process has ended.
+func (r *RootFS) Lock() *os.File {
+	r.lease.mu.Lock()
+	defer r.lease.mu.Unlock()
+	if r.lease.lock == nil {
+		return nil
+	}
+	return r.lease.lock.f
 }
 
 // Release gives up the lease. It is idempotent. The process's end does the same.

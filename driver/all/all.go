@@ -68,6 +68,7 @@ func Registry(c Config) (isolation.Registry, error) {
 		}
 		vr.j = j
 		oc.Images, oc.StateDir = imagesIn(c.StateDir), filepath.Join(c.StateDir, "oci")
+		oc.SessionDir = filepath.Join(c.StateDir, journal.KeptDir)
 		nc.Recorder, oc.Recorder = noneRecorder{j}, ociRecorder{j}
 	}
 	languages, err := languagesIn(c.StateDir)

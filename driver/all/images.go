@@ -54,7 +54,7 @@ func (i images) Open(ctx context.Context, ref string) (_ *root.FS, err error) {
 		uid, gid = -1, -1
 	}
 	return root.New(root.FS{
-		Digest: img.Digest, Layers: r.Layers, OwnersMapped: r.OwnersMapped, UID: uid, GID: gid,
+		Lease: r.Lock(), Digest: img.Digest, Layers: r.Layers, OwnersMapped: r.OwnersMapped, UID: uid, GID: gid,
 		Config: root.Config{Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, User: c.User, WorkingDir: c.WorkingDir, Volumes: c.Volumes},
 	}, r.Release), nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/axocoatl/isolation/driver/oci/internal/document"
 	"github.com/axocoatl/isolation/internal/cgroup"
 	"github.com/axocoatl/isolation/internal/failpoint"
+	"github.com/axocoatl/isolation/internal/journal"
 	"github.com/axocoatl/isolation/internal/spawn"
 )
 
@@ -30,6 +31,7 @@ func New(c Config) (*Driver, error) {
 		c.DiskBytes = min(1<<30, hostMemory()/4)
 	}
 	e := &builtin{cfg: c, guest: &program{}}
+	e.openKeep()
 	if kind, ok := runtimeNamed(c.Engine); ok {
 		if c.Guest != "" || len(embeddedGuest) == 0 { // else it is unpacked when it is wanted
 			e.guest, e.guestErr = findGuest(&c)
@@ -56,6 +58,13 @@ type builtin struct {
 	ranges   ranges
 	spawner  spawn.Spawner
 	closing  sync.Once
+
+	keep    *journal.Keep // nil: nothing outlives this process
+	keepErr error
+
+	guestSum sync.Once
+	guestHex string
+	sumErr   error
 
 	mu    sync.Mutex
 	found *cgroup.Tree // nil: not looked for yet
@@ -169,16 +178,39 @@ func (e *builtin) createWith(ctx context.Context, id string, spec isolation.Spec
 	if err != nil {
 		return nil, err
 	}
+	if spec.Detached {
+		if err := e.keepNew(c, id); err != nil {
+			return nil, err
+		}
+	}
 	if err := e.account(c, id, d.Limits); err != nil {
 		return nil, err
 	}
-	c.Tracked = proc.NewTracked(proc.TrackedConfig{
-		Brand: c.brand, Group: c.group, Resources: spec.Resources, Drain: e.cfg.Drain, Start: c.startProgram,
-	})
+	c.Tracked = proc.NewTracked(c.tracked(spec.Resources))
+	if c.kept != nil {
+		if err := e.describeSession(c, spec, b, d.Limits); err != nil {
+			return nil, fmt.Errorf("record %s: %w", c.name, err)
+		}
+	}
 	if err := launch(ctx, c, b, d); err != nil {
 		return nil, err
 	}
+	if c.kept != nil {
+		if err := c.kept.Ready(); err != nil {
+			return nil, fmt.Errorf("record %s: %w", c.name, err)
+		}
+		failpoint.Hit(failpoint.OCIReady)
+	}
 	return c, nil
+}
+
+// tracked is what a container's programs are tracked by.
+func (c *container) tracked(r isolation.Resources) proc.TrackedConfig {
+	t := proc.TrackedConfig{Brand: c.brand, Group: c.group, Resources: r, Drain: c.eng.cfg.Drain, Start: c.startProgram}
+	if c.kept != nil {
+		t.StartHeld = c.startHeld
+	}
+	return t
 }
 
 // prepare gives a container its user ids and its root, and describes it.
@@ -213,7 +245,7 @@ func (c *container) bound(l cgroup.Limits) error {
 func (e *builtin) account(c *container, id string, limits cgroup.Limits) (err error) {
 	name := fmt.Sprintf("axo-oci-%s-%s", id, c.brand.Name())
 	c.name = name
-	if r := e.cfg.Recorder; r != nil {
+	if r := e.cfg.Recorder; r != nil && c.kept == nil {
 		if c.entry, err = r.Record(name); err != nil {
 			return fmt.Errorf("record %s: %w", name, err)
 		}

@@ -38,6 +38,11 @@ type Config struct {
 	// Recorder is told of what a sandbox may leave before it is there, so that
 	// a later process can clean up after one that was killed. nil: none.
 	Recorder Recorder
+	// SessionDir is where detached sandboxes are written down, which outlive this
+	// process: directory "sessions" of a state directory, for the sweeper of that.
+	// Empty: they are refused. What runtimes note of them is in StateDir, which
+	// then is in that state directory, too.
+	SessionDir string
 	// Drain is how long output may still come after a process ended. 0: 100 ms.
 	Drain time.Duration
 	// DiskBytes is what a sandbox may write when its spec has no limit. 0: 1 GiB

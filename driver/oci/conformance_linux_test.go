@@ -1,7 +1,9 @@
 package oci_test
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -30,6 +32,7 @@ const builtEnv = "AXO_OCI_TEST_PROGRAMS"
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(builtEnv); dir != "" { // by the test that is the parent
 		guestProgram, programs = filepath.Join(dir, "axo-guest"), filepath.Join(dir, "programs")
+		playHost()
 		os.Exit(m.Run())
 	}
 	dir, err := os.MkdirTemp("", "axo-oci-test-")
@@ -69,8 +72,47 @@ func leftovers(t testing.TB) []string {
 	return out
 }
 
+// hostEnv is the configuration of the driver of a process that plays a story.
+const hostEnv = "AXO_OCI_TEST_HOST"
+
+func playHost() {
+	text, ok := os.LookupEnv(hostEnv)
+	if !ok {
+		return
+	}
+	var c oci.Config
+	if err := json.Unmarshal([]byte(text), &c); err != nil {
+		panic(err)
+	}
+	drivertest.PlayHost(config(c), func() (isolation.Driver, error) { return oci.New(c) })
+}
+
+// detached gives sandboxes a place in which they outlive their maker.
+func detached(t testing.TB, c oci.Config) oci.Config {
+	state := t.TempDir()
+	c.StateDir, c.SessionDir = filepath.Join(state, "oci"), filepath.Join(state, "sessions")
+	return c
+}
+
+// asHost is this program as another host of a driver.
+func asHost(t testing.TB, c oci.Config) *exec.Cmd {
+	t.Helper()
+	c.Guest = guestProgram
+	b, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe)
+	cmd.Env = append(os.Environ(), builtEnv+"="+filepath.Dir(guestProgram), hostEnv+"="+string(b))
+	return cmd
+}
+
 func config(c oci.Config) drivertest.Config {
-	return drivertest.Config{
+	dc := drivertest.Config{
 		New: func(t testing.TB) isolation.Driver {
 			c := c
 			c.Guest = guestProgram
@@ -103,8 +145,30 @@ func config(c oci.Config) drivertest.Config {
 				t.Fatal(err)
 			}
 		},
-		Leftovers: leftovers,
+		Leftovers: func(t testing.TB) []string { return append(leftovers(t), sessions(t, c)...) },
 	}
+	if c.SessionDir != "" {
+		dc.Host = func(t testing.TB, st drivertest.Story) (stdout, stderr io.Reader, kill func()) {
+			return drivertest.HostProcess(t, asHost(t, c), st)
+		}
+	}
+	return dc
+}
+
+// sessions lists what is written down of detached sandboxes, and what runtimes note.
+func sessions(t testing.TB, c oci.Config) (list []string) {
+	t.Helper()
+	if c.SessionDir == "" {
+		return nil
+	}
+	for _, pattern := range []string{c.SessionDir + "/*/*", c.SessionDir + "/*/.*", c.StateDir + "/*"} {
+		names, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Error(err)
+		}
+		list = append(list, names...)
+	}
+	return list
 }
 
 func parentOf(pid int) (int, error) {
@@ -117,10 +181,10 @@ func parentOf(pid int) (int, error) {
 	return strconv.Atoi(strings.TrimSpace(line))
 }
 
-func TestConformanceBuiltin(t *testing.T) { drivertest.Run(t, config(oci.Config{})) }
+func TestConformanceBuiltin(t *testing.T) { drivertest.Run(t, config(detached(t, oci.Config{}))) }
 
 func TestConformanceBuiltinWithoutCgroup(t *testing.T) {
-	drivertest.Run(t, config(oci.Config{NoCgroup: true}))
+	drivertest.Run(t, config(detached(t, oci.Config{NoCgroup: true})))
 }
 
 // TestConformanceOrdinaryUser runs the suite as somebody who is not root and has

@@ -36,12 +36,14 @@ type conn struct {
 	err  error         // why it ended, before gone is closed
 	gone chan struct{} // closed when it has ended
 
+	pidfds map[uint32]*os.File // of programs that rest has, by stream; guarded by mu
+
 	rest *guestconn.Conn // see files_linux.go
 	pass *io.PipeWriter  // to it
 }
 
 func newConn(f *os.File) *conn {
-	c := &conn{f: f, last: ownStreams, live: map[uint32]*child{}, gone: make(chan struct{})}
+	c := &conn{f: f, last: ownStreams, live: map[uint32]*child{}, pidfds: map[uint32]*os.File{}, gone: make(chan struct{})}
 	c.reader = wire.NewReader(c)
 	return c
 }
@@ -187,6 +189,10 @@ func (c *conn) serve() {
 	c.err = err
 	live := c.live
 	c.live = nil
+	for _, f := range c.pidfds {
+		f.Close()
+	}
+	c.pidfds = nil
 	c.mu.Unlock()
 	close(c.gone)
 	for _, ch := range live {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,7 @@ import (
 	"github.com/axocoatl/isolation/guest/wire"
 	"github.com/axocoatl/isolation/internal/cgroup"
 	"github.com/axocoatl/isolation/internal/failpoint"
+	"github.com/axocoatl/isolation/internal/journal"
 )
 
 // container is one sandbox.
@@ -28,15 +30,20 @@ type container struct {
 	brand  proc.Brand
 	group  *cgroup.Group // nil: none
 	entry  Entry         // nil: none
-	ids    *idMap
-	root   *root.FS // nil: the host's system directories
-	req    isolation.Requirement
-	conn   *conn
-	pid    int
-	pidfd  *os.File
-	stderr *os.File
-	notes  []string
-	limits []wire.Rlimit // of every program
+	kept   *journal.Kept // its record, if it outlives this process; nil: it does not
+	killed atomic.Bool   // by this side
+	held   atomic.Int32  // programs whose end the guest has not told
+	// resumeAt is the mark of the last program that an earlier process has started.
+	resumeAt proc.Brand
+	ids      *idMap
+	root     *root.FS // nil: the host's system directories
+	req      isolation.Requirement
+	conn     *conn
+	pid      int
+	pidfd    *os.File
+	stderr   *os.File
+	notes    []string
+	limits   []wire.Rlimit // of every program
 	// runtime is the program that made it; nil: this one did.
 	runtime *runtimeContainer
 }
@@ -56,6 +63,9 @@ func (c *container) isMember(pid int) bool {
 
 // lastWords is what the guest wrote before it ended.
 func (c *container) lastWords() string {
+	if c.stderr == nil {
+		return ""
+	}
 	if c.pidfd != nil {
 		c.killGuest()
 	}
@@ -142,6 +152,12 @@ func (c *container) rlimits(l isolation.Limits, b proc.Brand) []wire.Rlimit {
 // pid namespace the kernel kills all others (pid_namespaces(7)), and the
 // namespaces and mounts go with the last of them.
 func (c *container) Remove(ctx context.Context) error {
+	if c.kept != nil {
+		if err := c.kept.Unready(); err != nil {
+			return err
+		}
+		failpoint.Hit(failpoint.OCIUnready)
+	}
 	if c.runtime != nil {
 		if err := c.runtime.remove(ctx); err != nil {
 			return err
@@ -181,8 +197,9 @@ func (c *container) endGuest(ctx context.Context) error {
 	if c.pidfd == nil {
 		return nil
 	}
+	c.killed.Store(true)
 	c.killGuest()
-	if err := awaitChild(ctx, c.pid, c.pidfd); err != nil {
+	if err := awaitEnd(ctx, c.pid, c.pidfd); err != nil {
 		return fmt.Errorf("the container's first process: %w", err)
 	}
 	c.pidfd.Close()
@@ -195,10 +212,37 @@ func (c *container) endGuest(ctx context.Context) error {
 // kills the rest with the guest, in one go. A program that somebody waits for has
 // been killed by now; the guest has to be there to tell of its end.
 func (c *container) Kill(ctx context.Context) error {
+	if c.kept != nil {
+		return c.killKept(ctx)
+	}
 	if c.runtime == nil && c.conn.idle(ctx) {
 		return c.endGuest(ctx)
 	}
 	return c.Tracked.Kill(ctx)
+}
+
+// awaitEnd waits for the end of a process, and reaps one of this process's.
+func awaitEnd(ctx context.Context, pid int, pidfd *os.File) error {
+	stop := context.AfterFunc(ctx, func() { _ = pidfd.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	rc, err := pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	err = rc.Read(func(fd uintptr) bool {
+		n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n > 0
+	})
+	if err != nil && ctx.Err() != nil {
+		_ = pidfd.SetReadDeadline(time.Time{})
+		return ctx.Err()
+	}
+	for err == nil {
+		if _, werr := unix.Wait4(pid, nil, unix.WNOHANG, nil); werr != unix.EINTR {
+			break // reaped, or another's child
+		}
+	}
+	return err
 }
 
 // awaitChild reaps a child of this process.

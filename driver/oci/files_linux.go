@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/internal/guestconn"
@@ -54,8 +55,38 @@ func (c *conn) passed(f wire.Frame) (bool, error) {
 	if f.Stream >= ownStreams || f.Stream == 0 {
 		return false, nil
 	}
+	if f.Type == wire.Spawned {
+		if err := c.keepPidfd(f.Stream); err != nil {
+			return false, err
+		}
+	}
 	_, err := c.pass.Write(wire.Append(nil, f.Type, f.Stream, f.Body))
 	return true, err
+}
+
+// keepPidfd keeps the descriptor that came with a SPAWNED for guestconn.
+func (c *conn) keepPidfd(stream uint32) error {
+	f, err := c.take()
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pidfds[stream] != nil || len(c.pidfds) >= maxFound {
+		f.Close()
+		return fmt.Errorf("%w: SPAWNED for stream %d, which nobody waits for", wire.ErrProtocol, stream)
+	}
+	c.pidfds[stream] = f
+	return nil
+}
+
+// pidfd takes the descriptor of a program that guestconn has.
+func (c *conn) pidfd(stream uint32) *os.File {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f := c.pidfds[stream]
+	delete(c.pidfds, stream)
+	return f
 }
 
 // Files implements [proc.Filer].

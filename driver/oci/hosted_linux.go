@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +23,7 @@ import (
 	"github.com/axocoatl/isolation/driver/oci/internal/bundle"
 	"github.com/axocoatl/isolation/driver/oci/internal/document"
 	"github.com/axocoatl/isolation/guest/plan"
+	"github.com/axocoatl/isolation/internal/brand"
 	"github.com/axocoatl/isolation/internal/cgroup"
 	"github.com/axocoatl/isolation/internal/failpoint"
 	"github.com/axocoatl/isolation/internal/spawn"
@@ -70,8 +70,11 @@ func (h *hosted) Features() isolation.Features {
 	f := h.builtin.Features()
 	f.Engine, f.Version = h.kind.name, ""
 	if h.kind.piped {
-		f.Abilities = slices.DeleteFunc(f.Abilities, func(a string) bool { return a == isolation.AbilityFiles || a == isolation.AbilityWatch })
-		f.Options = slices.DeleteFunc(f.Options, func(o isolation.Option) bool { return o == isolation.OptionWritable })
+		// What it speaks on ends with this process.
+		f.Abilities = slices.DeleteFunc(f.Abilities, func(a string) bool {
+			return a == isolation.AbilityFiles || a == isolation.AbilityWatch || a == isolation.AbilityAttach || a == isolation.AbilityRecover
+		})
+		f.Options = slices.DeleteFunc(f.Options, func(o isolation.Option) bool { return o == isolation.OptionWritable || o == isolation.OptionDetached })
 	}
 	if h.kind.wall != "" {
 		f.Walls = append(f.Walls, isolation.Wall{Name: h.kind.name, Present: true, Detail: h.kind.wall})
@@ -308,12 +311,15 @@ func (r *runtimeContainer) run(l *launch, s *stage, spec spawn.Spec) error {
 		args = append(args, r.h.kind.session...)
 	}
 	args = append(args, "--root", r.root(), "run", "--bundle", s.dir, "--pid-file", s.path(pidFile))
+	if r.c.kept != nil {
+		args = append(args, "--detach") // else it would stay with the container, and end with this process
+	}
 	if n := len(l.files) - plan.SocketFD; n > 0 {
 		args = append(args, "--preserve-fds", strconv.Itoa(n))
 	}
 	var err error
 	spec.Path, spec.Args, spec.Env, spec.Dir, spec.Files = r.h.path, append(args, r.id()), runtimeEnv, "/", l.files
-	spec.ParentDeathSignal = syscall.SIGKILL
+	spec.ParentDeathSignal, spec.Rlimits = r.c.deathSignal(), r.c.guestLimits()
 	r.pid, r.pidfd, err = r.spawner.Start(spec)
 	if err != nil {
 		return fmt.Errorf("start %s: %w", name, err)
@@ -342,6 +348,9 @@ func (r *runtimeContainer) start(ctx context.Context, s *stage, p *plan.Plan) er
 	if err := r.run(&l, s, spawn.Spec{Group: c.group.Keeper()}); err != nil {
 		return err
 	}
+	if err := c.dial(); err != nil {
+		return err
+	}
 	hello, err := c.conn.hello(ctx)
 	if err != nil {
 		return fmt.Errorf("make the container: %w%s", err, c.lastWords())
@@ -349,6 +358,11 @@ func (r *runtimeContainer) start(ctx context.Context, s *stage, p *plan.Plan) er
 	c.notes = hello.Notes
 	if err := r.findGuest(ctx, s.path(pidFile)); err != nil {
 		return err
+	}
+	if c.kept != nil {
+		if err := r.leave(ctx); err != nil {
+			return err
+		}
 	}
 	failpoint.Hit(failpoint.OCIMade)
 	return c.conn.begin(hello)
@@ -385,6 +399,13 @@ func (r *runtimeContainer) findGuest(ctx context.Context, file string) error {
 		return os.NewSyscallError("pidfd_open", err)
 	}
 	r.c.pid, r.c.pidfd = pid, os.NewFile(uintptr(fd), "pidfd")
+	// A runtime that does not stay may have ended: then only its mark tells that the
+	// number is not another's by now.
+	if r.c.kept != nil && brand.Of(pid) != r.c.brand.Guest() {
+		r.c.pidfd.Close()
+		r.c.pidfd = nil
+		return fmt.Errorf("process %d, of which %s says that it is the container's, is not%s", pid, r.h.kind.name, r.c.lastWords())
+	}
 	if r.c.entry != nil {
 		return r.c.entry.AddProcess(pid)
 	}
@@ -400,6 +421,17 @@ func (r *runtimeContainer) ended() bool {
 	n := 0
 	_ = rc.Control(func(fd uintptr) { n, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0) })
 	return n > 0
+}
+
+// leave waits for a runtime that does not stay with its container.
+func (r *runtimeContainer) leave(ctx context.Context) error {
+	if err := awaitEnd(ctx, r.pid, r.pidfd); err != nil {
+		return fmt.Errorf("%s: %w", r.h.kind.name, err)
+	}
+	r.pidfd.Close()
+	r.pidfd = nil
+	r.spawner.Close()
+	return nil
 }
 
 // runtimeGrace is how long a runtime may take to see its container ended and to
@@ -419,14 +451,28 @@ func (r *runtimeContainer) remove(ctx context.Context) error {
 		r.pidfd.Close()
 		r.pidfd = nil
 	}
+	if r.c.kept != nil {
+		if err := r.c.endGuest(ctx); err != nil {
+			return err
+		}
+	}
 	if r.c.pidfd != nil {
 		r.c.pidfd.Close()
 		r.c.pidfd = nil
 	}
-	if r.killed {
+	if r.killed || r.c.kept != nil {
 		// What it says is not told: it may know nothing of the container, and
 		// what counts is what is left.
 		_, _ = r.h.command(ctx, slices.Concat(r.h.kind.global, []string{"--root", r.root(), "delete", "--force", r.id()})...)
+	}
+	if name := r.groups(); name != "" && r.c.kept != nil && r.c.group.Keeper() == nil {
+		dirs, err := cgroup.Named(name)
+		if err == nil {
+			err = cgroup.Remove(ctx, dirs)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return os.RemoveAll(r.root())
 }

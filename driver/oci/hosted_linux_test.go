@@ -35,7 +35,7 @@ func eachEngine(t *testing.T, test func(t *testing.T, c oci.Config)) {
 func TestConformanceRuntimes(t *testing.T) {
 	for _, name := range oci.Runtimes() {
 		t.Run(name, func(t *testing.T) {
-			c := config(hostedBy(t, name))
+			c := config(detached(t, hostedBy(t, name)))
 			if name == "runsc" {
 				// It asks the host for more at once than a program asked it for.
 				command := c.Command

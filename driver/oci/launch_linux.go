@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -54,6 +53,9 @@ func (l *launch) share(c *container, p *plan.Plan) {
 	}
 	if c.ids.lock != nil {
 		p.Held = append(p.Held, l.pass(c.ids.lock))
+	}
+	if c.kept != nil && c.root != nil && c.root.Lease != nil {
+		p.Held = append(p.Held, l.pass(c.root.Lease))
 	}
 }
 
@@ -123,8 +125,8 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 	pid, pidfd, err := e.spawner.Start(spawn.Spec{
 		Program: guest, Args: []string{guestName}, Env: []string{"GOMAXPROCS=1"}, Dir: "/", Files: l.files,
 		Cred: c.ids.credential(), KeepCapabilities: c.ids.single, OOMScoreAdj: oom,
-		ParentDeathSignal: syscall.SIGKILL,
-		Namespaces:        namespaces, Group: c.group.Keeper(),
+		ParentDeathSignal: c.deathSignal(), Rlimits: c.guestLimits(),
+		Namespaces: namespaces, Group: c.group.Keeper(),
 		Beside: root, BesideInit: made.Init, BesideDone: made.Ready,
 		Map: func(pid int) error {
 			if err := c.ids.writeMaps(pid, d.UIDMap, d.GIDMap); err != nil {
@@ -145,6 +147,9 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 	}
 	l.close() // the guest's ends among them: a guest that ends is seen
 	if err := c.bound(d.Limits); err != nil {
+		return err
+	}
+	if err := c.dial(); err != nil {
 		return err
 	}
 	hello, err := c.conn.hello(ctx)
@@ -187,17 +192,11 @@ func (e *builtin) connect(c *container, l *launch) error {
 		return err
 	}
 	l.keep(null)
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	theirs, err := c.socket()
 	if err != nil {
-		return os.NewSyscallError("socketpair", err)
-	}
-	theirs := l.keep(os.NewFile(uintptr(fds[1]), "guest"))
-	if err := unix.SetNonblock(fds[0], true); err != nil {
-		unix.Close(fds[0])
 		return err
 	}
-	c.conn = newConn(os.NewFile(uintptr(fds[0]), "guest"))
-	c.conn.member = c.isMember
+	l.keep(theirs)
 	said, errs, err := os.Pipe()
 	if err != nil {
 		return err
@@ -205,6 +204,27 @@ func (e *builtin) connect(c *container, l *launch) error {
 	c.stderr = said
 	l.files = []*os.File{null, null, l.keep(errs), theirs, nil}
 	return nil
+}
+
+// socket makes the guest's end of the connection, and this side's of one that ends
+// with this process.
+func (c *container) socket() (*os.File, error) {
+	if c.kept != nil {
+		return listen(c.kept.Dir())
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socketpair", err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "guest")
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		unix.Close(fds[0])
+		theirs.Close()
+		return nil, err
+	}
+	c.conn = newConn(os.NewFile(uintptr(fds[0]), "guest"))
+	c.conn.member = c.isMember
+	return theirs, nil
 }
 
 // staging is a directory of the host that every user can reach and that nothing

@@ -44,6 +44,13 @@ func (e *builtin) Features() isolation.Features {
 	} else {
 		f.Warnings = append(f.Warnings, "no --user, no --profile session: they need "+err.Error())
 	}
+	if e.sessions() {
+		f.Abilities = append(f.Abilities, isolation.AbilityAttach, isolation.AbilityRecover)
+		f.Options = append(f.Options, isolation.OptionDetached)
+	}
+	if e.keepErr != nil {
+		f.Warnings = append(f.Warnings, "no detached sandboxes: "+e.keepErr.Error())
+	}
 	if e.cfg.Images != nil {
 		f.Runs = append(f.Runs, isolation.ContainerImage)
 		f.Options = append(f.Options, isolation.OptionImage)

@@ -629,11 +629,10 @@ func (g *Group) killPass() error {
 	return nil
 }
 
-// Delete removes the directories. A process that was killed is a member until
-// the kernel is done with it.
-func (g *Group) Delete(ctx context.Context) error {
+// Close gives up what this process has of the group, which stays.
+func (g *Group) Close() {
 	if g == nil {
-		return nil
+		return
 	}
 	for _, f := range append(g.tasks, g.into, g.keeper, g.oom) {
 		if f != nil {
@@ -641,7 +640,21 @@ func (g *Group) Delete(ctx context.Context) error {
 		}
 	}
 	g.tasks, g.into, g.keeper, g.oom = nil, nil, nil, nil
-	for _, dir := range slices.Concat(g.dirs, g.more) {
+}
+
+// Delete removes the directories.
+func (g *Group) Delete(ctx context.Context) error {
+	if g == nil {
+		return nil
+	}
+	g.Close()
+	return Remove(ctx, slices.Concat(g.dirs, g.more))
+}
+
+// Remove removes the directories of groups. A process that was killed is a member
+// until the kernel is done with it.
+func Remove(ctx context.Context, dirs []string) error {
+	for _, dir := range dirs {
 		for wait := time.Millisecond / 4; ; wait = min(2*wait, 20*time.Millisecond) {
 			err := unix.Rmdir(dir)
 			if err == nil || err == unix.ENOENT {

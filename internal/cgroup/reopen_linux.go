@@ -5,23 +5,38 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
 // State is what tells a group to a later process.
 type State struct {
 	V2      bool              `json:"v2,omitempty"`
-	Dirs    map[string]string `json:"dirs"` // controller to directory
-	List    string            `json:"list"` // the directory in which the members are listed
+	Dirs    map[string]string `json:"dirs"`           // controller to directory
+	List    string            `json:"list"`           // the directory in which the members are listed
+	Kept    bool              `json:"kept,omitempty"` // made by CreateKept, of version 2
 	MaxPids string            `json:"max_pids,omitempty"`
 }
 
-// State returns what Reopen takes; nil for no group.
-func (g *Group) State() *State {
+// State returns what Reopen takes, of a group that has these limits or is about to
+// get them; nil for no group.
+func (g *Group) State(r Limits) *State {
 	if g == nil {
 		return nil
 	}
-	return &State{g.v2, g.dir, g.dirs[0], g.maxPids}
+	s := &State{g.v2, g.dir, g.dirs[0], len(g.more) > 0, "max"}
+	if r.Pids > 0 {
+		s.MaxPids = itoa(r.Pids)
+	}
+	return s
+}
+
+// Name is the one that the group was made by.
+func (g *Group) Name() string {
+	if len(g.more) > 0 {
+		return filepath.Base(filepath.Dir(g.dirs[0]))
+	}
+	return filepath.Base(g.dirs[0])
 }
 
 // Reopen finds a group again that this program has made below the control groups of
@@ -31,10 +46,17 @@ func Reopen(s *State) (*Group, error) {
 		return nil, nil
 	}
 	g := &Group{v2: s.V2, dir: map[string]string{}, maxPids: s.MaxPids}
-	if g.maxPids == "" {
+	if n, err := strconv.ParseInt(g.maxPids, 10, 64); err != nil || n <= 0 {
 		g.maxPids = "max"
 	}
 	name := filepath.Base(s.List)
+	if s.Kept {
+		above := filepath.Dir(s.List)
+		if name != membersName || !s.V2 || !strings.HasPrefix(filepath.Base(above), "axo-") {
+			return nil, fmt.Errorf("%.200q is not a control group of this program", s.List)
+		}
+		g.more = []string{filepath.Join(above, keeperName), above}
+	}
 	for c, dir := range s.Dirs {
 		if c != Core && !slices.Contains(controllers, c) {
 			return nil, fmt.Errorf("there is no controller %.40q", c)

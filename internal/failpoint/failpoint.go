@@ -32,6 +32,11 @@ const (
 	OCIMade      = "oci.made"       // the container, nothing runs in it
 	OCIEnded     = "oci.ended"      // its first process is gone, its groups are there
 	OCIRemoved   = "oci.ungrouped"  // all gone but the journal entry
+	OCIReady     = "oci.ready"      // a detached container is made and written down as such
+	OCINoted     = "oci.noted"      // a program of a detached container is written down, not started
+	OCIExecuted  = "oci.executed"   // it runs, and its caller does not know yet
+	OCIForgotten = "oci.forgotten"  // the guest has forgotten a program, and its note is there
+	OCIUnready   = "oci.unready"    // the removal of a detached container has begun
 	ImagePart    = "image.part"     // some of a blob came
 	ImageBlob    = "image.blob"     // a blob is whole and has its name
 	ImageFile    = "image.file"     // some of a layer is unpacked
@@ -46,8 +51,10 @@ const (
 // Wasm, OCI and None are the points that a run of each tier comes to, Image those
 // of a pull.
 var (
-	Wasm  = []string{Recorded, GroupMade, Started, Attached, TempRecorded, Compiled, Sealed, Executed, SpillMade, Killed, GroupRemoved, Created, Exited, Deleted, JournalHalf}
-	OCI   = []string{OCIRecorded, OCIGroup, OCIStarted, OCIMade, OCIEnded, OCIRemoved, Created, Exited, Deleted, JournalHalf}
-	Image = []string{ImagePart, ImageBlob, ImageFile, ImageLayer, ImagePlaced, ImageIndex, ImageNamed}
-	None  = []string{NoneRecorded, NoneGroup, NoneStarted, NoneEnded, NoneRemoved, Created, Exited, Deleted, JournalHalf}
+	Wasm = []string{Recorded, GroupMade, Started, Attached, TempRecorded, Compiled, Sealed, Executed, SpillMade, Killed, GroupRemoved, Created, Exited, Deleted, JournalHalf}
+	OCI  = []string{OCIRecorded, OCIGroup, OCIStarted, OCIMade, OCIEnded, OCIRemoved, Created, Exited, Deleted, JournalHalf}
+	// Detached are those of a detached container.
+	Detached = []string{OCIRecorded, OCIGroup, OCIStarted, OCIMade, OCIReady, OCINoted, OCIExecuted, OCIForgotten, OCIUnready, OCIEnded, OCIRemoved}
+	Image    = []string{ImagePart, ImageBlob, ImageFile, ImageLayer, ImagePlaced, ImageIndex, ImageNamed}
+	None     = []string{NoneRecorded, NoneGroup, NoneStarted, NoneEnded, NoneRemoved, Created, Exited, Deleted, JournalHalf}
 )

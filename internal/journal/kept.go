@@ -257,6 +257,12 @@ func (e *Kept) dead() error {
 	return nil
 }
 
+// Remove ends and removes all that is written down of a sandbox, and the record.
+func (e *Kept) Remove() error {
+	_, err := e.remove()
+	return err
+}
+
 // remove ends and removes all that is written down, and then the record. It returns
 // what was still there.
 func (e *Kept) remove() (was []string, err error) {

@@ -38,6 +38,8 @@ type Left struct {
 type Leaver interface {
 	// Leave gives up what this side has of the place. Waits for its tasks return.
 	Leave()
+	// Resumed is called once on one that was recovered, when its tasks are there.
+	Resumed()
 }
 
 // Unwrap lets isolation.As find what not every engine has.
@@ -100,6 +102,7 @@ func (r recovering) recover(ctx context.Context, id string) (*sandbox, error) {
 	for _, l := range x.Left {
 		sb.resume(l)
 	}
+	x.Place.(Leaver).Resumed()
 	return sb, nil
 }
 

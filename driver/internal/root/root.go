@@ -42,6 +42,10 @@ type FS struct {
 	// if the image's files do not tell.
 	UID, GID int
 
+	// Lease is an open file that keeps the layers, for whoever else has it too;
+	// nil: nothing does.
+	Lease *os.File
+
 	release func()
 }
 
