@@ -26,6 +26,7 @@ type Engine struct {
 	probes     *probes
 	admission  admission
 	journal    *journal.Journal // nil: no state directory
+	keep       *journal.Keep    // likewise
 	prefix     string
 	serial     atomic.Int64
 
@@ -75,6 +76,9 @@ func New(c Config) (*Engine, error) {
 	if c.StateDir != "" {
 		var err error
 		if e.journal, err = journal.Open(filepath.Join(c.StateDir, journal.Dir)); err != nil {
+			return nil, err
+		}
+		if e.keep, err = journal.OpenKeep(filepath.Join(c.StateDir, journal.KeptDir)); err != nil {
 			return nil, err
 		}
 		e.Sweep()
@@ -169,14 +173,17 @@ func (e *Engine) Doctor(ctx context.Context) []EngineReport {
 type SweepReport = journal.Report
 
 // Sweep removes what killed processes left behind: their sandboxes' processes
-// and control groups. New does so once; a daemon does it from time to time.
+// and control groups. Detached sandboxes that live it leaves alone: see Recover. New
+// does so once; a daemon does it from time to time.
 func (e *Engine) Sweep() SweepReport {
 	if e.journal == nil {
 		return SweepReport{}
 	}
-	rep := e.journal.Sweep()
+	rep, kept := e.journal.Sweep(), e.keep.Sweep()
+	rep.Entries, rep.Kept = rep.Entries+kept.Entries, kept.Kept
+	rep.Removed, rep.Errors = append(rep.Removed, kept.Removed...), append(rep.Errors, kept.Errors...)
 	if rep.Entries > 0 || len(rep.Errors) > 0 {
-		e.config.Logger.Info("sweep", "entries", rep.Entries, "removed", rep.Removed, "errors", rep.Errors)
+		e.config.Logger.Info("sweep", "entries", rep.Entries, "kept", rep.Kept, "removed", rep.Removed, "errors", rep.Errors)
 	}
 	return rep
 }

@@ -54,8 +54,14 @@ func (b Brand) Guest() Brand { return b | execMask }
 // Name is what the sandbox's resources can be named by: unique on the host.
 func (b Brand) Name() string { return strconv.FormatUint(uint64(b)>>execBits, 16) }
 
+// IsValid reports whether it is one: any number that is not has no sandbox, and most
+// processes have none.
+func (b Brand) IsValid() bool { return b>>62 == 1 }
+
 // SameSandbox reports whether two brands are of one sandbox.
-func (b Brand) SameSandbox(other Brand) bool { return b != 0 && b.Sandbox() == other.Sandbox() }
+func (b Brand) SameSandbox(other Brand) bool {
+	return b.IsValid() && other.IsValid() && b.Sandbox() == other.Sandbox()
+}
 
 // Sandbox is the brand without the exec.
 func (b Brand) Sandbox() Brand { return b &^ execMask }
@@ -70,10 +76,10 @@ func Of(pid int) Brand {
 	default:
 		return 0
 	}
-	if Brand(l.Max)>>62 != 1 {
-		return 0
+	if b := Brand(l.Max); b.IsValid() {
+		return b
 	}
-	return Brand(l.Max)
+	return 0
 }
 
 // rttimeOf reads /proc/pid/limits (proc_pid_limits(5)).

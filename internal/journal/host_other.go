@@ -22,6 +22,8 @@ func removeGroup(string) (bool, error) { return false, errors.ErrUnsupported }
 
 func killBranded(uint64) (bool, error) { return false, errors.ErrUnsupported }
 
+func validBrand(uint64) bool { return false }
+
 func openNoFollow(name string, flag int) (*os.File, error) { return os.OpenFile(name, flag, 0) }
 
 func takeLock(*os.File) error { return errors.ErrUnsupported }

@@ -15,6 +15,9 @@ const crashEnv = "AXO_TEST_JOURNAL"
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(crashEnv); dir != "" {
+		if os.Getenv(keepEnv) != "" {
+			hold(dir)
+		}
 		leave(dir)
 		return
 	}

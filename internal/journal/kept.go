@@ -193,7 +193,12 @@ func (e *Kept) read(engine, id string) error {
 	}
 	for _, x := range r.Left {
 		switch x.Kind {
-		case KindBrand, KindCgroup, KindTemp:
+		case KindCgroup, KindTemp:
+		case KindBrand:
+			// Any other number would be that of processes without a brand: all of them.
+			if !validBrand(x.Brand) {
+				return fmt.Errorf("%x is the brand of no sandbox", x.Brand)
+			}
 		case KindProcess:
 			if x.PID <= 1 {
 				return fmt.Errorf("one of its processes is %d", x.PID)
@@ -424,7 +429,12 @@ func (e *Kept) AddPath(kind, path string) error { return e.add(Resource{Kind: ki
 
 // AddBrand adds all processes whose limit on real-time CPU is that of a sandbox:
 // those that nobody has written down yet among them.
-func (e *Kept) AddBrand(brand uint64) error { return e.add(Resource{Kind: KindBrand, Brand: brand}) }
+func (e *Kept) AddBrand(brand uint64) error {
+	if !validBrand(brand) {
+		return fmt.Errorf("journal: %x is the brand of no sandbox", brand)
+	}
+	return e.add(Resource{Kind: KindBrand, Brand: brand})
+}
 
 // AddProcess adds a running process. The last one is the one with which all of the
 // sandbox ends.

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strconv"
 
@@ -61,11 +62,16 @@ func processLives(pid int, start uint64) bool {
 	return err == nil && n == 0
 }
 
+func validBrand(b uint64) bool { return brand.Brand(b).IsValid() }
+
 // maxPasses bounds how often processes are looked for that keep coming.
 const maxPasses = 100
 
 // killBranded kills the processes of a sandbox, wherever they are.
 func killBranded(b uint64) (was bool, err error) {
+	if !brand.Brand(b).IsValid() || brand.Of(os.Getpid()).SameSandbox(brand.Brand(b)) {
+		return false, fmt.Errorf("%x is the brand of no sandbox", b)
+	}
 	for range maxPasses {
 		n, err := killPass(brand.Brand(b))
 		if err != nil || n == 0 {
