@@ -195,7 +195,7 @@ func (p *process) attach(s *session, stream uint32, stdout, stderr uint64) error
 	said.Stdin, said.StdinCredit, said.StdinEnd = p.in.credit()
 	pidfd := -1
 	if s.l.passes() {
-		pidfd = int(fdOf(p.fd))
+		pidfd = fdOf(p.fd)
 	}
 	if err := s.l.send(wire.Spawned, stream, said.Append(nil), pidfd); err != nil {
 		return err

@@ -307,7 +307,7 @@ func TestFunc(t *testing.T) {
 
 func TestImpossibleFeatures(t *testing.T) {
 	for name, change := range map[string]func(*isolation.Features){
-		"ability": func(f *isolation.Features) { f.Abilities = append(f.Abilities, isolation.AbilityFork) },
+		"ability": func(f *isolation.Features) { f.Abilities = append(f.Abilities, isolation.AbilityPrepare) },
 		"limit": func(f *isolation.Features) {
 			f.Enforces = append(f.Enforces, isolation.Enforcement{Limit: isolation.LimitCPUs, Enforced: true})
 		},

@@ -446,7 +446,7 @@ func (c *container) left(st wire.ProcessState, n note, r *guestconn.Process) pro
 				Stdout: r.Stdout, Stderr: r.Stderr, Recovered: true,
 				From: [2]int64{stdout, stderr}, Until: [2]int64{int64(st.Stdout), int64(st.Stderr)},
 			})
-			return c.Tracked.Resume(p, n.Mark, ch)
+			return c.Resume(p, n.Mark, ch)
 		},
 	}
 }

@@ -90,20 +90,20 @@ func (t *task) Begin() {
 
 // Feed moves a caller's input, from its byte skip on, to the program until either
 // ends.
-func (r *Process) Feed(from io.Reader, skip int64) {
+func (p *Process) Feed(from io.Reader, skip int64) {
 	buf := proc.Bufs.Get().(*[proc.BufBytes]byte)
 	defer proc.Bufs.Put(buf)
-	for !isClosed(r.done) {
+	for !isClosed(p.done) {
 		n, err := from.Read(buf[:])
 		known := min(skip, int64(n))
 		skip -= known
 		if int64(n) > known {
-			if _, werr := r.Write(buf[known:n]); werr != nil {
+			if _, werr := p.Write(buf[known:n]); werr != nil {
 				return
 			}
 		}
 		if err != nil {
-			_ = r.CloseStdin() // a guest that is gone needs none
+			_ = p.CloseStdin() // a guest that is gone needs none
 			return
 		}
 	}

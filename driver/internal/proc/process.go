@@ -26,11 +26,11 @@ type Process struct {
 
 	wall     wall
 	meter    meter
-	Out, Err *Stream     // set by the engine
-	held     [2]*heldOutput    // behind them, in a detached sandbox
-	fed      atomic.Bool // somebody gives input, or did on this side
-	begun    bool        // it can be attached to; guarded by the sandbox's mu
-	left     bool        // it goes on without this side; set before done is closed
+	Out, Err *Stream        // set by the engine
+	held     [2]*heldOutput // behind them, in a detached sandbox
+	fed      atomic.Bool    // somebody gives input, or did on this side
+	begun    bool           // it can be attached to; guarded by the sandbox's mu
+	left     bool           // it goes on without this side; set before done is closed
 
 	cause atomic.Pointer[cause]
 	done  chan struct{}

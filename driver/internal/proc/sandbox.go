@@ -221,7 +221,7 @@ func (s *sandbox) exec(ctx context.Context, spec isolation.ProcessSpec, stdio is
 	p.began = time.Now()
 	p.startTook = p.began.Sub(begin)
 	p.wall.start(spec.Limits.Wall, p.wallOver)
-	var v isolation.Process = p
+	var v isolation.Process
 	if p.held[0] != nil {
 		// From the beginning, which is there: it cannot fail.
 		if v, err = p.seen(isolation.Offsets{}, stdio); err != nil {
