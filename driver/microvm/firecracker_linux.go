@@ -57,7 +57,7 @@ func (m firecrackerMachine) pid() int { return m.PID }
 
 func (f *firecrackerVMM) config(c *machineConfig) *firecracker.Config {
 	return &firecracker.Config{
-		MemoryMiB: c.shape.MemoryMiB, CPUs: c.shape.CPUs, Program: f.path, Dir: c.dir, RAM: c.ram, Disk: c.disk, Data: c.data, Tasks: c.tasks,
+		MemoryMiB: c.shape.MemoryMiB, CPUs: c.shape.CPUs, Program: f.path, Dir: c.dir, RAM: c.ram, Disk: c.disk, Data: c.data, Tasks: c.tasks, Group: c.group,
 		Session: c.session, Started: c.started, StandIn: f.standIn,
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/microvm"
+	"github.com/axocoatl/isolation/internal/cgroup"
 )
 
 // identity prints what must differ between two machines, one in each line: random
@@ -109,6 +110,13 @@ func TestJail(t *testing.T) {
 		if err1 != nil || err2 != nil || theirs == ours {
 			t.Errorf("namespace %s: %s and %s, %v, %v", ns, theirs, ours, err1, err2)
 		}
+	}
+	groups, err := os.ReadFile(dir + "/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cgroup.Find().Any() && !strings.Contains(string(groups), "/axo-microvm-jail-") {
+		t.Errorf("the VMM is in no group of its own:\n%s", groups)
 	}
 	fds, err := os.ReadDir(dir + "/fd")
 	if err != nil {

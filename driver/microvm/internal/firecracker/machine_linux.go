@@ -29,8 +29,10 @@ type Config struct {
 	Data    *os.File // a second disk, read-only and of DataBytes; nil: one of zeroes
 	Boot    *Boot
 	State   *os.File // without Boot: the devices' state
-	// Tasks are files of control groups that Firecracker joins.
+	// Tasks are files of control groups of version 1 that Firecracker joins, and
+	// Group is the directory of one of version 2 that it is in. nil: none.
 	Tasks []*os.File
+	Group *os.File
 	// Session: the machine outlives this process.
 	Session bool
 	// Started is told the process as soon as there is one.
@@ -137,7 +139,7 @@ func (m *Machine) spawn(s *spawn.Spawner, c *Config) (*jail.Process, error) {
 		Program: c.Program, Dir: c.Dir, Files: files, FileBytes: limit, KVM: c.StandIn == nil, Paths: c.StandIn,
 		// Warnings would be one for each port that a kernel looks for.
 		Args:  []string{"--api-sock", apiSocket, "--id", "axo", "--level", "Error"},
-		Tasks: c.Tasks, Session: c.Session, Started: c.Started,
+		Tasks: c.Tasks, Group: c.Group, Session: c.Session, Started: c.Started,
 	})
 }
 
@@ -215,6 +217,9 @@ func (m *Machine) Snapshot(ctx context.Context, state *os.File) error {
 	}
 	if err := m.api.call(ctx, "PUT", "/snapshot/create", snapshotCreate{"Full", opened(fdState), opened(fdRAM)}); err != nil {
 		return err
+	}
+	if st, err := m.state.Stat(); err != nil || st.Size() > maxState {
+		return errors.Join(err, errors.New("the state of the devices is too large"))
 	}
 	_, err := io.Copy(state, io.NewSectionReader(m.state, 0, maxState))
 	return err

@@ -32,8 +32,10 @@ type Config struct {
 	KVM bool
 	// FileBytes bounds what it writes to one file.
 	FileBytes uint64
-	// Tasks are files of control groups that it joins.
+	// Tasks are files of control groups of version 1 that it joins, and Group is
+	// the directory of one of version 2 that it is in. nil: none.
 	Tasks []*os.File
+	Group *os.File
 	// Session: the program outlives this process.
 	Session bool
 	// Started is told the process as soon as there is one.
@@ -80,7 +82,7 @@ func Start(s *spawn.Spawner, c *Config) (_ *Process, err error) {
 	p.tails.Go(func() { p.said.fill(r) })
 	spec := spawn.Spec{
 		Path: "/" + programName, Args: append([]string{programName}, c.Args...), Dir: Work,
-		Files: append([]*os.File{null, w, w}, c.Files...), Tasks: c.Tasks, Mounts: mounts, Root: c.Dir,
+		Files: append([]*os.File{null, w, w}, c.Files...), Tasks: c.Tasks, Group: c.Group, Mounts: mounts, Root: c.Dir,
 		Namespaces: unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC |
 			unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP,
 		Map: func(pid int) error { return mapNobody(pid, c.KVM) }, Cred: &spawn.Credential{UID: nobody, GID: nobody, KeepGroups: os.Geteuid() != 0},
