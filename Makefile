@@ -22,7 +22,7 @@ bin/axo:
 	@mkdir -p bin driver/wasm/embedded driver/oci/embedded
 	go build -trimpath -ldflags '-s -w' -o $(GUEST) ./cmd/axo-guest
 	go build -trimpath -ldflags '-s -w' -o $(WORKER) ./cmd/axo-wasm
-	go build -trimpath -ldflags '-s -w' -tags embed_worker -o bin/axo ./cmd/axo
+	go build -trimpath -ldflags '-s -w' -tags embed_worker -o bin/axo ./axo
 
 wasmtime:
 	@mkdir -p bin
@@ -38,7 +38,7 @@ setup:
 test: AXO_REQUIRE = 1
 test: setup
 	@start=$$(date +%s); \
-	AXO_REQUIRE=1 go test -vet=off -p 1 -timeout 14m ./... && \
+	AXO_REQUIRE=1 go test -vet=off -p 1 -timeout 14m ./... ./axo/... && \
 	echo "tests took $$(( $$(date +%s) - start )) s"
 
 # Debian's kernel for clouds, in QEMU.
@@ -66,16 +66,17 @@ $(GOLANGCI):
 
 check: $(GOLANGCI)
 	$(GOLANGCI) run ./...
+	cd axo && ../$(GOLANGCI) run ./...
 	@./scripts/wasmtime.sh lint || test $$? = 3
 	$(MAKE) --no-print-directory cross
 	@test -z "$$(git status --porcelain)" || { echo "the tree is not clean:"; git status --porcelain; exit 1; }
 
 # What other systems get: the programs build, without cgo.
 cross:
-	GOOS=darwin GOARCH=arm64 go build ./...
-	GOOS=darwin GOARCH=amd64 go build ./...
-	GOOS=windows GOARCH=amd64 go build ./...
-	GOOS=linux GOARCH=arm64 go build ./...
+	GOOS=darwin GOARCH=arm64 go build ./... ./axo/...
+	GOOS=darwin GOARCH=amd64 go build ./... ./axo/...
+	GOOS=windows GOARCH=amd64 go build ./... ./axo/...
+	GOOS=linux GOARCH=arm64 go build ./... ./axo/...
 
 bench:
 	go test -vet=off -run '^$$' -bench . -benchtime 1s -timeout 30m ./bench

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/axocoatl/isolation"
@@ -54,13 +55,13 @@ func filesOf(sb isolation.Sandbox) (guestFiles, error) {
 }
 
 // checkCopies refuses what can be seen to fail before anything runs.
-func checkCopies(r Request) error {
-	for _, c := range append(append([]Copy{}, r.CopyIn...), r.CopyOut...) {
+func checkCopies(in, out []Copy) error {
+	for _, c := range slices.Concat(in, out) {
 		if c.Host == "" || !path.IsAbs(c.Guest) || path.Clean(c.Guest) == "/" || strings.ContainsRune(c.Guest+c.Host, 0) {
 			return fmt.Errorf("copy %q, %q: want a path on the host and an absolute path in the sandbox, which is not its root: %w", c.Host, c.Guest, isolation.ErrInvalidArgument)
 		}
 	}
-	for _, c := range r.CopyIn {
+	for _, c := range in {
 		info, err := os.Lstat(c.Host)
 		if errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("copy in: %w (%w)", err, isolation.ErrNotFound)
@@ -71,7 +72,7 @@ func checkCopies(r Request) error {
 			return special(c.Host, info.Mode())
 		}
 	}
-	for _, c := range r.CopyOut {
+	for _, c := range out {
 		if info, err := os.Stat(filepath.Dir(c.Host)); err != nil || !info.IsDir() {
 			return fmt.Errorf("copy out to %s: its directory is not there: %w", c.Host, isolation.ErrNotFound)
 		}
@@ -115,16 +116,21 @@ func (b budget) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (r *run) copyIn(ctx context.Context, sb isolation.Sandbox) error {
-	if len(r.r.CopyIn) == 0 {
+// CopyIn copies files and directories into a sandbox that has [isolation.Files],
+// with the rights of its user there.
+func CopyIn(ctx context.Context, sb isolation.Sandbox, list ...Copy) error {
+	if len(list) == 0 {
 		return nil
+	}
+	if err := checkCopies(list, nil); err != nil {
+		return err
 	}
 	files, err := filesOf(sb)
 	if err != nil {
 		return err
 	}
 	c := copier{files: files, most: copyBytes}
-	for _, x := range r.r.CopyIn {
+	for _, x := range list {
 		root, err := os.OpenRoot(filepath.Dir(filepath.Clean(x.Host)))
 		if err != nil {
 			return err
@@ -182,16 +188,22 @@ func (c *copier) in(ctx context.Context, root *os.Root, name, guest string, dept
 	return nil
 }
 
-func (r *run) copyOut(ctx context.Context, sb isolation.Sandbox) error {
-	if len(r.r.CopyOut) == 0 {
+// CopyOut copies files and directories out of a sandbox that has
+// [isolation.Files]. What it says of them is not believed: names lead nowhere but
+// below the one that is wanted, and there are bounds.
+func CopyOut(ctx context.Context, sb isolation.Sandbox, list ...Copy) error {
+	if len(list) == 0 {
 		return nil
+	}
+	if err := checkCopies(nil, list); err != nil {
+		return err
 	}
 	files, err := filesOf(sb)
 	if err != nil {
 		return err
 	}
 	c := copier{files: files, most: copyBytes}
-	for _, x := range r.r.CopyOut {
+	for _, x := range list {
 		if err := c.out(ctx, x); err != nil {
 			return fmt.Errorf("copy %s of the sandbox to %s: %w", x.Guest, x.Host, err)
 		}

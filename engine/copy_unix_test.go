@@ -185,11 +185,11 @@ func TestCheckCopies(t *testing.T) {
 		"missing": {CopyIn: []Copy{{Host: file + "x", Guest: "/x"}}}, "link": {CopyIn: []Copy{{Host: filepath.Join(dir, "l"), Guest: "/x"}}},
 		"out to nowhere": {CopyOut: []Copy{{Host: filepath.Join(dir, "no/x"), Guest: "/x"}}}, "out to a directory": {CopyOut: []Copy{{Host: dir, Guest: "/x"}}},
 	} {
-		if err := checkCopies(r); err == nil {
+		if err := checkCopies(r.CopyIn, r.CopyOut); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
-	if err := checkCopies(Request{CopyIn: []Copy{{Host: file, Guest: "/x"}}, CopyOut: []Copy{{Host: file, Guest: "/x"}}}); err != nil {
+	if err := checkCopies([]Copy{{Host: file, Guest: "/x"}}, []Copy{{Host: file, Guest: "/x"}}); err != nil {
 		t.Error(err)
 	}
 }

@@ -103,19 +103,13 @@ func (e *Engine) Explain(ctx context.Context, r Request) (Decision, error) {
 // complete validates a request and fills in the policy's defaults. It returns
 // the limits that the caller asked for by name.
 func (e *Engine) complete(r Request) (Request, []isolation.Limit, error) {
-	if r.ID == "" {
-		r.ID = e.prefix + strconv.FormatInt(e.serial.Add(1), 10)
-	}
-	if err := isolation.ValidateID(r.ID); err != nil {
-		return r, nil, err
-	}
 	if err := r.Spec.Validate(); err != nil {
 		return r, nil, err
 	}
 	if err := r.Spec.ValidateProcess(r.Process); err != nil {
 		return r, nil, err
 	}
-	if err := errors.Join(checkCopies(r), checkSync(r)); err != nil {
+	if err := errors.Join(checkCopies(r.CopyIn, r.CopyOut), checkSync(r)); err != nil {
 		return r, nil, err
 	}
 	if c := r.Capture; c.Head < 0 || c.Tail < 0 || c.SpillBytes < 0 {
@@ -124,25 +118,51 @@ func (e *Engine) complete(r Request) (Request, []isolation.Limit, error) {
 	if r.Capture.SpillBytes > 0 && e.config.StateDir == "" {
 		return r, nil, fmt.Errorf("capture: a spill file needs a state directory: %w", isolation.ErrFailedPrecondition)
 	}
-	p := e.config.Policy
-	if p.MaxWall > 0 && r.Process.Limits.Wall > p.MaxWall {
-		return r, nil, fmt.Errorf("wall limit %v is more than the policy's %v: %w", r.Process.Limits.Wall, p.MaxWall, isolation.ErrPermissionDenied)
-	}
 	asked := isolation.LimitsOf(r.Spec, r.Process)
-	fill(&r.Process.Limits.Wall, p.DefaultLimits.Wall)
-	if p.MaxWall > 0 {
-		fill(&r.Process.Limits.Wall, p.MaxWall)
+	var err error
+	if r.ID, err = e.completeID(r.ID); err != nil {
+		return r, nil, err
 	}
-	fill(&r.Process.Limits.CPU, p.DefaultLimits.CPU)
-	fill(&r.Process.Limits.Fuel, p.DefaultLimits.Fuel)
-	fill(&r.Process.Limits.OutputBytes, p.DefaultLimits.OutputBytes)
-	fill(&r.Process.Limits.OpenFiles, p.DefaultLimits.OpenFiles)
-	fill(&r.Spec.Resources.MemoryBytes, p.DefaultResources.MemoryBytes)
-	fill(&r.Spec.Resources.CPUs, p.DefaultResources.CPUs)
-	fill(&r.Spec.Resources.Pids, p.DefaultResources.Pids)
-	fill(&r.Spec.Resources.DiskBytes, p.DefaultResources.DiskBytes)
-	fill(&r.Spec.Resources.IO, p.DefaultResources.IO)
+	if r.Process.Limits, err = e.config.Policy.limits(r.Process.Limits); err != nil {
+		return r, nil, err
+	}
+	r.Spec.Resources = e.config.Policy.resources(r.Spec.Resources)
 	return r, asked, nil
+}
+
+// completeID makes an id where there is none.
+func (e *Engine) completeID(id string) (string, error) {
+	if id == "" {
+		return e.prefix + strconv.FormatInt(e.serial.Add(1), 10), nil
+	}
+	return id, isolation.ValidateID(id)
+}
+
+// limits fills in the defaults of a process's limits, and refuses more than a
+// request may have.
+func (p Policy) limits(l isolation.Limits) (isolation.Limits, error) {
+	if p.MaxWall > 0 && l.Wall > p.MaxWall {
+		return l, fmt.Errorf("wall limit %v is more than the policy's %v: %w", l.Wall, p.MaxWall, isolation.ErrPermissionDenied)
+	}
+	fill(&l.Wall, p.DefaultLimits.Wall)
+	if p.MaxWall > 0 {
+		fill(&l.Wall, p.MaxWall)
+	}
+	fill(&l.CPU, p.DefaultLimits.CPU)
+	fill(&l.Fuel, p.DefaultLimits.Fuel)
+	fill(&l.OutputBytes, p.DefaultLimits.OutputBytes)
+	fill(&l.OpenFiles, p.DefaultLimits.OpenFiles)
+	return l, nil
+}
+
+// resources fills in the defaults of a sandbox's resources.
+func (p Policy) resources(r isolation.Resources) isolation.Resources {
+	fill(&r.MemoryBytes, p.DefaultResources.MemoryBytes)
+	fill(&r.CPUs, p.DefaultResources.CPUs)
+	fill(&r.Pids, p.DefaultResources.Pids)
+	fill(&r.DiskBytes, p.DefaultResources.DiskBytes)
+	fill(&r.IO, p.DefaultResources.IO)
+	return r
 }
 
 func fill[T comparable](v *T, def T) {

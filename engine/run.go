@@ -107,7 +107,7 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err
 	created := now()
 	exit, err := r.exec(ctx, sb)
 	if err == nil && ctx.Err() == nil {
-		if cerr := errors.Join(r.copyOut(ctx, sb), r.syncOut(ctx, sb)); cerr != nil {
+		if cerr := errors.Join(CopyOut(ctx, sb, r.r.CopyOut...), r.syncOut(ctx, sb)); cerr != nil {
 			err = &isolation.Error{Op: "copy out", ID: r.r.ID, Outcome: isolation.OutcomeUnknown, Err: cerr}
 		}
 	}
@@ -137,7 +137,7 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err
 // exec runs the process, and ends it when ctx does. With an error that does not
 // say NotStarted comes an Exit that has no Reason.
 func (r *run) exec(ctx context.Context, sb isolation.Sandbox) (isolation.Exit, error) {
-	if err := errors.Join(r.copyIn(ctx, sb), r.syncIn(ctx, sb)); err != nil {
+	if err := errors.Join(CopyIn(ctx, sb, r.r.CopyIn...), r.syncIn(ctx, sb)); err != nil {
 		return isolation.Exit{}, notStarted(r.r.ID, err)
 	}
 	p, err := sb.Exec(ctx, r.r.Process, isolation.Stdio{Stdin: r.r.Stdin, Stdout: &r.out, Stderr: &r.errOut})

@@ -39,6 +39,24 @@ func (t Text) MarshalJSON() ([]byte, error) {
 	return json.Marshal(map[string]string{"base64": base64.StdEncoding.EncodeToString(b)})
 }
 
+// UnmarshalJSON reads what MarshalJSON wrote, into Head: how much is missing, and
+// where, is told by it for people only.
+func (t *Text) UnmarshalJSON(b []byte) error {
+	var text string
+	if err := json.Unmarshal(b, &text); err == nil {
+		*t = Text{Head: []byte(text)}
+		return nil
+	}
+	var other struct {
+		Base64 []byte `json:"base64"`
+	}
+	if err := json.Unmarshal(b, &other); err != nil {
+		return err
+	}
+	*t = Text{Head: other.Base64}
+	return nil
+}
+
 // capture keeps the head and tail of a stream, passes it on, and spills it to a
 // file. It never fails: a live writer that fails, or a full disk, does not stop
 // the program, and loses nothing of the rest.

@@ -32,6 +32,22 @@ func TestCaptureKeepsHeadAndTail(t *testing.T) {
 	}
 }
 
+func TestTextThroughJSON(t *testing.T) {
+	for _, want := range []string{"", "text \u00e9", "\xff\x00"} {
+		b, err := json.Marshal(Text{Head: []byte(want)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got Text
+		if err := json.Unmarshal(b, &got); err != nil || got.String() != want {
+			t.Errorf("%q became %q, %v", want, got, err)
+		}
+	}
+	if err := json.Unmarshal([]byte("1"), new(Text)); err == nil {
+		t.Error("a number is no text")
+	}
+}
+
 // FuzzCapture compares with keeping everything.
 func FuzzCapture(f *testing.F) {
 	f.Add([]byte("hello world"), uint8(3), uint8(4), uint8(2))

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -63,7 +64,6 @@ func TestLayers(t *testing.T) {
 // homes are the only places of third-party runtimes.
 var homes = map[string]string{
 	"github.com/tetratelabs/wazero": "driver/wasm",
-	"github.com/spf13/cobra":        "cmd/axo",
 
 	"github.com/google/go-containerregistry": "image",
 	"github.com/klauspost/compress":          "image",
@@ -106,6 +106,14 @@ func broken(name, im string) string {
 		}
 	case under(name, "guest/wire"):
 		return "guest/wire imports the standard library only"
+	case name == "api":
+		if own && inner != "" && inner != "engine" {
+			return "the interface's types know the contract and the engine's results only"
+		}
+	case name == "client":
+		if !own || inner != "" && inner != "api" && inner != "engine" {
+			return "the client has no dependencies"
+		}
 	case name == "driver/all" || under(name, "cmd") || under(name, "demo") || under(name, "test") || under(name, "bench"):
 		return ""
 	case name == "drivertest":
@@ -149,9 +157,43 @@ func TestRulesCatch(t *testing.T) {
 		{"engine", "github.com/google/go-containerregistry/pkg/name"}, {"image", module + "/engine"}, {"image", module + "/driver/none"}, {"driver/oci", module + "/image"},
 		{"driver/wasm", module + "/interpreter"}, {"interpreter", module + "/driver/wasm"},
 		{"internal/cgroup", module}, {"pool", module + "/engine"}, {"pool", module + "/driver/mem"}, {"guest/wire", "golang.org/x/sys/unix"},
+		{"client", "golang.org/x/sys/unix"}, {"client", module + "/driver/mem"}, {"api", module + "/driver/mem"},
 	} {
 		if broken(c.name, c.im) == "" {
 			t.Errorf("%q may import %q", c.name, c.im)
+		}
+	}
+}
+
+// notForLibraryUsers is what must not be in the library's module: the daemon and
+// the command line have one of their own.
+var notForLibraryUsers = []string{
+	"github.com/danielgtaylor/huma", "github.com/spf13/cobra", "github.com/coder/websocket", "modernc.org/sqlite", "github.com/prometheus",
+	"go.opentelemetry.io", "github.com/pelletier/go-toml",
+}
+
+func TestLibraryUsersInheritNothingOfTheDaemon(t *testing.T) {
+	cmd := exec.Command("go", "list", "-deps", "-test", "-f", "{{with .Module}}{{.Path}}{{end}}", module+"/...")
+	cmd.Dir = "../.."
+	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=mod")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range strings.Fields(string(out)) {
+		for _, bad := range notForLibraryUsers {
+			if path == bad || strings.HasPrefix(path, bad+"/") {
+				t.Fatalf("the library's module has %s", path)
+			}
+		}
+	}
+	sum, err := os.ReadFile("../../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range notForLibraryUsers {
+		if strings.Contains(string(sum), bad) {
+			t.Errorf("go.mod names %s", bad)
 		}
 	}
 }

@@ -46,6 +46,16 @@ const (
 	ImageNamed   = "image.named"    // the image is in the index
 	ImageTrash   = "image.trash"    // gc has moved things away, not deleted them
 	JournalHalf  = "journal.half"   // an entry under its temporary name
+
+	SessionRecorded = "session.recorded"  // its record, nothing else yet
+	SessionMade     = "session.made"      // its sandbox, and a record that it is being made
+	SessionLive     = "session.live"      // all of it, and nobody has been told
+	SessionDeleting = "session.deleting"  // a record that it is to go, and all of it
+	SessionUnmade   = "session.unmade"    // its sandbox is gone, its record is there
+	ExecRecorded    = "exec.recorded"     // a program's record, nothing else yet
+	ExecStarted     = "exec.started"      // it runs, and nobody has been told
+	ExecEnded       = "exec.ended"        // its end is written down, and nobody has been told
+	Recovered       = "session.recovered" // a new process has found all there is
 )
 
 // Wasm, OCI and None are the points that a run of each tier comes to, Image those

@@ -144,7 +144,7 @@ func missingSDK(err error) bool {
 	return false
 }
 
-// BuildCommands builds commands of this module, as their releases are, into
+// BuildCommands builds commands of this repository, as their releases are, into
 // dir, with build tags.
 func BuildCommands(dir string, names []string, tags ...string) error {
 	for _, n := range names {
@@ -152,14 +152,18 @@ func BuildCommands(dir string, names []string, tags ...string) error {
 		if runtime.GOOS == "windows" {
 			out += ".exe"
 		}
-		if err := BuildPackage(out, "cmd/"+n, tags...); err != nil {
+		from := "cmd/" + n
+		if n == "axo" {
+			from = n // it is a module of its own
+		}
+		if err := BuildPackage(out, from, tags...); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// BuildPackage builds a program of this module, named by its directory. Where
+// BuildPackage builds a program of this repository, named by its directory. Where
 // there is no toolchain, AXO_TEST_PROGRAMS names a directory with programs that
 // were built without tags.
 func BuildPackage(out, dir string, tags ...string) error {

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -128,6 +129,19 @@ func TestScripts(t *testing.T) {
 				if got != args[0] {
 					ts.Fatalf("exit status is %s, want %s", got, args[0])
 				}
+			},
+			// waitfor FILE: until it is there.
+			"waitfor": func(ts *testscript.TestScript, neg bool, args []string) {
+				if neg || len(args) != 1 {
+					ts.Fatalf("usage: waitfor FILE")
+				}
+				for range 1000 {
+					if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
+						return
+					}
+					time.Sleep(20 * time.Millisecond)
+				}
+				ts.Fatalf("%s does not come", args[0])
 			},
 			// zeros N FILE: a sparse file of N bytes.
 			"zeros": func(ts *testscript.TestScript, _ bool, args []string) {

@@ -42,32 +42,20 @@ type requestFlags struct {
 }
 
 func (f *requestFlags) register(fs *pflag.FlagSet) {
-	fs.StringVar(&f.tier, "tier", "", "run in exactly this tier: none, wasm, oci, microvm")
-	fs.StringVar(&f.minTier, "min-tier", "", "run in this tier or a stronger one")
-	fs.StringVar(&f.engine, "engine", "", "run with exactly this engine (axo doctor lists them)")
+	f.registerSandbox(fs)
 	fs.StringVar(&f.lang, "lang", "", "run source of this language, such as js: code, or the path of a file (with -- CMD: what CMD's source is in)")
 	fs.StringVar(&f.packages, "packages", "", "Python: give it this directory, read-only, to import from")
 	fs.StringVar(&f.pythonCode, "python", "", "run Python: code, or the path of a .py file")
 	fs.StringVar(&f.shellCode, "shell", "", "run a shell command")
 	fs.BoolVar(&f.native, "native", false, "run a program that you trust, without isolation")
-	fs.StringVar(&f.image, "image", "", "run it in a container image of this host (axo image ls); by itself, what the image runs")
 	fs.StringVar(&f.entrypoint, "entrypoint", "", "with --image: run this program instead of the image's entrypoint")
-	fs.StringVar(&f.profile, "profile", "", "default (strict), or session: root and sudo work inside; with --image or --root")
 	fs.StringVar(&f.root, "root", "", "run it with this directory as its root file system; what it writes there is gone afterwards")
 	fs.StringVar(&f.template, "template", "", "run it in this template of virtual machines (axo template ls)")
 	fs.DurationVar(&f.timeout, "timeout", 0, "end it after this time, such as 2s or 500ms")
 	fs.DurationVar(&f.cpuTime, "cpu-time", 0, "end it after this much CPU time")
-	fs.StringVar(&f.memory, "memory", "", "memory limit, such as 64M or 1G")
-	fs.StringVar(&f.disk, "disk", "", "limit of what it may write to files")
 	fs.StringVar(&f.outputLimit, "output-limit", "", "end it when stdout and stderr together exceed this size")
 	fs.Uint64Var(&f.fuel, "fuel", 0, "WASM: end it after this many instructions, about")
-	fs.Int64Var(&f.pids, "pids", 0, "limit of processes and threads")
 	fs.Int64Var(&f.files, "open-files", 0, "limit of open files")
-	fs.Float64Var(&f.cpus, "cpus", 0, "cores that it may use, such as 0.5")
-	fs.StringVar(&f.ioRead, "io-read", "", "bytes that it may read a second of each block device, such as 10M")
-	fs.StringVar(&f.ioWrite, "io-write", "", "bytes that it may write a second to each block device")
-	fs.Int64Var(&f.ioReadOps, "io-read-ops", 0, "reads a second of each block device")
-	fs.Int64Var(&f.ioWriteOps, "io-write-ops", 0, "writes a second to each block device")
 	fs.StringArrayVarP(&f.env, "env", "e", nil, "environment variable KEY=VALUE, or KEY to pass yours on; may be repeated")
 	fs.StringArrayVar(&f.dirs, "dir", nil, "give it a directory: HOST:GUEST, HOST:GUEST:ro, or HOST:GUEST:sync for a copy whose changes are copied back at the end; may be repeated")
 	fs.StringArrayVar(&f.copyIn, "copy-in", nil, "copy a file or directory into the sandbox first: HOST:GUEST; may be repeated")
@@ -77,10 +65,27 @@ func (f *requestFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.tenant, "tenant", "", "whose code it is; nothing is shared between tenants")
 	fs.BoolVarP(&f.interactive, "interactive", "i", false, "pass stdin on even from a terminal")
 	fs.BoolVarP(&f.tty, "tty", "t", false, "give it a terminal")
-	fs.BoolVar(&f.allowUnenforced, "allow-unenforced", false, "run even if a limit cannot be enforced, and list it")
-	fs.BoolVar(&f.emulated, "allow-emulated", false, "allow an emulated virtual machine")
 	// What follows the program's name is the program's.
 	fs.SetInterspersed(false)
+}
+
+// registerSandbox has the flags that are of a sandbox, and not of its program.
+func (f *requestFlags) registerSandbox(fs *pflag.FlagSet) {
+	fs.StringVar(&f.tier, "tier", "", "run in exactly this tier: none, wasm, oci, microvm")
+	fs.StringVar(&f.minTier, "min-tier", "", "run in this tier or a stronger one")
+	fs.StringVar(&f.engine, "engine", "", "run with exactly this engine (axo doctor lists them)")
+	fs.StringVar(&f.image, "image", "", "run it in a container image of this host (axo image ls); by itself, what the image runs")
+	fs.StringVar(&f.profile, "profile", "", "default (strict), or session: root and sudo work inside; with --image or --root")
+	fs.StringVar(&f.memory, "memory", "", "memory limit, such as 64M or 1G")
+	fs.StringVar(&f.disk, "disk", "", "limit of what it may write to files")
+	fs.Int64Var(&f.pids, "pids", 0, "limit of processes and threads")
+	fs.Float64Var(&f.cpus, "cpus", 0, "cores that it may use, such as 0.5")
+	fs.BoolVar(&f.allowUnenforced, "allow-unenforced", false, "run even if a limit cannot be enforced, and list it")
+	fs.BoolVar(&f.emulated, "allow-emulated", false, "allow an emulated virtual machine")
+	fs.StringVar(&f.ioRead, "io-read", "", "bytes that it may read a second of each block device, such as 10M")
+	fs.StringVar(&f.ioWrite, "io-write", "", "bytes that it may write a second to each block device")
+	fs.Int64Var(&f.ioReadOps, "io-read-ops", 0, "reads a second of each block device")
+	fs.Int64Var(&f.ioWriteOps, "io-write-ops", 0, "writes a second to each block device")
 }
 
 const requestUsage = `  axo %[1]s [flags] FILE.wasm [ARG...]      a WebAssembly module
@@ -93,10 +98,16 @@ const requestUsage = `  axo %[1]s [flags] FILE.wasm [ARG...]      a WebAssembly 
 
 // request turns the command line into a request.
 func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request, error) {
-	r := engine.Request{Engine: f.engine, AllowUnenforced: f.allowUnenforced, AllowEmulated: f.emulated}
+	var r engine.Request
 	if err := f.program(c, args, &r); err != nil {
 		return r, err
 	}
+	return r, f.options(c, &r)
+}
+
+// options reads all that is not the program.
+func (f *requestFlags) options(c *cobra.Command, r *engine.Request) error {
+	r.Engine, r.AllowUnenforced, r.AllowEmulated = f.engine, f.allowUnenforced, f.emulated
 	for _, t := range []struct {
 		flag, v string
 		to      **isolation.Tier
@@ -106,7 +117,7 @@ func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request,
 		}
 		tier, err := isolation.ParseTier(t.v)
 		if err != nil {
-			return r, fmt.Errorf("--%s: %w", t.flag, err)
+			return fmt.Errorf("--%s: %w", t.flag, err)
 		}
 		*t.to = &tier
 	}
@@ -123,7 +134,7 @@ func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request,
 		}
 		n, err := parseSize(s.v)
 		if err != nil {
-			return r, fmt.Errorf("--%s: %w", s.flag, err)
+			return fmt.Errorf("--%s: %w", s.flag, err)
 		}
 		*s.to = n
 	}
@@ -137,7 +148,7 @@ func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request,
 		{"io-read-ops", f.ioReadOps > 0}, {"io-write-ops", f.ioWriteOps > 0},
 	} {
 		if c.Flags().Changed(l.flag) && !l.above {
-			return r, fmt.Errorf("--%s: want a value above zero", l.flag)
+			return fmt.Errorf("--%s: want a value above zero", l.flag)
 		}
 	}
 	r.Process.Limits.Wall, r.Process.Limits.CPU = f.timeout, f.cpuTime
@@ -148,12 +159,12 @@ func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request,
 	r.Spec.Tenant, r.Spec.Profile = f.tenant, f.profile
 	for _, e := range f.env {
 		if e == "" {
-			return r, errors.New("--env: want KEY=VALUE, or KEY")
+			return errors.New("--env: want KEY=VALUE, or KEY")
 		}
 		if !strings.Contains(e, "=") {
 			v, ok := os.LookupEnv(e)
 			if !ok {
-				return r, fmt.Errorf("--env %s: it is not set here; write %s=VALUE", e, e)
+				return fmt.Errorf("--env %s: it is not set here; write %s=VALUE", e, e)
 			}
 			e += "=" + v
 		}
@@ -163,19 +174,18 @@ func (f *requestFlags) request(c *cobra.Command, args []string) (engine.Request,
 		if dir, ok := strings.CutSuffix(d, ":sync"); ok {
 			m, err := parseDir(dir)
 			if err != nil {
-				return r, err
+				return err
 			}
 			r.Sync = append(r.Sync, engine.Copy{Host: m.Source, Guest: m.Destination})
 			continue
 		}
 		m, err := parseDir(d)
 		if err != nil {
-			return r, err
+			return err
 		}
 		r.Spec.Mounts = append(r.Spec.Mounts, m)
 	}
-	err := errors.Join(f.addPackages(&r), f.copies(&r))
-	return r, err
+	return errors.Join(f.addPackages(r), f.copies(r))
 }
 
 // copies reads what is copied in and out.

@@ -1,0 +1,166 @@
+// Package api is what the daemon's REST interface says, for the server and for
+// its clients: the JSON of requests and answers, the classes of errors, and the
+// frames of streams.
+package api
+
+import (
+	"time"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/engine"
+)
+
+// Create asks for a sandbox that stays. Zero times are the daemon's defaults.
+type Create struct {
+	ID              string            `json:"id,omitempty"`
+	Spec            isolation.Spec    `json:"spec"`
+	Tier            *isolation.Tier   `json:"tier,omitempty"`
+	Engine          string            `json:"engine,omitempty"`
+	MinTier         *isolation.Tier   `json:"min_tier,omitempty"`
+	AllowEmulated   bool              `json:"allow_emulated,omitempty"`
+	AllowUnenforced bool              `json:"allow_unenforced,omitempty"`
+	Ephemeral       bool              `json:"ephemeral,omitempty" doc:"The sandbox may go with the daemon"`
+	Metadata        map[string]string `json:"metadata,omitempty"`
+	IdleMS          int64             `json:"idle_ms,omitempty" doc:"How long nothing may happen before it is deleted; a running program counts as something"`
+	LifeMS          int64             `json:"life_ms,omitempty" doc:"When it is deleted in any case"`
+}
+
+// Status is what a sandbox is at a moment. Of a lost one nothing is left but what
+// is known of it; one that is unknown may live, and cannot be reached.
+type Status string
+
+// The statuses.
+const (
+	StatusCreating Status = "creating"
+	StatusRunning  Status = "running"
+	StatusPaused   Status = "paused"
+	StatusDeleting Status = "deleting"
+	StatusLost     Status = "lost"
+	StatusUnknown  Status = "unknown"
+)
+
+// Sandbox is what is known of a sandbox.
+type Sandbox struct {
+	ID string `json:"id"`
+	// Instance differs between sandboxes that had the same id one after another.
+	// As If-Match it keeps a request from reaching another than is meant.
+	Instance string            `json:"instance" doc:"What a request's If-Match must be, if it has one"`
+	Status   Status            `json:"status" enum:"creating,running,paused,deleting,lost,unknown"`
+	Reason   string            `json:"reason,omitempty" doc:"Why it is lost or unknown"`
+	Durable  bool              `json:"durable" doc:"It outlives the daemon"`
+	Spec     isolation.Spec    `json:"spec"`
+	Decision engine.Decision   `json:"decision"`
+	Metadata map[string]string `json:"metadata,omitempty"`
+	Created  time.Time         `json:"created"`
+	Active   time.Time         `json:"active" doc:"When something happened last"`
+	IdleMS   int64             `json:"idle_ms"`
+	IdleEnds *time.Time        `json:"idle_ends,omitempty" doc:"When it is deleted if nothing happens; not there while a program runs or it is paused"`
+	Expires  time.Time         `json:"expires" doc:"When it is deleted in any case"`
+	Execs    []string          `json:"live_execs" nullable:"false"`
+}
+
+// Sandboxes is a list.
+type Sandboxes struct {
+	Sandboxes []Sandbox `json:"sandboxes" nullable:"false"`
+}
+
+// Touch sets times anew; zero leaves one as it is. It counts as activity.
+type Touch struct {
+	IdleMS int64 `json:"idle_ms,omitempty"`
+	LifeMS int64 `json:"life_ms,omitempty" doc:"From now on"`
+}
+
+// Exec starts a program.
+type Exec struct {
+	Process isolation.ProcessSpec `json:"process"`
+	// Stdin keeps the program's input open for what is sent to it later. Input is
+	// the beginning of it, or all of it if Stdin is not set.
+	Stdin bool   `json:"stdin,omitempty" doc:"Input is sent later"`
+	Input []byte `json:"input,omitempty" doc:"The beginning of the input, or all of it"`
+	// RawArgs and RawEnv are process.args and process.env where those are not text:
+	// JSON would silently change them.
+	RawArgs [][]byte `json:"raw_args,omitempty" doc:"In the place of process.args, where they are not text"`
+	RawEnv  [][]byte `json:"raw_env,omitempty" doc:"In the place of process.env, where it is not text"`
+}
+
+// Process is what is known of a program.
+type Process struct {
+	ID      string                `json:"id"`
+	Process isolation.ProcessSpec `json:"process"`
+	PID     int                   `json:"pid,omitempty" doc:"On the host"`
+	Running bool                  `json:"running"`
+	Started time.Time             `json:"started"`
+	Ended   *time.Time            `json:"ended,omitempty"`
+	Exit    *isolation.Exit       `json:"exit,omitempty"`
+	Unknown string                `json:"unknown,omitempty" doc:"Why nobody knows how it ended"`
+	Stdin   Input                 `json:"stdin"`
+	Stdout  Kept                  `json:"stdout"`
+	Stderr  Kept                  `json:"stderr"`
+}
+
+// Input is the state of a program's input.
+type Input struct {
+	Open bool  `json:"open" doc:"It takes more"`
+	Busy bool  `json:"busy,omitempty" doc:"A request is giving it some"`
+	To   int64 `json:"to" doc:"How much it was given; -1: it is not known"`
+}
+
+// Kept is what is kept of a stream, by offsets from its beginning.
+type Kept struct {
+	From int64 `json:"from"`
+	To   int64 `json:"to"`
+}
+
+// Processes is a list.
+type Processes struct {
+	Execs []Process `json:"execs" nullable:"false"`
+}
+
+// Kill sends a signal.
+type Kill struct {
+	Signal string `json:"signal,omitempty" doc:"A name such as TERM, or a number; KILL if there is none"`
+}
+
+// Run is one program in a sandbox of its own.
+type Run struct {
+	Spec            isolation.Spec        `json:"spec"`
+	Process         isolation.ProcessSpec `json:"process"`
+	Tier            *isolation.Tier       `json:"tier,omitempty"`
+	Engine          string                `json:"engine,omitempty"`
+	MinTier         *isolation.Tier       `json:"min_tier,omitempty"`
+	AllowEmulated   bool                  `json:"allow_emulated,omitempty"`
+	AllowUnenforced bool                  `json:"allow_unenforced,omitempty"`
+	Input           []byte                `json:"input,omitempty" doc:"All of its standard input"`
+}
+
+// File is what is known of a file of a sandbox.
+type File = isolation.FileInfo
+
+// Listing is a directory.
+type Listing struct {
+	Files     []File `json:"files" nullable:"false"`
+	Truncated bool   `json:"truncated,omitempty" doc:"There are more than a listing takes"`
+}
+
+// Mkdir makes a directory, with those above it.
+type Mkdir struct {
+	Path string `json:"path"`
+	Mode uint32 `json:"mode,omitempty" doc:"Permission bits; 0755 if there are none"`
+}
+
+// Rename moves a file.
+type Rename struct {
+	From string `json:"from"`
+	To   string `json:"to"`
+}
+
+// Tiers is what this host can run.
+type Tiers struct {
+	Engines []engine.EngineReport `json:"engines" nullable:"false"`
+}
+
+// Health says that the daemon answers.
+type Health struct {
+	Status  string `json:"status" enum:"ready,draining"`
+	Version string `json:"version"`
+}

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/axocoatl/isolation/axo/server"
+	"github.com/axocoatl/isolation/axo/session"
+	"github.com/axocoatl/isolation/axo/tenant"
+)
+
+func newServe() *cobra.Command {
+	var c server.Config
+	var quota session.Quota
+	var memory, disk string
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Keep sandboxes for many callers, over HTTP",
+		Long: `Keep sandboxes that stay, for callers on a unix socket and on the loopback
+address. The first start makes a key, in the file token of the state directory.
+
+Sandboxes of the tiers oci and microvm live on, with their programs, when the
+daemon ends, however it ends: the next one with the same state directory has them
+again. SIGTERM ends it when requests under way have ended.`,
+		Example: `  axo serve --listen 127.0.0.1:7330
+  axo create && axo ps`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, s := range []struct {
+				flag, v string
+				to      *int64
+			}{{"tenant-memory", memory, &quota.MemoryBytes}, {"tenant-disk", disk, &quota.DiskBytes}} {
+				if s.v == "" {
+					continue
+				}
+				n, err := parseSize(s.v)
+				if err != nil {
+					return fmt.Errorf("--%s: %w", s.flag, err)
+				}
+				*s.to = n
+			}
+			dir, err := stateDir(cmd)
+			if err != nil {
+				return err
+			}
+			e, err := openEngine(cmd)
+			if err != nil {
+				return err
+			}
+			c.StateDir, c.Engine, c.Version = dir, e, version
+			c.Sessions.Quota = func(string) session.Quota { return quota }
+			c.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
+			c.Sessions.OnEvent = func(e session.Event) {
+				args := []any{"tenant", e.Tenant, "sandbox", e.Session}
+				if e.Exec != "" {
+					args = append(args, "exec", e.Exec)
+				}
+				for k, v := range e.Fields {
+					args = append(args, k, v)
+				}
+				c.Logger.Info(e.Kind, args...)
+			}
+			c.Ready = func(addresses []string) {
+				for _, a := range addresses {
+					fmt.Fprintln(cmd.OutOrStdout(), "ready:", a)
+				}
+				notifyReady()
+			}
+			if err := server.Run(cmd.Context(), c); err != nil {
+				return &statusError{exitEngine, err}
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.Listen, "listen", "", "also listen on this loopback address, such as 127.0.0.1:7330")
+	f.StringVar(&c.Socket, "socket", "", "path of the unix socket (default axo.sock in the state directory)")
+	f.StringSliceVar(&c.Hosts, "host", nil, "a name that requests may have in their Host header, of a proxy before this daemon")
+	f.DurationVar(&c.Drain, "drain", 10*time.Second, "how long requests may take to end when the daemon does")
+	f.DurationVar(&c.Sessions.Idle, "idle", 15*time.Minute, "delete a sandbox in which nothing happens for so long, unless its maker says otherwise")
+	f.DurationVar(&c.Sessions.Life, "life", 24*time.Hour, "delete a sandbox after this time, unless its maker says otherwise")
+	f.IntVar(&quota.Sandboxes, "tenant-sandboxes", 0, "how many sandboxes a tenant may have at once; 0: no bound")
+	f.Float64Var(&quota.CPUs, "tenant-cpus", 0, "how many cores a tenant's sandboxes may have together; 0: no bound")
+	f.StringVar(&memory, "tenant-memory", "", "how much memory a tenant's sandboxes may have together, such as 4G")
+	f.StringVar(&disk, "tenant-disk", "", "how much a tenant's sandboxes may write together, such as 10G")
+	return cmd
+}
+
+func newKey() *cobra.Command {
+	c := &cobra.Command{Use: "key", Short: "Keys of the daemon: make them, list them, make them worthless"}
+	open := func(cmd *cobra.Command) (*tenant.Keys, error) {
+		dir, err := stateDir(cmd)
+		if err != nil {
+			return nil, err
+		}
+		k, err := tenant.Open(dir)
+		if err != nil {
+			return nil, &statusError{exitEngine, err}
+		}
+		return k, nil
+	}
+	var role string
+	add := &cobra.Command{
+		Use: "add TENANT", Short: "Make a key for a tenant, and print it: it is told once", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			k, err := open(cmd)
+			if err != nil {
+				return err
+			}
+			secret, _, err := k.Add(args[0], tenant.Role(role))
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), secret)
+			return nil
+		},
+	}
+	add.Flags().StringVar(&role, "role", string(tenant.RoleUser), "user or admin")
+	var asJSON bool
+	ls := &cobra.Command{
+		Use: "ls", Short: "List keys, without what they are", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			k, err := open(cmd)
+			if err != nil {
+				return err
+			}
+			list, err := k.List()
+			if err != nil {
+				return &statusError{exitEngine, err}
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), list)
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+			fmt.Fprintln(w, "ID\tTENANT\tROLE\tCREATED")
+			for _, x := range list {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", x.ID, x.Tenant, x.Role, x.Created.Format(time.RFC3339))
+			}
+			return w.Flush()
+		},
+	}
+	ls.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	rm := &cobra.Command{
+		Use: "rm ID", Short: "Make a key worthless", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			k, err := open(cmd)
+			if err != nil {
+				return err
+			}
+			if err := k.Remove(args[0]); err != nil {
+				return &statusError{exitNotFound, err}
+			}
+			return nil
+		},
+	}
+	c.AddCommand(add, ls, rm)
+	return c
+}

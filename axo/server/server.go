@@ -1,0 +1,221 @@
+// Package server is the daemon: the engine, the sessions and the interfaces to
+// them, on a unix socket and on the loopback address.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/server/rest"
+	"github.com/axocoatl/isolation/axo/session"
+	"github.com/axocoatl/isolation/axo/tenant"
+	"github.com/axocoatl/isolation/engine"
+)
+
+// Config makes a daemon.
+type Config struct {
+	// StateDir keeps the keys, the sessions and the socket; 0700, and this
+	// process's alone while it runs.
+	StateDir string
+	Engine   *engine.Engine
+	Sessions session.Config // Engine, Dir, Logger are set here
+	// Socket is the unix socket's path; empty: StateDir/axo.sock.
+	Socket string
+	// Listen is an address of TCP, such as 127.0.0.1:7330; empty: none.
+	Listen string
+	// Hosts are names that requests over TCP may have in their Host header, beside
+	// those of the loopback address.
+	Hosts []string
+	// Drain is how long requests may take to end when the daemon does; 0: 10 s.
+	Drain   time.Duration
+	Version string
+	Logger  *slog.Logger
+	// Ready is called when requests are answered, with the addresses.
+	Ready func(addresses []string)
+}
+
+// SocketPath is where a daemon's socket is if nothing else is said.
+func SocketPath(stateDir string) string { return filepath.Join(stateDir, "axo.sock") }
+
+// Run is the life of a daemon: until ctx ends, and what is under way has ended
+// or its time is up. It closes the engine, in any case.
+func Run(ctx context.Context, c Config) (err error) {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Drain == 0 {
+		c.Drain = 10 * time.Second
+	}
+	if c.Socket == "" {
+		c.Socket = SocketPath(c.StateDir)
+	}
+	own := c.Engine.Close // until the sessions have the engine
+	defer func() {
+		if own != nil {
+			err = errors.Join(err, own())
+		}
+	}()
+	unlock, err := lockAlone(filepath.Join(c.StateDir, "serve.lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	keys, err := tenant.Open(c.StateDir)
+	if err != nil {
+		return err
+	}
+	sc := c.Sessions
+	sc.Engine, sc.Dir, sc.Logger = c.Engine, filepath.Join(c.StateDir, "serve"), c.Logger
+	sessions, err := session.Open(ctx, sc)
+	if err != nil {
+		return err
+	}
+	own = nil
+	defer func() {
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		err = errors.Join(err, sessions.Close(end))
+	}()
+
+	var draining atomic.Bool
+	stopping := make(chan struct{})
+	handler := rest.New(rest.Config{
+		Sessions: sessions, Engine: c.Engine, Find: keys.Find, Version: c.Version,
+		Draining: draining.Load, Stopping: stopping, Logger: c.Logger,
+	})
+	listeners, err := c.listen()
+	if err != nil {
+		return err
+	}
+	var servers []*http.Server
+	var wg sync.WaitGroup
+	failed := make(chan error, len(listeners))
+	var addresses []string
+	// Requests are not cut off when ctx ends: they are given time.
+	base := context.WithoutCancel(ctx)
+	for _, l := range listeners {
+		h := http.Handler(handler)
+		address := "unix://" + c.Socket
+		if l.Addr().Network() != "unix" {
+			h = checkHost(h, c.Hosts)
+			address = "http://" + l.Addr().String()
+		}
+		s := &http.Server{
+			Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+			BaseContext: func(net.Listener) context.Context { return base },
+			ErrorLog:    slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
+		}
+		servers = append(servers, s)
+		addresses = append(addresses, address)
+		wg.Go(func() {
+			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				failed <- fmt.Errorf("serve %s: %w", address, err)
+			}
+		})
+	}
+	wg.Go(func() { sweep(ctx, c.Engine) })
+	if c.Ready != nil {
+		c.Ready(addresses)
+	}
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	draining.Store(true)
+	close(stopping) // streams end: their clients come back to the next daemon
+	end, cancel := context.WithTimeout(base, c.Drain)
+	defer cancel()
+	for _, s := range servers {
+		if serr := s.Shutdown(end); serr != nil {
+			c.Logger.Warn("requests are cut off: they took too long", "error", serr)
+			_ = s.Close()
+		}
+	}
+	if err != nil {
+		return err // the sweeper ends with ctx, which the caller ends
+	}
+	wg.Wait()
+	return nil
+}
+
+// sweep removes what processes that were killed have left, every minute.
+func sweep(ctx context.Context, e *engine.Engine) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			e.Sweep()
+		}
+	}
+}
+
+// listen opens the socket, and the address if there is one.
+func (c Config) listen() ([]net.Listener, error) {
+	// Nobody else has it: the lock says so. What is there was left by a daemon that
+	// was killed.
+	if info, err := os.Lstat(c.Socket); err == nil {
+		if info.Mode().Type() != os.ModeSocket {
+			return nil, fmt.Errorf("%s is there and is no socket: %w", c.Socket, isolation.ErrFailedPrecondition)
+		}
+		if err := os.Remove(c.Socket); err != nil {
+			return nil, err
+		}
+	}
+	l, err := listenPrivate(c.Socket)
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	out := []net.Listener{l}
+	if c.Listen == "" {
+		return out, nil
+	}
+	fail := func(err error) ([]net.Listener, error) {
+		l.Close()
+		return nil, err
+	}
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return fail(fmt.Errorf("listen address %.80q: %w: %w", c.Listen, err, isolation.ErrInvalidArgument))
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fail(fmt.Errorf("listen address %.80q is not of this host alone: put a proxy with TLS before 127.0.0.1: %w", c.Listen, isolation.ErrInvalidArgument))
+	}
+	t, err := net.Listen("tcp", c.Listen)
+	if err != nil {
+		return fail(err)
+	}
+	return append(out, t), nil
+}
+
+// checkHost refuses requests under another name than the daemon's: a page in a
+// browser could send them by a name of its own that it has point here.
+func checkHost(next http.Handler, names []string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		host = strings.ToLower(strings.Trim(host, "[]"))
+		ip := net.ParseIP(host)
+		if host != "localhost" && (ip == nil || !ip.IsLoopback()) && !slices.Contains(names, host) {
+			http.Error(w, "the Host header names another host than this one", http.StatusMisdirectedRequest)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}

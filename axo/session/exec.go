@@ -1,0 +1,565 @@
+package session
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/internal/failpoint"
+)
+
+// Exec is a program of a session, running or ended. It is safe for concurrent
+// use.
+type Exec struct {
+	s              *Session
+	id             string
+	stdout, stderr *log
+	stdin          *input        // nil: it has none
+	done           chan struct{} // closed when rec says how it ended
+
+	mu   sync.Mutex
+	rec  execRecord        // guarded by mu
+	proc isolation.Process // nil: ended before this process began; guarded by mu
+}
+
+// Exec starts a program. ctx bounds the start only. With stdin its input is what
+// GiveStdin is given, else it is empty.
+func (s *Session) Exec(ctx context.Context, p isolation.ProcessSpec, stdin bool) (*Exec, error) {
+	fail := func(err error) (*Exec, error) {
+		return nil, &isolation.Error{Op: "exec", ID: s.id, Outcome: isolation.NotStarted, Err: err}
+	}
+	sb, err := s.use(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	if p.ExecID == "" {
+		p.ExecID = newID("x-")
+	}
+	if err := isolation.ValidateID(p.ExecID); err != nil {
+		return fail(err)
+	}
+	e := &Exec{s: s, id: p.ExecID, done: make(chan struct{}), rec: execRecord{Version: recordVersion, Process: p, Stdin: stdin, Started: s.m.config.Now()}}
+	if stdin {
+		e.stdin = newInput(0)
+	}
+	s.mu.Lock()
+	switch {
+	case s.gone || s.ending != nil:
+		err = fmt.Errorf("session %s is being deleted: %w", s.id, isolation.ErrNotFound)
+	case s.execs[e.id] != nil:
+		err = fmt.Errorf("program %s is there already: %w", e.id, isolation.ErrAlreadyExists)
+	default:
+		s.execs[e.id] = e
+		s.execWG.Add(1)
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return fail(err)
+	}
+	if err := e.start(ctx, sb); err != nil {
+		s.mu.Lock()
+		delete(s.execs, e.id)
+		s.mu.Unlock()
+		e.closeLogs()
+		err = errors.Join(err, os.RemoveAll(s.execDir(e.id)))
+		s.execWG.Done()
+		return nil, err
+	}
+	s.retire()
+	s.m.event(s, "exec", e.id, "pid", fmt.Sprint(e.proc.PID()))
+	go e.wait(e.proc)
+	return e, nil
+}
+
+func (e *Exec) start(ctx context.Context, sb isolation.Sandbox) error {
+	dir := e.s.execDir(e.id)
+	err := os.Mkdir(dir, 0o700)
+	if err == nil {
+		err = save(filepath.Join(dir, execFile), e.rec)
+	}
+	if err == nil {
+		err = e.openLogs()
+	}
+	if err != nil {
+		return &isolation.Error{Op: "exec", ID: e.s.id, Outcome: isolation.NotStarted, Err: err}
+	}
+	failpoint.Hit(failpoint.ExecRecorded)
+	proc, err := sb.Exec(ctx, e.rec.Process, e.stdio())
+	if err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.ExecStarted)
+	e.mu.Lock()
+	e.proc = proc
+	e.mu.Unlock()
+	return nil
+}
+
+func (e *Exec) openLogs() (err error) {
+	dir := e.s.execDir(e.id)
+	if e.stdout, err = openLog(dir, "stdout", e.s.m.config.Keep); err == nil {
+		e.stderr, err = openLog(dir, "stderr", e.s.m.config.Keep)
+	}
+	return err
+}
+
+func (e *Exec) closeLogs() {
+	for _, l := range []*log{e.stdout, e.stderr} {
+		if l != nil {
+			l.close()
+		}
+	}
+}
+
+func (s *Session) closeInputs() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.execs {
+		if e.stdin != nil {
+			e.stdin.close()
+		}
+	}
+}
+
+func (e *Exec) stdio() isolation.Stdio {
+	io := isolation.Stdio{Stdout: e.stdout, Stderr: e.stderr}
+	if e.stdin != nil {
+		io.Stdin = e.stdin
+	}
+	return io
+}
+
+// wait writes down how the program ended.
+func (e *Exec) wait(proc isolation.Process) {
+	defer e.s.execWG.Done()
+	m := e.s.m
+	exit, err := proc.Wait(m.ctx)
+	if err != nil && m.ctx.Err() != nil {
+		return // it goes on, and whoever comes next waits for it
+	}
+	e.ended(exit, err)
+}
+
+func (e *Exec) ended(exit isolation.Exit, err error) {
+	now := e.s.m.config.Now()
+	if e.stdin != nil {
+		e.stdin.close()
+	}
+	e.mu.Lock()
+	e.rec.Ended = &now
+	if err != nil {
+		e.rec.Unknown = err.Error()
+	} else {
+		if exit.LimitsHit == nil {
+			exit.LimitsHit = []isolation.LimitHit{} // a list in JSON
+		}
+		e.rec.Exit = &exit
+	}
+	rec := e.rec
+	e.mu.Unlock()
+	if err := save(filepath.Join(e.s.execDir(e.id), execFile), rec); err != nil {
+		e.s.m.config.Logger.Error("write how a program ended", "session", e.s.id, "exec", e.id, "error", err)
+	}
+	failpoint.Hit(failpoint.ExecEnded)
+	e.closeLogs()
+	close(e.done)
+	e.s.mu.Lock()
+	e.s.active = now
+	e.s.mu.Unlock()
+	if err != nil {
+		e.s.m.event(e.s, "exited", e.id, "unknown", rec.Unknown)
+		return
+	}
+	e.s.m.event(e.s, "exited", e.id, "reason", string(exit.Reason), "code", fmt.Sprint(exit.Code))
+}
+
+// loadExecs finds the programs of a session again. sb is nil if its sandbox is
+// gone.
+func (s *Session) loadExecs(sb isolation.Sandbox) {
+	list, err := os.ReadDir(filepath.Join(s.dir(), execsDir))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		s.m.config.Logger.Error("list programs", "session", s.id, "error", err)
+	}
+	for _, f := range list {
+		if isolation.ValidateID(f.Name()) != nil {
+			continue
+		}
+		s.mu.Lock()
+		known := s.execs[f.Name()] != nil
+		s.mu.Unlock()
+		if known {
+			continue
+		}
+		e := &Exec{s: s, id: f.Name(), done: make(chan struct{})}
+		err := load(filepath.Join(s.execDir(e.id), execFile), &e.rec)
+		if errors.Is(err, os.ErrNotExist) {
+			err = os.RemoveAll(s.execDir(e.id)) // its start had hardly begun
+			if err == nil {
+				continue
+			}
+		}
+		if err == nil {
+			err = e.openLogs()
+		}
+		if err != nil {
+			s.m.config.Logger.Error("program cannot be read", "session", s.id, "exec", e.id, "error", err)
+			continue
+		}
+		if e.rec.Ended != nil {
+			e.closeLogs()
+			close(e.done)
+		} else if !s.attach(sb, e) {
+			continue
+		}
+		s.mu.Lock()
+		s.execs[e.id] = e
+		s.mu.Unlock()
+	}
+}
+
+// attach goes on with a program that nobody saw the end of, and reports whether it
+// ever began.
+func (s *Session) attach(sb isolation.Sandbox, e *Exec) bool {
+	if sb == nil {
+		e.ended(isolation.Exit{}, errors.New("the sandbox was lost while it ran"))
+		return true
+	}
+	a, ok := isolation.As[isolation.Attacher](sb)
+	if !ok {
+		e.ended(isolation.Exit{}, errors.New("this engine does not find programs again"))
+		return true
+	}
+	from := isolation.Offsets{Stdin: -1}
+	_, from.Stdout = e.stdout.bounds()
+	_, from.Stderr = e.stderr.bounds()
+	if e.rec.Stdin {
+		e.stdin = newInput(-1)
+	}
+	ctx, cancel := context.WithTimeout(s.m.ctx, time.Minute)
+	defer cancel()
+	proc, err := a.Attach(ctx, e.id, from, e.stdio())
+	if errors.Is(err, isolation.ErrFailedPrecondition) && e.stdin != nil {
+		// Its input has ended.
+		e.stdin.close()
+		io := e.stdio()
+		io.Stdin = nil
+		proc, err = a.Attach(ctx, e.id, from, io)
+	}
+	switch {
+	case errors.Is(err, isolation.ErrNotFound):
+		// It was written down and never started, so nobody was told of it.
+		e.closeLogs()
+		if err := os.RemoveAll(s.execDir(e.id)); err != nil {
+			s.m.config.Logger.Error("remove a program that never began", "session", s.id, "exec", e.id, "error", err)
+		}
+		return false
+	case err != nil:
+		e.ended(isolation.Exit{}, err)
+		return true
+	}
+	e.proc = proc
+	s.execWG.Add(1)
+	go e.wait(proc)
+	return true
+}
+
+// retire forgets the programs that ended longest ago, when there are more than
+// are to be known.
+func (s *Session) retire() {
+	s.mu.Lock()
+	var ended []*Exec
+	for _, e := range s.execs {
+		if !e.live() {
+			ended = append(ended, e)
+		}
+	}
+	over := max(0, len(ended)-s.m.config.MaxEnded)
+	slices.SortFunc(ended, func(a, b *Exec) int { return cmp.Compare(a.endedAt().UnixNano(), b.endedAt().UnixNano()) })
+	for _, e := range ended[:over] {
+		delete(s.execs, e.id)
+	}
+	s.mu.Unlock()
+	for _, e := range ended[:over] {
+		if err := os.RemoveAll(s.execDir(e.id)); err != nil {
+			s.m.config.Logger.Error("remove what is known of a program", "session", s.id, "exec", e.id, "error", err)
+		}
+	}
+}
+
+func (e *Exec) live() bool {
+	select {
+	case <-e.done:
+		return false
+	default:
+		return true
+	}
+}
+
+func (e *Exec) endedAt() time.Time {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.rec.Ended == nil {
+		return time.Time{}
+	}
+	return *e.rec.Ended
+}
+
+// FindExec returns a program.
+func (s *Session) FindExec(ctx context.Context, id string) (*Exec, error) {
+	select {
+	case <-s.ready:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.execs[id]; e != nil {
+		return e, nil
+	}
+	if s.unknown != nil {
+		return nil, fmt.Errorf("session %s cannot be reached: %w: %w", s.id, s.unknown, isolation.ErrUnavailable)
+	}
+	return nil, fmt.Errorf("program %.80q of session %s: %w", id, s.id, isolation.ErrNotFound)
+}
+
+// Execs lists the programs that are known, the first started first.
+func (s *Session) Execs(ctx context.Context) ([]*Exec, error) {
+	select {
+	case <-s.ready:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]*Exec, 0, len(s.execs))
+	for _, e := range s.execs {
+		out = append(out, e)
+	}
+	slices.SortFunc(out, func(a, b *Exec) int { return a.rec.Started.Compare(b.rec.Started) })
+	return out, nil
+}
+
+// ID returns the program's id.
+func (e *Exec) ID() string { return e.id }
+
+// Info tells what is known.
+func (e *Exec) Info() api.Process {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	i := api.Process{
+		ID: e.id, Process: e.rec.Process, Running: e.rec.Ended == nil, Started: e.rec.Started, Ended: e.rec.Ended,
+		Exit: e.rec.Exit, Unknown: e.rec.Unknown,
+	}
+	if i.Running && e.proc != nil {
+		i.PID = e.proc.PID()
+	}
+	if e.stdin != nil {
+		i.Stdin = e.stdin.state()
+	}
+	i.Stdin.Open = i.Stdin.Open && i.Running
+	i.Stdout.From, i.Stdout.To = e.stdout.bounds()
+	i.Stderr.From, i.Stderr.To = e.stderr.bounds()
+	return i
+}
+
+// Wait returns how the program ended. An error that is not ctx's means that nobody
+// knows.
+func (e *Exec) Wait(ctx context.Context) (isolation.Exit, error) {
+	select {
+	case <-e.done:
+	case <-ctx.Done():
+		return isolation.Exit{}, context.Cause(ctx)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.rec.Exit == nil {
+		return isolation.Exit{}, &isolation.Error{Op: "wait", ID: e.id, Outcome: isolation.OutcomeUnknown, Err: fmt.Errorf("%s: %w", e.rec.Unknown, isolation.ErrUnavailable)}
+	}
+	return *e.rec.Exit, nil
+}
+
+// Kill sends a signal; see [isolation.Process].
+func (e *Exec) Kill(ctx context.Context, sig isolation.Signal) error {
+	if !e.live() {
+		return nil
+	}
+	if _, err := e.s.use(ctx); err != nil {
+		return err
+	}
+	p := e.process()
+	if p == nil {
+		return errStarting
+	}
+	return p.Kill(ctx, sig)
+}
+
+// Resize tells the program's terminal its size.
+func (e *Exec) Resize(ctx context.Context, size isolation.TerminalSize) error {
+	if !e.live() {
+		return nil
+	}
+	if _, err := e.s.use(ctx); err != nil {
+		return err
+	}
+	p := e.process()
+	if p == nil {
+		return errStarting
+	}
+	r, ok := isolation.As[isolation.Resizer](p)
+	if !ok {
+		return fmt.Errorf("program %s has no terminal: %w", e.id, isolation.ErrFailedPrecondition)
+	}
+	return r.Resize(ctx, size)
+}
+
+var errStarting = fmt.Errorf("the program is being started: %w", isolation.ErrFailedPrecondition)
+
+func (e *Exec) process() isolation.Process {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.proc
+}
+
+// GiveStdin gives the program what r has, as it takes it. Where is the offset of
+// its first byte in the whole input; what was given already is skipped. -1: it
+// goes on where the input ends by now. At the end of r the input ends, if end is
+// set. FailedPrecondition: somebody else gives some, or it has ended.
+func (e *Exec) GiveStdin(ctx context.Context, r io.Reader, where int64, end bool) error {
+	if e.stdin == nil {
+		return fmt.Errorf("program %s was started without input: %w", e.id, isolation.ErrFailedPrecondition)
+	}
+	if err := e.stdin.claim(); err != nil {
+		return err
+	}
+	defer e.stdin.release()
+	have := e.stdin.state()
+	skip := int64(0)
+	switch {
+	case !have.Open:
+		return errInputEnded
+	case where < 0:
+	case have.To < 0:
+		return &isolation.UnsupportedError{Feature: "input from an offset, of a program from before the daemon's restart", Need: "-1"}
+	case where > have.To:
+		return fmt.Errorf("input from byte %d, when %d were given: %w", where, have.To, isolation.ErrInvalidArgument)
+	default:
+		skip = have.To - where
+	}
+	if _, err := io.CopyN(io.Discard, r, skip); err != nil && err != io.EOF {
+		return err
+	}
+	for {
+		// Each part is kept until the program takes it, so it is one of its own.
+		p := make([]byte, 32<<10)
+		n, rerr := r.Read(p)
+		if n > 0 {
+			if _, err := e.s.use(ctx); err != nil {
+				return err
+			}
+			if err := e.stdin.write(ctx, p[:n]); err != nil {
+				return err
+			}
+		}
+		if rerr == io.EOF {
+			break
+		} else if rerr != nil {
+			return rerr
+		}
+	}
+	if end {
+		e.stdin.close()
+	}
+	return nil
+}
+
+// Stream names an output.
+type Stream int
+
+// The streams.
+const (
+	Stdout Stream = 1
+	Stderr Stream = 2
+)
+
+// Follow gives sink the output of both streams from offsets on, as it comes, and
+// returns when there is no more and the program has ended. What sink is given is
+// good until it returns. While it is slow the program is held back, in time.
+func (e *Exec) Follow(ctx context.Context, from isolation.Offsets, sink func(Stream, []byte) error) error {
+	out, err := e.stdout.read(from.Stdout)
+	if err != nil {
+		return fmt.Errorf("stdout: %w", err)
+	}
+	defer out.close()
+	errs, err := e.stderr.read(from.Stderr)
+	if err != nil {
+		return fmt.Errorf("stderr: %w", err)
+	}
+	defer errs.close()
+	p := make([]byte, 64<<10)
+	for {
+		n, more, err := out.now(p)
+		if n > 0 {
+			if err := sink(Stdout, p[:n]); err != nil {
+				return err
+			}
+			// The other one is looked at as well: neither waits for the other.
+		}
+		n2, more2, err2 := errs.now(p)
+		if n2 > 0 {
+			if err := sink(Stderr, p[:n2]); err != nil {
+				return err
+			}
+		}
+		ended, ended2 := errors.Is(err, io.EOF), errors.Is(err2, io.EOF)
+		switch {
+		case err != nil && !ended:
+			return fmt.Errorf("stdout: %w", err)
+		case err2 != nil && !ended2:
+			return fmt.Errorf("stderr: %w", err2)
+		case ended && ended2:
+			select {
+			case <-e.done:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		case n > 0 || n2 > 0:
+			if err := context.Cause(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		// A nil channel is never ready: the stream that has ended.
+		select {
+		case <-more:
+		case <-more2:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Holds reports whether output is kept from these offsets on: FailedPrecondition
+// if it is not any more, InvalidArgument if it is not there yet.
+func (e *Exec) Holds(from isolation.Offsets) error {
+	for _, s := range []struct {
+		l  *log
+		at int64
+	}{{e.stdout, from.Stdout}, {e.stderr, from.Stderr}} {
+		r, err := s.l.read(s.at)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.l.name, err)
+		}
+		r.close()
+	}
+	return nil
+}

@@ -1,0 +1,427 @@
+package session
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/engine"
+	"github.com/axocoatl/isolation/internal/failpoint"
+)
+
+// Engine makes sandboxes and finds them again; *engine.Engine is one.
+type Engine interface {
+	Create(context.Context, engine.Request) (isolation.Sandbox, engine.Decision, error)
+	RecoverOne(ctx context.Context, engine string, r engine.Request) (isolation.Sandbox, error)
+	Close() error
+}
+
+// Config makes a Manager.
+type Config struct {
+	Engine Engine
+	// Dir keeps the records and outputs; it is made with mode 0700.
+	Dir string
+	// Keep is how much is kept of each stream of a program, at least; 0: 16 MiB.
+	Keep int64
+	// MaxEnded is how many ended programs of a session are known; 0: 32.
+	MaxEnded int
+	// Idle and Life are what a request that does not say gets; 0: 15 min and 24 h.
+	// MaxIdle and MaxLife bound what it may ask for; 0: 24 h and 30 days.
+	Idle, Life, MaxIdle, MaxLife time.Duration
+	// Quota is what a tenant may have at once; nil: no bound.
+	Quota  func(tenant string) Quota
+	Logger *slog.Logger     // nil: silent
+	Now    func() time.Time // nil: time.Now
+	// OnEvent is called for what happens to sessions, one after another for each.
+	OnEvent func(Event)
+}
+
+// Quota bounds what a tenant's sessions have together. Zero is no bound. Where
+// memory, CPUs or disk is bounded, a session must say how much it wants.
+type Quota struct {
+	Sandboxes   int     `json:"sandboxes,omitempty" toml:"sandboxes"`
+	MemoryBytes int64   `json:"memory_bytes,omitempty" toml:"memory_bytes"`
+	CPUs        float64 `json:"cpus,omitempty" toml:"cpus"`
+	DiskBytes   int64   `json:"disk_bytes,omitempty" toml:"disk_bytes"`
+}
+
+// Request is a session that somebody wants. Spec.Tenant is whose code it is among
+// those whom the tenant itself tells apart.
+type Request struct {
+	Spec            isolation.Spec  `json:"spec"`
+	Tier            *isolation.Tier `json:"tier,omitempty"`
+	Engine          string          `json:"engine,omitempty"`
+	MinTier         *isolation.Tier `json:"min_tier,omitempty"`
+	AllowEmulated   bool            `json:"allow_emulated,omitempty"`
+	AllowUnenforced bool            `json:"allow_unenforced,omitempty"`
+	// Ephemeral lets the sandbox go with the process that made it.
+	Ephemeral bool `json:"ephemeral,omitempty"`
+
+	ID       string            `json:"-"` // empty: made
+	Metadata map[string]string `json:"-"`
+	Idle     time.Duration     `json:"-"`
+	Life     time.Duration     `json:"-"`
+}
+
+func (r Request) engineRequest(id, tenant string) engine.Request {
+	spec := r.Spec
+	// What the tenant tells apart is apart: nothing is reused from one to the other.
+	spec.Tenant = tenant + "/" + r.Spec.Tenant
+	return engine.Request{
+		ID: id, Spec: spec, Tier: r.Tier, Engine: r.Engine, MinTier: r.MinTier,
+		AllowEmulated: r.AllowEmulated, AllowUnenforced: r.AllowUnenforced,
+	}
+}
+
+// Event is something that happened to a session.
+type Event struct {
+	Time    time.Time         `json:"time"`
+	Kind    string            `json:"kind"` // created, exec, exited, deleted, lost, ...
+	Tenant  string            `json:"tenant"`
+	Session string            `json:"session"`
+	Exec    string            `json:"exec,omitempty"`
+	Fields  map[string]string `json:"fields,omitempty"`
+}
+
+// Manager has the sessions. It is safe for concurrent use.
+type Manager struct {
+	config Config
+	ctx    context.Context // ends at Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu       sync.Mutex
+	sessions map[string]*Session // guarded by mu; those being made too
+	closed   bool                // guarded by mu
+}
+
+const (
+	maxMetadata = 64
+	maxText     = 4096
+)
+
+// Open finds the sessions that are there, and goes on with them. It returns when
+// it is known of each what it is.
+func Open(ctx context.Context, c Config) (*Manager, error) {
+	for _, d := range []struct {
+		v   *time.Duration
+		def time.Duration
+	}{{&c.Idle, 15 * time.Minute}, {&c.Life, 24 * time.Hour}, {&c.MaxIdle, 24 * time.Hour}, {&c.MaxLife, 30 * 24 * time.Hour}} {
+		if *d.v < 0 {
+			return nil, fmt.Errorf("sessions: a negative time: %w", isolation.ErrInvalidArgument)
+		}
+		if *d.v == 0 {
+			*d.v = d.def
+		}
+	}
+	c.Idle, c.Life = min(c.Idle, c.MaxIdle), min(c.Life, c.MaxLife)
+	if c.Keep == 0 {
+		c.Keep = 16 << 20
+	}
+	if c.MaxEnded == 0 {
+		c.MaxEnded = 32
+	}
+	if c.Quota == nil {
+		c.Quota = func(string) Quota { return Quota{} }
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.OnEvent == nil {
+		c.OnEvent = func(Event) {}
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("sessions: %w", err)
+	}
+	m := &Manager{config: c, sessions: map[string]*Session{}}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	if err := m.recoverAll(ctx); err != nil {
+		m.cancel()
+		return nil, err
+	}
+	m.wg.Go(m.reap)
+	return m, nil
+}
+
+// Create makes a session of a tenant's. When ctx ends before it is there, nothing
+// is left of it.
+func (m *Manager) Create(ctx context.Context, tenant string, r Request) (*Session, error) {
+	s, err := m.reserve(tenant, r)
+	if err != nil {
+		return nil, &isolation.Error{Op: "create", ID: r.ID, Outcome: isolation.NotStarted, Err: err}
+	}
+	if err := s.create(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// reserve checks a request and takes the id and the quota.
+func (m *Manager) reserve(tenant string, r Request) (*Session, error) {
+	if r.ID == "" {
+		r.ID = newID("sbx-")
+	}
+	if err := isolation.ValidateID(r.ID); err != nil {
+		return nil, err
+	}
+	if err := r.Spec.Validate(); err != nil {
+		return nil, err
+	}
+	if len(r.Metadata) > maxMetadata {
+		return nil, fmt.Errorf("%d entries of metadata, at most %d are taken: %w", len(r.Metadata), maxMetadata, isolation.ErrInvalidArgument)
+	}
+	for k, v := range r.Metadata {
+		if k == "" || len(k) > maxText || len(v) > maxText {
+			return nil, fmt.Errorf("metadata %.80q: want 1 to %d bytes in a key and at most as many in a value: %w", k, maxText, isolation.ErrInvalidArgument)
+		}
+	}
+	c := m.config
+	for _, d := range []struct {
+		name      string
+		v         *time.Duration
+		def, most time.Duration
+	}{{"idle time", &r.Idle, c.Idle, c.MaxIdle}, {"life", &r.Life, c.Life, c.MaxLife}} {
+		if *d.v == 0 {
+			*d.v = d.def
+		}
+		if *d.v < 0 || *d.v > d.most {
+			return nil, fmt.Errorf("%s %v: want more than 0 and at most %v: %w", d.name, *d.v, d.most, isolation.ErrInvalidArgument)
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, errClosed
+	}
+	if m.sessions[r.ID] != nil {
+		return nil, fmt.Errorf("session %s is there already: %w", r.ID, isolation.ErrAlreadyExists)
+	}
+	if err := m.admitLocked(tenant, r.Spec.Resources); err != nil {
+		return nil, err
+	}
+	now := c.Now()
+	s := &Session{
+		m: m, id: r.ID, tenant: tenant, instance: newID(""), metadata: maps.Clone(r.Metadata), created: now,
+		rec: record{
+			Version: recordVersion, ID: r.ID, Tenant: tenant, Phase: phaseCreating, Request: r, Durable: !r.Ephemeral,
+			Metadata: maps.Clone(r.Metadata), Created: now, Idle: r.Idle, Expires: now.Add(r.Life),
+		},
+		active: now, ready: make(chan struct{}), execs: map[string]*Exec{},
+	}
+	s.rec.Instance = s.instance
+	m.sessions[r.ID] = s
+	return s, nil
+}
+
+var errClosed = fmt.Errorf("the session manager is closed: %w", isolation.ErrUnavailable)
+
+// admitLocked refuses what would be more than the tenant's quota.
+func (m *Manager) admitLocked(tenant string, want isolation.Resources) error {
+	q := m.config.Quota(tenant)
+	var have Quota
+	for _, s := range m.sessions {
+		if r, counts := s.resources(); counts && s.tenant == tenant {
+			have.Sandboxes++
+			have.MemoryBytes += r.MemoryBytes
+			have.CPUs += r.CPUs
+			have.DiskBytes += r.DiskBytes
+		}
+	}
+	if q.Sandboxes > 0 && have.Sandboxes+1 > q.Sandboxes {
+		return fmt.Errorf("the tenant has %d sandboxes of %d; delete one, or retry later: %w", have.Sandboxes, q.Sandboxes, isolation.ErrResourceExhausted)
+	}
+	for _, d := range []struct {
+		name             string
+		have, want, most float64
+	}{
+		{"bytes of memory", float64(have.MemoryBytes), float64(want.MemoryBytes), float64(q.MemoryBytes)},
+		{"CPUs", have.CPUs, want.CPUs, q.CPUs},
+		{"bytes of disk", float64(have.DiskBytes), float64(want.DiskBytes), float64(q.DiskBytes)},
+	} {
+		switch {
+		case d.most == 0:
+		case d.want == 0:
+			return fmt.Errorf("the tenant has a quota of %v %s, so a sandbox must say how many it wants: %w", d.most, d.name, isolation.ErrInvalidArgument)
+		case d.have+d.want > d.most:
+			return fmt.Errorf("the tenant has %v %s of %v and wants %v more: %w", d.have, d.name, d.most, d.want, isolation.ErrResourceExhausted)
+		}
+	}
+	return nil
+}
+
+// Get returns a tenant's session. Another's is NotFound.
+func (m *Manager) Get(tenant, id string) (*Session, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.sessions[id]
+	if s == nil || s.tenant != tenant {
+		return nil, fmt.Errorf("session %.80q: %w", id, isolation.ErrNotFound)
+	}
+	return s, nil
+}
+
+// List returns a tenant's sessions that have all of the metadata, the oldest
+// first.
+func (m *Manager) List(tenant string, metadata map[string]string) []*Session {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []*Session
+next:
+	for _, s := range m.sessions {
+		if s.tenant != tenant {
+			continue
+		}
+		for k, v := range metadata {
+			if have, ok := s.metadata[k]; !ok || have != v {
+				continue next
+			}
+		}
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(a, b *Session) int {
+		if c := a.created.Compare(b.created); c != 0 {
+			return c
+		}
+		return strings.Compare(a.id, b.id)
+	})
+	return out
+}
+
+// forget takes a session off the list.
+func (m *Manager) forget(s *Session) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.sessions[s.id] == s {
+		delete(m.sessions, s.id)
+	}
+}
+
+// Close lets go of the sessions: those whose sandboxes outlive this process go on
+// without it, the others are deleted. It closes the engine.
+func (m *Manager) Close(ctx context.Context) error {
+	m.mu.Lock()
+	m.closed = true
+	all := slices.Collect(maps.Values(m.sessions))
+	m.mu.Unlock()
+	m.cancel()
+	var errs []error
+	for _, s := range all {
+		if !s.durable() {
+			errs = append(errs, s.Delete(ctx))
+		}
+	}
+	m.wg.Wait()
+	errs = append(errs, m.config.Engine.Close())
+	// Not before: to a program that goes on it would be the end of its input.
+	for _, s := range all {
+		s.closeInputs()
+	}
+	return errors.Join(errs...)
+}
+
+// reap ends sessions whose time has come, and tries again what did not work.
+func (m *Manager) reap() {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-m.ctx.Done():
+			return
+		case <-tick.C:
+			m.Reap()
+		}
+	}
+}
+
+// Reap deletes the sessions that are past their time, in the background. It is
+// called every second.
+func (m *Manager) Reap() {
+	m.mu.Lock()
+	all := slices.Collect(maps.Values(m.sessions))
+	m.mu.Unlock()
+	now := m.config.Now()
+	for _, s := range all {
+		why := s.due(now)
+		if why == "" {
+			continue
+		}
+		m.wg.Go(func() {
+			ctx, cancel := context.WithTimeout(m.ctx, time.Minute)
+			defer cancel()
+			if err := s.end(ctx, why); err != nil && m.ctx.Err() == nil {
+				m.config.Logger.Error("delete session", "session", s.id, "reason", why, "error", err)
+			}
+		})
+	}
+}
+
+func (m *Manager) event(s *Session, kind, exec string, fields ...string) {
+	e := Event{Time: m.config.Now(), Kind: kind, Tenant: s.tenant, Session: s.id, Exec: exec}
+	for i := 0; i+1 < len(fields); i += 2 {
+		if e.Fields == nil {
+			e.Fields = map[string]string{}
+		}
+		e.Fields[fields[i]] = fields[i+1]
+	}
+	m.config.OnEvent(e)
+}
+
+func newID(prefix string) string {
+	var b [10]byte
+	_, _ = rand.Read(b[:]) // it never fails
+	return prefix + hex.EncodeToString(b[:])
+}
+
+// recoverAll finds the sessions of the processes before this one.
+func (m *Manager) recoverAll(ctx context.Context) error {
+	list, err := os.ReadDir(m.config.Dir)
+	if err != nil {
+		return fmt.Errorf("sessions: %w", err)
+	}
+	var wg sync.WaitGroup
+	limit := make(chan struct{}, 16)
+	for _, f := range list {
+		if !f.IsDir() || isolation.ValidateID(f.Name()) != nil {
+			continue
+		}
+		s := &Session{m: m, id: f.Name(), ready: make(chan struct{}), execs: map[string]*Exec{}, active: m.config.Now()}
+		if err := load(filepath.Join(s.dir(), sessionFile), &s.rec); errors.Is(err, os.ErrNotExist) {
+			// It was killed before anything else was there.
+			if err := os.RemoveAll(s.dir()); err != nil {
+				m.config.Logger.Error("remove half a session", "session", s.id, "error", err)
+			}
+			continue
+		} else if err == nil {
+			err = s.rec.check(s.id)
+			s.tenant, s.instance, s.metadata, s.created = s.rec.Tenant, s.rec.Instance, s.rec.Metadata, s.rec.Created
+			s.corrupt = err
+		} else {
+			s.corrupt = err
+		}
+		m.mu.Lock()
+		m.sessions[s.id] = s
+		m.mu.Unlock()
+		limit <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-limit }()
+			s.recover(ctx)
+		})
+	}
+	wg.Wait()
+	failpoint.Hit(failpoint.Recovered)
+	return context.Cause(ctx)
+}

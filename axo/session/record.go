@@ -1,0 +1,124 @@
+package session
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/engine"
+)
+
+// The phases of a session on disk. A session is acknowledged to its owner when
+// it is live.
+const (
+	phaseCreating = "creating"
+	phaseLive     = "live"
+	phaseLost     = "lost" // its sandbox is gone; it stays until its owner deletes it
+	phaseDeleting = "deleting"
+)
+
+// recordVersion is the form of records. One of a later form is not touched.
+const recordVersion = 1
+
+// record is a session on disk: DIR/ID/session.json.
+type record struct {
+	Version  int               `json:"version"`
+	ID       string            `json:"id"`
+	Tenant   string            `json:"tenant"`
+	Instance string            `json:"instance"`
+	Phase    string            `json:"phase"`
+	Reason   string            `json:"reason,omitempty"` // why it is lost
+	Request  Request           `json:"request"`
+	Durable  bool              `json:"durable"` // the sandbox outlives this process
+	Decision engine.Decision   `json:"decision"`
+	Metadata map[string]string `json:"metadata,omitempty"`
+	Created  time.Time         `json:"created"`
+	// Idle is how long nothing may happen; Expires when it ends in any case.
+	Idle    time.Duration `json:"idle"`
+	Expires time.Time     `json:"expires"`
+}
+
+// execRecord is a program on disk: DIR/ID/execs/EXEC/exec.json.
+type execRecord struct {
+	Version int                   `json:"version"`
+	Process isolation.ProcessSpec `json:"process"`
+	Stdin   bool                  `json:"stdin"`
+	Started time.Time             `json:"started"`
+	Ended   *time.Time            `json:"ended,omitempty"`
+	Exit    *isolation.Exit       `json:"exit,omitempty"`
+	// Unknown says why nobody knows how it ended.
+	Unknown string `json:"unknown,omitempty"`
+}
+
+const (
+	sessionFile = "session.json"
+	execFile    = "exec.json"
+	execsDir    = "execs"
+	maxRecord   = 8 << 20
+)
+
+// save writes a record whole or not at all, so that it is there after a crash of
+// the host.
+func save(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	tmp := path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		_ = os.Remove(tmp)
+	}
+	return err
+}
+
+// load reads what save wrote.
+func load(path string, v any) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxRecord+1))
+	if err != nil {
+		return err
+	}
+	if len(b) > maxRecord {
+		return fmt.Errorf("%s is larger than any record", path)
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+func (r record) check(id string) error {
+	switch {
+	case r.Version != recordVersion:
+		return fmt.Errorf("the record has version %d, this program knows %d", r.Version, recordVersion)
+	case r.ID != id:
+		return fmt.Errorf("the record is of another session, %.80q", r.ID)
+	case r.Phase != phaseCreating && r.Phase != phaseLive && r.Phase != phaseLost && r.Phase != phaseDeleting:
+		return fmt.Errorf("the record has the phase %.80q", r.Phase)
+	}
+	return nil
+}
+
+func (s *Session) dir() string { return filepath.Join(s.m.config.Dir, s.id) }
+
+func (s *Session) execDir(id string) string { return filepath.Join(s.dir(), execsDir, id) }

@@ -1,0 +1,512 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/internal/failpoint"
+)
+
+// Session is one sandbox that stays. It is safe for concurrent use.
+type Session struct {
+	m  *Manager
+	id string
+	// These never change once ready is closed.
+	tenant   string
+	instance string
+	metadata map[string]string
+	created  time.Time
+
+	ready  chan struct{} // closed when it is made, or found again
+	execWG sync.WaitGroup
+
+	mu      sync.Mutex
+	rec     record             // guarded by mu
+	sb      isolation.Sandbox  // nil: there is none, or nobody knows; guarded by mu
+	cancel  context.CancelFunc // ends its making; guarded by mu
+	corrupt error              // its record cannot be read; guarded by mu
+	unknown error              // it may live, and cannot be reached; guarded by mu
+	paused  bool               // guarded by mu
+	active  time.Time          // when something happened last; guarded by mu
+	tried   time.Time          // when what failed was tried last; guarded by mu
+	ending  chan struct{}      // closed when an attempt to delete it is over; guarded by mu
+	gone    bool               // guarded by mu
+	execs   map[string]*Exec   // guarded by mu
+}
+
+// Instance is what tells it from others of its id, before it and after it.
+func (s *Session) Instance() string { return s.instance }
+
+// ID returns the session's id.
+func (s *Session) ID() string { return s.id }
+
+// Info tells what is known.
+func (s *Session) Info() api.Sandbox {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := api.Sandbox{
+		ID: s.id, Instance: s.instance, Status: s.statusLocked(), Durable: s.rec.Durable, Spec: s.rec.Request.Spec, Decision: s.rec.Decision,
+		Metadata: maps.Clone(s.metadata), Created: s.created, Active: s.active, Expires: s.rec.Expires,
+		IdleMS: s.rec.Idle.Milliseconds(), Execs: s.liveLocked(), Reason: s.rec.Reason,
+	}
+	switch {
+	case s.corrupt != nil:
+		i.Reason = s.corrupt.Error()
+	case s.unknown != nil:
+		i.Reason = s.unknown.Error()
+	}
+	if i.Status == api.StatusRunning && len(i.Execs) == 0 {
+		end := s.active.Add(s.rec.Idle)
+		i.IdleEnds = &end
+	}
+	return i
+}
+
+func (s *Session) statusLocked() api.Status {
+	switch {
+	case s.ending != nil || s.rec.Phase == phaseDeleting:
+		return api.StatusDeleting
+	case s.corrupt != nil || s.unknown != nil:
+		return api.StatusUnknown
+	case s.rec.Phase == phaseCreating:
+		return api.StatusCreating
+	case s.rec.Phase == phaseLost:
+		return api.StatusLost
+	case s.paused:
+		return api.StatusPaused
+	}
+	return api.StatusRunning
+}
+
+func (s *Session) liveLocked() []string {
+	out := []string{}
+	for id, e := range s.execs {
+		if e.live() {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// resources is what it takes of its tenant's quota; none: it is lost.
+func (s *Session) resources() (r isolation.Resources, counts bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rec.Request.Spec.Resources, s.rec.Phase != phaseLost
+}
+
+func (s *Session) durable() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rec.Durable
+}
+
+// create makes the sandbox. After an error nothing is left.
+func (s *Session) create(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.mu.Lock()
+	s.cancel = cancel
+	s.mu.Unlock()
+	err := s.build(ctx)
+	s.mu.Lock()
+	s.cancel, s.active = nil, s.m.config.Now()
+	s.gone = err != nil
+	s.mu.Unlock()
+	if err != nil {
+		if rerr := os.RemoveAll(s.dir()); rerr != nil {
+			err = errors.Join(err, rerr)
+		}
+		s.m.forget(s)
+	}
+	close(s.ready)
+	if err == nil {
+		i := s.Info()
+		s.m.event(s, "created", "", "tier", i.Decision.Got.String(), "engine", i.Decision.Engine)
+	}
+	return err
+}
+
+func (s *Session) build(ctx context.Context) error {
+	fail := func(err error) error {
+		return &isolation.Error{Op: "create", ID: s.id, Outcome: isolation.NotStarted, Err: err}
+	}
+	if err := os.MkdirAll(filepath.Join(s.dir(), execsDir), 0o700); err != nil {
+		return fail(err)
+	}
+	if err := save(filepath.Join(s.dir(), sessionFile), s.rec); err != nil {
+		return fail(err)
+	}
+	failpoint.Hit(failpoint.SessionRecorded)
+	r := s.rec.Request.engineRequest(s.id, s.tenant)
+	r.Spec.Detached = s.rec.Durable
+	sb, d, err := s.m.config.Engine.Create(ctx, r)
+	if err != nil {
+		return err // it says all of this itself
+	}
+	failpoint.Hit(failpoint.SessionMade)
+	s.mu.Lock()
+	s.rec.Phase, s.rec.Decision = phaseLive, d
+	rec := s.rec
+	s.mu.Unlock()
+	err = save(filepath.Join(s.dir(), sessionFile), rec)
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		return fail(errors.Join(err, sb.Delete(undo)))
+	}
+	failpoint.Hit(failpoint.SessionLive)
+	s.mu.Lock()
+	s.sb = sb
+	s.mu.Unlock()
+	return nil
+}
+
+// use returns the sandbox for something that is done in it, which counts as
+// activity.
+func (s *Session) use(ctx context.Context) (isolation.Sandbox, error) {
+	select {
+	case <-s.ready:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gone {
+		return nil, fmt.Errorf("session %s: %w", s.id, isolation.ErrNotFound)
+	}
+	switch s.statusLocked() {
+	case api.StatusRunning, api.StatusPaused:
+		s.active = s.m.config.Now()
+		return s.sb, nil
+	case api.StatusUnknown:
+		return nil, fmt.Errorf("session %s cannot be reached: %w: %w", s.id, errors.Join(s.corrupt, s.unknown), isolation.ErrUnavailable)
+	case api.StatusLost:
+		return nil, fmt.Errorf("session %s is lost: %s: %w", s.id, s.rec.Reason, isolation.ErrFailedPrecondition)
+	}
+	return nil, fmt.Errorf("session %s is being deleted: %w", s.id, isolation.ErrNotFound)
+}
+
+// Touch counts as activity. Times that are not 0 are set anew: how long nothing
+// may happen, and how long it lives from now on.
+func (s *Session) Touch(ctx context.Context, idle, life time.Duration) error {
+	c := s.m.config
+	if idle < 0 || idle > c.MaxIdle || life < 0 || life > c.MaxLife {
+		return fmt.Errorf("idle time %v, life %v: want at most %v and %v: %w", idle, life, c.MaxIdle, c.MaxLife, isolation.ErrInvalidArgument)
+	}
+	if _, err := s.use(ctx); err != nil {
+		return err
+	}
+	if idle == 0 && life == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := s.rec
+	if idle > 0 {
+		next.Idle = idle
+	}
+	if life > 0 {
+		next.Expires = c.Now().Add(life)
+	}
+	if err := save(filepath.Join(s.dir(), sessionFile), next); err != nil {
+		return err
+	}
+	s.rec = next
+	return nil
+}
+
+// Pause stops its programs; see [isolation.Pauser].
+func (s *Session) Pause(ctx context.Context) error {
+	return s.freeze(ctx, true, func(p isolation.Pauser) error { return p.Pause(ctx) })
+}
+
+// Resume lets them go on.
+func (s *Session) Resume(ctx context.Context) error {
+	return s.freeze(ctx, false, func(p isolation.Pauser) error { return p.Resume(ctx) })
+}
+
+func (s *Session) freeze(ctx context.Context, paused bool, do func(isolation.Pauser) error) error {
+	p, err := ability[isolation.Pauser](ctx, s, "to be paused")
+	if err != nil {
+		return err
+	}
+	if err := do(p); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.paused, s.active = paused, s.m.config.Now()
+	s.mu.Unlock()
+	kind := "resumed"
+	if paused {
+		kind = "paused"
+	}
+	s.m.event(s, kind, "")
+	return nil
+}
+
+// Files returns the sandbox's files.
+func (s *Session) Files(ctx context.Context) (interface {
+	isolation.Files
+	isolation.Directories
+}, error) {
+	type files interface {
+		isolation.Files
+		isolation.Directories
+	}
+	return ability[files](ctx, s, "files")
+}
+
+// Watcher returns what tells of changes to the sandbox's files.
+func (s *Session) Watcher(ctx context.Context) (isolation.Watcher, error) {
+	return ability[isolation.Watcher](ctx, s, "to tell changes of files")
+}
+
+// Stats tells what the sandbox uses.
+func (s *Session) Stats(ctx context.Context) (isolation.Usage, error) {
+	st, err := ability[isolation.Stats](ctx, s, "statistics")
+	if err != nil {
+		return isolation.Usage{}, err
+	}
+	return st.Stats(ctx)
+}
+
+func ability[T any](ctx context.Context, s *Session, what string) (T, error) {
+	var none T
+	sb, err := s.use(ctx)
+	if err != nil {
+		return none, err
+	}
+	a, ok := isolation.As[T](sb)
+	if !ok {
+		return none, &isolation.UnsupportedError{Feature: what + ", on the engine " + s.Info().Decision.Engine}
+	}
+	return a, nil
+}
+
+// Delete ends all programs and removes the session. It is legal in every state
+// and may be called again, also when it failed.
+func (s *Session) Delete(ctx context.Context) error { return s.end(ctx, "deleted") }
+
+func (s *Session) end(ctx context.Context, why string) error {
+	s.mu.Lock()
+	if s.cancel != nil {
+		s.cancel()
+	}
+	s.mu.Unlock()
+	select {
+	case <-s.ready:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	for {
+		s.mu.Lock()
+		if s.gone {
+			s.mu.Unlock()
+			return nil
+		}
+		other := s.ending
+		if other == nil {
+			s.ending = make(chan struct{})
+			s.tried = s.m.config.Now()
+		}
+		s.mu.Unlock()
+		if other == nil {
+			break
+		}
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	err := s.remove(ctx, why)
+	s.mu.Lock()
+	close(s.ending)
+	s.ending = nil
+	s.gone = err == nil
+	s.mu.Unlock()
+	if err != nil {
+		return &isolation.Error{Op: "delete", ID: s.id, Err: err}
+	}
+	s.m.forget(s)
+	s.m.event(s, "deleted", "", "reason", why)
+	return nil
+}
+
+func (s *Session) remove(ctx context.Context, why string) error {
+	s.mu.Lock()
+	lost := s.rec.Phase == phaseLost
+	s.rec.Phase = phaseDeleting
+	rec, sb, corrupt := s.rec, s.sb, s.corrupt
+	s.mu.Unlock()
+	if corrupt == nil {
+		// On a full disk a session can still be deleted. Should this process end
+		// before it is, the next one finds it live.
+		if err := save(filepath.Join(s.dir(), sessionFile), rec); err != nil {
+			s.m.config.Logger.Warn("write that a session is being deleted", "session", s.id, "error", err)
+		}
+	}
+	failpoint.Hit(failpoint.SessionDeleting)
+	var err error
+	if sb == nil && !lost {
+		if sb, err = s.find(ctx, rec); err != nil {
+			return err
+		}
+	}
+	if sb != nil {
+		if err := sb.Delete(ctx); err != nil {
+			return err
+		}
+	}
+	failpoint.Hit(failpoint.SessionUnmade)
+	done := make(chan struct{})
+	go func() {
+		s.execWG.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	s.mu.Lock()
+	for _, e := range s.execs {
+		e.closeLogs()
+	}
+	s.mu.Unlock()
+	// The record goes last: what is left before is found by it.
+	if err := os.RemoveAll(filepath.Join(s.dir(), execsDir)); err != nil {
+		return err
+	}
+	return os.RemoveAll(s.dir())
+}
+
+// find returns the sandbox of a session that this process does not have, or nil
+// if there is none any more.
+func (s *Session) find(ctx context.Context, rec record) (isolation.Sandbox, error) {
+	sb, err := s.m.config.Engine.RecoverOne(ctx, rec.Decision.Engine, rec.Request.engineRequest(s.id, s.tenant))
+	var unsupported *isolation.UnsupportedError
+	if errors.Is(err, isolation.ErrNotFound) || errors.As(err, &unsupported) {
+		return nil, nil
+	}
+	return sb, err
+}
+
+// due says why a session should be ended now, if it should.
+func (s *Session) due(now time.Time) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	const again = 10 * time.Second
+	select {
+	case <-s.ready:
+	default:
+		return ""
+	}
+	switch {
+	case s.gone || s.ending != nil:
+		return ""
+	case s.rec.Phase == phaseDeleting:
+		if now.Sub(s.tried) > again {
+			return "deleted"
+		}
+		return ""
+	case s.corrupt != nil:
+		return "" // only a person can say what it is
+	case now.After(s.rec.Expires):
+		return "end of life"
+	case s.unknown != nil:
+		if now.Sub(s.tried) > again {
+			s.tried = now
+			s.m.wg.Go(func() { s.revive(s.m.ctx) })
+		}
+		return ""
+	case s.rec.Phase == phaseLive && !s.paused && len(s.liveLocked()) == 0 && now.Sub(s.active) > s.rec.Idle:
+		return "idle"
+	}
+	return ""
+}
+
+// recover goes on with a session of a process before this one.
+func (s *Session) recover(ctx context.Context) {
+	defer close(s.ready)
+	if s.corrupt != nil {
+		s.m.config.Logger.Error("session cannot be read; it can be looked at, and deleted", "session", s.id, "error", s.corrupt)
+		return
+	}
+	switch s.rec.Phase {
+	case phaseCreating, phaseDeleting:
+		// Nobody was told that it is there, or its owner wants it gone.
+		if err := s.remove(ctx, "unfinished"); err != nil {
+			s.m.config.Logger.Warn("remove what is left of a session; tried again later", "session", s.id, "error", err)
+			s.tried = s.m.config.Now()
+			return
+		}
+		s.gone = true
+		s.m.forget(s)
+	case phaseLost:
+		s.loadExecs(nil)
+	case phaseLive:
+		s.revive(ctx)
+	}
+}
+
+// revive looks for the sandbox of a live session.
+func (s *Session) revive(ctx context.Context) {
+	s.mu.Lock()
+	rec := s.rec
+	s.mu.Unlock()
+	sb, err := s.m.config.Engine.RecoverOne(ctx, rec.Decision.Engine, rec.Request.engineRequest(s.id, s.tenant))
+	var unsupported *isolation.UnsupportedError
+	switch {
+	case errors.Is(err, isolation.ErrNotFound) || errors.As(err, &unsupported):
+		s.lose(err)
+		return
+	case err != nil:
+		s.mu.Lock()
+		s.unknown, s.tried = err, s.m.config.Now()
+		s.mu.Unlock()
+		s.m.config.Logger.Error("session cannot be reached; tried again later", "session", s.id, "error", err)
+		return
+	}
+	paused := false
+	if st, err := sb.State(ctx); err == nil {
+		paused = st.Status == isolation.StatusPaused
+	}
+	s.mu.Lock()
+	s.sb, s.unknown, s.paused = sb, nil, paused
+	s.mu.Unlock()
+	s.loadExecs(sb)
+	s.m.event(s, "recovered", "")
+}
+
+// lose writes down that a session's sandbox is gone.
+func (s *Session) lose(err error) {
+	reason := "its sandbox is gone"
+	if !s.durable() {
+		reason = "its sandbox went with the process that made it"
+	}
+	s.mu.Lock()
+	s.rec.Phase, s.rec.Reason, s.unknown = phaseLost, reason+": "+strings.TrimSpace(err.Error()), nil
+	rec := s.rec
+	s.mu.Unlock()
+	if err := save(filepath.Join(s.dir(), sessionFile), rec); err != nil {
+		s.m.config.Logger.Error("write that a session is lost", "session", s.id, "error", err)
+	}
+	s.loadExecs(nil)
+	s.m.event(s, "lost", "", "reason", rec.Reason)
+}

@@ -1,0 +1,263 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/api"
+)
+
+// Config makes a Driver.
+type Config struct {
+	// Address of the daemon: unix:///PATH, http://HOST:PORT or https://HOST.
+	Address string
+	// Key is a key of the daemon's.
+	Key string
+	// Tier and Engine are asked for if they are set; else the daemon chooses for
+	// each Spec.
+	Tier   *isolation.Tier
+	Engine string
+	// MinTier, AllowEmulated and AllowUnenforced are as in engine.Request.
+	MinTier                        *isolation.Tier
+	AllowEmulated, AllowUnenforced bool
+}
+
+// Driver makes sandboxes at a daemon.
+type Driver struct {
+	config Config
+	remote *remote
+
+	mu        sync.Mutex
+	known     isolation.Features  // of the last probe; guarded by mu
+	sandboxes map[string]*sandbox // made here, and not deleted; guarded by mu
+	opened    []*sandbox          // by Open; guarded by mu
+	closed    bool                // guarded by mu
+	running   sync.WaitGroup      // the goroutines of processes
+}
+
+var _ isolation.Driver = (*Driver)(nil)
+
+// New makes a driver. The daemon is not asked before it is needed.
+func New(c Config) (*Driver, error) {
+	r, err := newRemote(c.Address, c.Key)
+	if err != nil {
+		return nil, err
+	}
+	return &Driver{config: c, remote: r, sandboxes: map[string]*sandbox{}}, nil
+}
+
+// Name implements isolation.Driver.
+func (d *Driver) Name() string {
+	if d.config.Engine != "" {
+		return d.config.Engine
+	}
+	return "remote"
+}
+
+// abilities are those that can be had over the wire.
+var abilities = []string{
+	isolation.AbilityAttach, isolation.AbilityPause, isolation.AbilityFiles, isolation.AbilityWatch, isolation.AbilityStats, isolation.AbilityResize,
+}
+
+// Probe implements isolation.Driver: the daemon probes its engines, and the first
+// that works is what this driver is, of the tier and name that it is to have.
+func (d *Driver) Probe(ctx context.Context) (isolation.Features, error) {
+	var t api.Tiers
+	if err := d.remote.call(ctx, "GET", "/v1/tiers", nil, nil, nil, &t); err != nil {
+		return d.static(), d.fail("probe", "", "", err)
+	}
+	var reasons []error
+	for _, e := range t.Engines {
+		switch {
+		case d.config.Tier != nil && e.Tier != *d.config.Tier, d.config.Engine != "" && e.Engine != d.config.Engine:
+			continue
+		case e.Tier == isolation.TierNone:
+			continue // nobody gets it over the wire
+		case !e.OK:
+			reasons = append(reasons, fmt.Errorf("%s: %s", e.Engine, e.Reason))
+			continue
+		}
+		f := features(e.Features)
+		d.mu.Lock()
+		d.known = f
+		d.mu.Unlock()
+		return f, nil
+	}
+	reasons = append(reasons, isolation.ErrUnavailable)
+	return d.static(), d.fail("probe", "", "", fmt.Errorf("no engine of the daemon's works: %w", errors.Join(reasons...)))
+}
+
+// static is what is known without asking the daemon, or was told by it last.
+func (d *Driver) static() isolation.Features {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := isolation.Features{Tier: d.known.Tier, Engine: d.Name(), Runs: d.known.Runs}
+	if d.config.Tier != nil {
+		f.Tier = *d.config.Tier
+	}
+	return f
+}
+
+// features are what is left of an engine's at the end of the wire.
+func features(f isolation.Features) isolation.Features {
+	f.Options = slices.DeleteFunc(slices.Clone(f.Options), func(o isolation.Option) bool {
+		return o == isolation.OptionMounts || o == isolation.OptionRootPath
+	})
+	f.Functions = nil
+	had := f.Abilities
+	f.Abilities = nil
+	for _, a := range abilities {
+		// The daemon keeps output itself.
+		if a == isolation.AbilityAttach || slices.Contains(had, a) {
+			f.Abilities = append(f.Abilities, a)
+		}
+	}
+	return f
+}
+
+func (d *Driver) fail(op, id string, o isolation.Outcome, err error) error {
+	return &isolation.Error{Op: op, Driver: d.Name(), ID: id, Outcome: o, Err: err}
+}
+
+// Create implements isolation.Driver.
+func (d *Driver) Create(ctx context.Context, id string, spec isolation.Spec) (isolation.Sandbox, error) {
+	s, err := d.create(ctx, id, spec)
+	if err != nil {
+		return nil, d.fail("create", id, isolation.NotStarted, err)
+	}
+	return s, nil
+}
+
+var errClosed = fmt.Errorf("driver is closed: %w", isolation.ErrFailedPrecondition)
+
+func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (*sandbox, error) {
+	if err := isolation.ValidateID(id); err != nil {
+		return nil, err
+	}
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	switch {
+	case len(spec.Mounts) > 0:
+		return nil, &isolation.UnsupportedError{Feature: "a directory of the host over the API", Need: "files that are copied into the sandbox"}
+	case spec.Root.Path != "":
+		return nil, &isolation.UnsupportedError{Feature: "a root directory of the host over the API", Need: "an image"}
+	}
+	if spec.Module.Path != "" {
+		b, err := os.ReadFile(spec.Module.Path)
+		if err != nil {
+			return nil, fmt.Errorf("module: %w: %w", err, isolation.ErrNotFound)
+		}
+		spec.Module.Path, spec.Module.Data = "", b
+	}
+	d.mu.Lock()
+	closed, there := d.closed, d.sandboxes[id] != nil
+	if !closed && !there {
+		d.sandboxes[id] = nil // reserved
+	}
+	d.mu.Unlock()
+	switch {
+	case closed:
+		return nil, errClosed
+	case there:
+		return nil, fmt.Errorf("sandbox %s: %w", id, isolation.ErrAlreadyExists)
+	}
+	c := d.config
+	in := api.Create{
+		ID: id, Spec: spec, Tier: c.Tier, Engine: c.Engine, MinTier: c.MinTier, AllowEmulated: c.AllowEmulated, AllowUnenforced: c.AllowUnenforced,
+		Ephemeral: !spec.Detached,
+	}
+	var out api.Sandbox
+	err := d.remote.call(ctx, "POST", "/v1/sandboxes", nil, nil, in, &out)
+	s := d.sandbox(id, out.Instance, spec.Detached)
+	d.mu.Lock()
+	if err == nil && !d.closed {
+		d.sandboxes[id] = s
+		d.mu.Unlock()
+		return s, nil
+	}
+	delete(d.sandboxes, id)
+	d.mu.Unlock()
+	if err == nil {
+		err = errClosed
+	}
+	// An answer that did not come may have been of a sandbox that is there.
+	if isolation.OutcomeOf(err) != isolation.NotStarted && !errors.Is(err, isolation.ErrAlreadyExists) {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		if derr := s.delete(undo); derr != nil {
+			err = errors.Join(err, derr)
+		}
+	}
+	return nil, err
+}
+
+// Open returns a sandbox of the daemon's that is there already, made by whomever
+// of the same tenant. Close leaves it alone.
+func (d *Driver) Open(ctx context.Context, id string) (isolation.Sandbox, error) {
+	if err := isolation.ValidateID(id); err != nil {
+		return nil, d.fail("open", id, "", err)
+	}
+	var out api.Sandbox
+	if err := d.remote.call(ctx, "GET", "/v1/sandboxes/"+id, nil, nil, nil, &out); err != nil {
+		return nil, d.fail("open", id, "", err)
+	}
+	s := d.sandbox(id, out.Instance, true)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, d.fail("open", id, "", errClosed)
+	}
+	d.opened = append(d.opened, s)
+	return s, nil
+}
+
+func (d *Driver) sandbox(id, instance string, detached bool) *sandbox {
+	return &sandbox{d: d, id: id, instance: instance, path: "/v1/sandboxes/" + id, detached: detached, live: map[*process]struct{}{}, giving: map[string]struct{}{}}
+}
+
+// Close implements isolation.Driver.
+func (d *Driver) Close() error {
+	d.mu.Lock()
+	d.closed = true
+	mine := d.opened
+	d.opened = nil
+	for _, s := range d.sandboxes {
+		if s != nil {
+			mine = append(mine, s)
+		}
+	}
+	d.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	var errs []error
+	for _, s := range mine {
+		if s.detached {
+			s.letGo(errLetGo)
+			d.forget(s)
+		} else if err := s.Delete(ctx); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	d.running.Wait()
+	d.remote.close()
+	return errors.Join(errs...)
+}
+
+var errLetGo = fmt.Errorf("the driver has let the sandbox go: %w", isolation.ErrUnavailable)
+
+func (d *Driver) forget(s *sandbox) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.sandboxes[s.id] == s {
+		delete(d.sandboxes, s.id)
+	}
+}
