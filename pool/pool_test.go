@@ -57,7 +57,11 @@ func create(t *testing.T, p *pool.Pool, id string, spec isolation.Spec) isolatio
 }
 
 func inner(sb isolation.Sandbox) isolation.Sandbox {
-	return sb.(interface{ Unwrap() any }).Unwrap().(isolation.Sandbox)
+	for v := sb.(interface{ Unwrap() any }).Unwrap(); ; v = v.(interface{ Unwrap() any }).Unwrap() {
+		if in, ok := v.(isolation.Sandbox); ok {
+			return in
+		}
+	}
 }
 
 func conformance(c pool.Config) drivertest.Config {
