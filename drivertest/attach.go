@@ -221,7 +221,7 @@ func checkAttachEnded(t testing.TB, s *suite) {
 
 func checkAttachErrors(t testing.TB, s *suite) {
 	// More than anybody holds, so that the beginning is dropped.
-	const n = 64 << 20
+	const n = 8 << 20
 	r, a := s.attachable(t, job{program: Flood, args: []string{strconv.Itoa(n)}, stdio: isolation.Stdio{Stdout: io.Discard}})
 	r.wait(t)
 	for _, c := range []struct {

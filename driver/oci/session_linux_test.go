@@ -267,7 +267,7 @@ func TestDetachedTruth(t *testing.T) {
 			check: func(e isolation.Exit) bool { return e.Reason == isolation.ReasonTimeoutCPU }},
 		{name: "memory", res: isolation.Resources{MemoryBytes: 32 << 20}, script: "echo x; sleep 0.3; head -c 100000000 /dev/zero | tail -c 100000000 | wc -c; exit 3", needs: isolation.LimitMemory,
 			check: func(e isolation.Exit) bool { return e.Reason == isolation.ReasonOOM && hits(e, isolation.LimitMemory) }},
-		{name: "pids", res: isolation.Resources{Pids: 20}, script: "echo x; sleep 0.3; i=0; while [ $i -lt 40 ]; do (sleep 1 &) 2>/dev/null; i=$((i+1)); done; exit 4", needs: isolation.LimitPids,
+		{name: "pids", res: isolation.Resources{Pids: 20}, script: "echo x; sleep 0.3; i=0; while [ $i -lt 40 ]; do (sleep 60 &) 2>/dev/null; i=$((i+1)); done; exit 4", needs: isolation.LimitPids,
 			check: func(e isolation.Exit) bool { return hits(e, isolation.LimitPids) }},
 		{name: "output", limits: isolation.Limits{OutputBytes: 1 << 20}, script: "echo x; sleep 0.3; yes",
 			check: func(e isolation.Exit) bool {
