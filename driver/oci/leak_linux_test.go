@@ -41,6 +41,7 @@ type hostile struct {
 	name   string
 	spec   isolation.Spec
 	limits isolation.Limits
+	stdin  io.Reader
 	script string           // $MARK is in the command line of all that it starts
 	reason isolation.Reason // "": any
 	bytes  int64            // that it writes; 0: any
@@ -49,14 +50,20 @@ type hostile struct {
 
 // TestNothingStays runs programs of the worst kind. Each ends in time, and with
 // its sandbox everything of it is gone.
-func TestNothingStays(t *testing.T) {
-	d := newDriver(t, oci.Config{})
+func TestNothingStays(t *testing.T) { eachEngine(t, testNothingStays) }
+
+func testNothingStays(t *testing.T, c oci.Config) {
+	d := newDriver(t, c)
+	flood := int64(2 << 30)
+	if c.Engine != "" {
+		flood = 64 << 20 // it comes the same way, or in frames, which take longer
+	}
 	f, err := d.Probe(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	noPids := !f.Enforcement(isolation.LimitPids).Enforced
-	wall := isolation.Limits{Wall: time.Second}
+	wall := isolation.Limits{Wall: 500 * time.Millisecond}
 	for _, h := range []hostile{
 		{name: "ignores TERM", limits: wall, reason: isolation.ReasonTimeoutWall,
 			script: `trap '' TERM INT HUP; sh -c "trap '' TERM; sleep 1000" $MARK; sleep 1000`},
@@ -71,8 +78,10 @@ func TestNothingStays(t *testing.T) {
 		{name: "stops itself", limits: wall, reason: isolation.ReasonTimeoutWall,
 			script: `sh -c 'kill -STOP $$; sleep 1000' $MARK`},
 		{name: "kills all it can", reason: isolation.ReasonSignaled, script: `sh -c "sleep 1000; :" $MARK & kill -KILL -1; kill -KILL $$`},
-		{name: "floods", reason: isolation.ReasonExited, bytes: 2 << 30, skip: testing.Short(),
-			script: `dd if=/dev/zero bs=1M count=2048 2>/dev/null`},
+		{name: "floods", reason: isolation.ReasonExited, bytes: flood, skip: testing.Short(),
+			script: fmt.Sprintf(`dd if=/dev/zero bs=1M count=%d 2>/dev/null`, flood>>20)},
+		{name: "never reads what comes", limits: wall, reason: isolation.ReasonTimeoutWall, stdin: endless{},
+			script: `sh -c "sleep 1000; :" $MARK`},
 		{name: "fills the disk and goes on", limits: wall, reason: isolation.ReasonTimeoutWall, spec: isolation.Spec{Resources: isolation.Resources{DiskBytes: 1 << 20}},
 			script: `while :; do cat /dev/zero > /tmp/x 2>/dev/null; cat /dev/zero > /dev/shm/x 2>/dev/null; done`},
 	} {
@@ -83,7 +92,18 @@ func TestNothingStays(t *testing.T) {
 			mark := fmt.Sprintf("axo-mark-%d-%d", os.Getpid(), ids.Add(1))
 			var out counter
 			begin := time.Now()
-			sb, p := start(t, d, h.spec, isolation.ProcessSpec{Limits: h.limits, Env: []string{"PATH=/usr/bin:/bin", "MARK=" + mark}}, &out, h.script)
+			h.spec.Requirement = isolation.Shell
+			sb, err := d.Create(t.Context(), nextID(), h.spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer sb.Delete(context.Background())
+			p, err := sb.Exec(t.Context(), isolation.ProcessSpec{
+				Args: []string{"/bin/sh", "-c", h.script}, Limits: h.limits, Env: []string{"PATH=/usr/bin:/bin", "MARK=" + mark},
+			}, isolation.Stdio{Stdin: h.stdin, Stdout: &out, Stderr: &out})
+			if err != nil {
+				t.Fatal(err)
+			}
 			e := wait(t, p)
 			took := time.Since(begin)
 			if h.reason != "" && e.Reason != h.reason || h.bytes > 0 && (out.n != h.bytes || e.Stdout.Bytes+e.Stderr.Bytes != h.bytes) {
@@ -95,12 +115,20 @@ func TestNothingStays(t *testing.T) {
 			if n := marked(t, mark); n > 0 {
 				t.Errorf("%d processes are left", n)
 			}
+			if c.StateDir != "" && marked(t, c.StateDir) > 0 {
+				t.Error("processes of the runtime are left")
+			}
 		})
 	}
 	if left := leftovers(t); len(left) > 0 {
 		t.Errorf("control groups are left: %v", left)
 	}
 }
+
+// endless is input that has no end.
+type endless struct{}
+
+func (endless) Read(b []byte) (int, error) { return len(b), nil }
 
 // stock is what a process has of its host.
 type stock struct{ fds, goroutines, mounts, groups, children int }
@@ -134,17 +162,22 @@ func takeStock(t testing.TB) stock {
 }
 
 // TestManyRuns: what a run takes of the host it gives back. AXO_RUNS is how many.
-func TestManyRuns(t *testing.T) {
+func TestManyRuns(t *testing.T) { eachEngine(t, testManyRuns) }
+
+func testManyRuns(t *testing.T, c oci.Config) {
 	runs := 100
+	if c.Engine != "" {
+		runs = 10
+	}
 	if n, err := strconv.Atoi(os.Getenv("AXO_RUNS")); err == nil {
 		runs = n
 	}
-	d := newDriver(t, oci.Config{})
+	d := newDriver(t, c)
 	f, err := d.Probe(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec := isolation.Spec{Requirement: isolation.Shell, Mounts: []isolation.Mount{{Source: t.TempDir(), Destination: "/data"}}}
+	spec := isolation.Spec{Requirement: isolation.Shell, Mounts: []isolation.Mount{{Source: t.TempDir(), Destination: "/data", ReadOnly: c.Engine == "runsc"}}}
 	for _, l := range []isolation.Limit{isolation.LimitMemory, isolation.LimitPids, isolation.LimitCPUs} {
 		if !f.Enforcement(l).Enforced {
 			continue
