@@ -251,6 +251,9 @@ func (b *builder) boot(ctx context.Context, s qemu.Shape) (_ *machine, ram *os.F
 			err = errors.Join(err, m.Remove(undo))
 		}
 	}()
+	if err := m.takeUser(); err != nil {
+		return nil, nil, err
+	}
 	if m.dir, err = b.runDir(); err != nil {
 		return nil, nil, err
 	}
@@ -258,7 +261,7 @@ func (b *builder) boot(ctx context.Context, s qemu.Shape) (_ *machine, ram *os.F
 		return nil, nil, err
 	}
 	m.vm, err = b.vmm.boot(ctx, &b.spawner, &bootConfig{
-		machineConfig: machineConfig{shape: s, dir: m.dir, ram: ram, disk: b.disk}, kernel: b.kernel, initrd: b.initrd, line: commandLine(s, b.vmm.caps().options),
+		machineConfig: machineConfig{shape: s, dir: m.dir, ram: ram, disk: b.disk, uid: m.uid()}, kernel: b.kernel, initrd: b.initrd, line: commandLine(s, b.vmm.caps().options),
 	})
 	if err != nil {
 		return nil, ram, err

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/ids"
 	"github.com/axocoatl/isolation/driver/internal/proc"
 	"github.com/axocoatl/isolation/driver/internal/root"
 	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
@@ -34,6 +35,7 @@ func New(c Config) (isolation.Driver, error) {
 type engine struct {
 	cfg     Config
 	spawner spawn.Spawner
+	users   ids.Ranges
 
 	mu     sync.Mutex
 	groups *cgroup.Tree // nil: not looked for yet
@@ -122,7 +124,7 @@ func (e *engine) Features() isolation.Features {
 	f.Walls = []isolation.Wall{
 		{Name: "guest", Present: true, Detail: "in the machine: pid and mount namespaces, no capabilities, no_new_privs, cgroup"},
 		wall,
-		{Name: "jail", Present: true, Detail: "of " + vmmNames[e.Name()] + ": user, pid, mount, network, ipc, uts and cgroup namespaces, nobody, no capabilities, no_new_privs" + jails[e.Name()]},
+		{Name: "jail", Present: true, Detail: "of " + vmmNames[e.Name()] + ": user, pid, mount, network, ipc, uts and cgroup namespaces, a user that is nobody else, no capabilities, no_new_privs" + jails[e.Name()]},
 	}
 	return f
 }
@@ -139,7 +141,7 @@ func filters(pid int) isolation.Wall {
 }
 
 // jails are what is around a VMM beyond what is around all.
-var jails = map[string]string{QEMU: ", seccomp", Firecracker: ", a root of its own"}
+var jails = map[string]string{QEMU: ", a root of its own, seccomp", Firecracker: ", a root of its own"}
 
 // Probe restores a machine and runs something in it.
 func (e *engine) Probe(ctx context.Context, f *isolation.Features) (err error) {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/internal/guestconn"
+	"github.com/axocoatl/isolation/driver/internal/ids"
 	"github.com/axocoatl/isolation/driver/internal/proc"
 	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
 	"github.com/axocoatl/isolation/guest/wire"
@@ -29,6 +30,7 @@ type machine struct {
 	guestconn.Programs
 	eng   *engine
 	name  string
+	user  *ids.Range    // who its VMM is; nil: nobody, or this process's user
 	entry Entry         // nil: none
 	group *cgroup.Group // nil: none
 	vm    vm            // nil: not started
@@ -84,6 +86,9 @@ func (e *engine) raise(ctx context.Context, id string, spec isolation.Spec, t *l
 		}
 	}()
 	m.memory = int64(t.Shape.MemoryMiB) << 20
+	if err := m.takeUser(); err != nil {
+		return nil, err
+	}
 	if err := m.account(t.Shape); err != nil {
 		return nil, err
 	}
@@ -105,7 +110,7 @@ func (e *engine) raise(ctx context.Context, id string, spec isolation.Spec, t *l
 	defer state.Close()
 	m.vm, err = q.restore(ctx, &e.spawner, &restoreConfig{
 		machineConfig: machineConfig{
-			shape: t.Shape, dir: m.dir, ram: t.ram, disk: t.disk, data: data, tasks: m.group.Joins(), group: m.group.Into(), started: m.started,
+			shape: t.Shape, dir: m.dir, ram: t.ram, disk: t.disk, data: data, uid: m.uid(), tasks: m.group.Joins(), group: m.group.Into(), started: m.started,
 		}, state: state, live: t.Live != nil,
 	})
 	if err != nil {
@@ -169,6 +174,22 @@ func random(n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.Read(b) // never fails
 	return b
+}
+
+// takeUser gives the machine's VMM a user of its own on the host, which is nobody
+// else: not of this host's, nor of another sandbox.
+func (m *machine) takeUser() (err error) {
+	if os.Geteuid() == 0 && m.eng.Name() == QEMU {
+		m.user, err = m.eng.users.Take()
+	}
+	return err
+}
+
+func (m *machine) uid() int {
+	if m.user == nil {
+		return 0
+	}
+	return m.user.Base
 }
 
 // account makes the journal's entry and the control group.
@@ -474,6 +495,10 @@ func (m *machine) Remove(ctx context.Context) error {
 			return err
 		}
 		m.dir = ""
+	}
+	if m.user != nil {
+		m.user.File.Close()
+		m.user = nil
 	}
 	if m.borrowed != nil {
 		m.eng.release(m.borrowed)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -79,29 +80,48 @@ kill -0 1 2>&1 | grep -c .; ls /dev/vport* /dev/vd* 2>/dev/null | wc -l; cat /pr
 	}
 }
 
-// TestJail looks at QEMU from the host.
+// TestJail looks at QEMU from the host, and at this process as the control.
 func TestJail(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("looks at another user's process")
 	}
 	d := newDriver(t, config(t))
-	sb := create(t, d, "jail", isolation.Spec{})
-	p, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"/bin/sleep", "1000"}}, isolation.Stdio{})
-	if err != nil {
-		t.Fatal(err)
+	qemu := func(id string) string {
+		sb := create(t, d, id, isolation.Spec{})
+		p, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"/bin/sleep", "1000"}}, isolation.Stdio{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return "/proc/" + strconv.Itoa(p.PID())
 	}
-	dir := "/proc/" + strconv.Itoa(p.PID())
-	b, err := os.ReadFile(dir + "/status")
-	if err != nil {
-		t.Fatal(err)
+	dir, other := qemu("jail"), qemu("jail-2")
+	read := func(name string) string {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
 	}
-	want := []string{"Name:\tqemu", "Seccomp:\t2"}
-	if testVMM == microvm.Firecracker || testVMM == standIn { // Firecracker has filters where its release build has
-		want = []string{"Name:\tvmm"}
+	field := func(dir, name string) string {
+		_, rest, _ := strings.Cut(read(dir+"/status"), "\n"+name+":\t")
+		line, _, _ := strings.Cut(rest, "\n")
+		return line
 	}
-	for _, line := range append(want, "Uid:\t65534\t65534\t65534\t65534", "Gid:\t65534\t65534\t65534\t65534", "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1") {
-		if !strings.Contains(string(b), line) {
-			t.Errorf("QEMU's status has no %q:\n%s", line, b)
+	for _, x := range []struct{ name, want string }{
+		{"CapEff", "0000000000000000"}, {"CapPrm", "0000000000000000"}, {"CapInh", "0000000000000000"}, {"CapAmb", "0000000000000000"}, {"NoNewPrivs", "1"}, {"Seccomp", "2"},
+	} {
+		if got := field(dir, x.name); got != x.want {
+			t.Errorf("%s is %q, want %q", x.name, got, x.want)
+		}
+	}
+	if field("/proc/self", "CapEff") == "0000000000000000" {
+		t.Error("the control: this process has no capabilities either")
+	}
+	// A user of its own, also among machines.
+	for _, name := range []string{"Uid", "Gid"} {
+		a, b := strings.Fields(field(dir, name)), strings.Fields(field(other, name))
+		if len(a) != 4 || a[0] == "0" || a[0] == b[0] || a[0] != a[1] || a[0] != a[2] || a[0] != a[3] {
+			t.Errorf("%s is %v, of another machine %v", name, a, b)
 		}
 	}
 	for _, ns := range []string{"user", "pid", "mnt", "net", "ipc", "uts", "cgroup"} {
@@ -111,12 +131,28 @@ func TestJail(t *testing.T) {
 			t.Errorf("namespace %s: %s and %s, %v, %v", ns, theirs, ours, err1, err2)
 		}
 	}
-	groups, err := os.ReadFile(dir + "/cgroup")
-	if err != nil {
-		t.Fatal(err)
+	// A root of its own, in which there is nothing of the host's but programs'
+	// parts, and no process but itself.
+	for name, there := range map[string]bool{"/etc/passwd": false, "/etc/shadow": false, "/bin/sh": false, "/usr/bin/env": false, "/dev/null": false, "/root": false, "/proc/sys": false, "/usr/bin": true} {
+		_, err := os.Stat(dir + "/root" + name)
+		if there != (err == nil) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Stat(name); err != nil {
+			t.Errorf("the control: %v", err)
+		}
 	}
-	if cgroup.Find().Any() && !strings.Contains(string(groups), "/axo-microvm-jail-") {
-		t.Errorf("the VMM is in no group of its own:\n%s", groups)
+	if list := processes(t, dir+"/root/proc"); len(list) != 1 || list[0] != "1" {
+		t.Errorf("QEMU sees the processes %v", list)
+	}
+	if len(processes(t, "/proc")) < 3 {
+		t.Error("the control: this process sees as few")
+	}
+	for line := range strings.Lines(read(dir + "/mountinfo")) {
+		f := strings.Fields(line)
+		if options := strings.Split(f[5], ","); f[4] != "/proc" && !slices.Contains(options, "ro") || !slices.Contains(options, "nosuid") || !slices.Contains(options, "nodev") {
+			t.Errorf("mounted on %s with %s", f[4], f[5])
+		}
 	}
 	fds, err := os.ReadDir(dir + "/fd")
 	if err != nil {
@@ -124,10 +160,31 @@ func TestJail(t *testing.T) {
 	}
 	for _, fd := range fds {
 		to, err := os.Readlink(dir + "/fd/" + fd.Name())
-		if err == nil && strings.HasPrefix(to, "/") && !strings.HasPrefix(to, work) && !strings.HasPrefix(to, "/memfd:") && to != os.DevNull && (to != "/dev/kvm" || testVMM == "") {
+		if err == nil && strings.HasPrefix(to, "/") && !strings.HasPrefix(to, work) && !strings.HasPrefix(to, "/memfd:") && to != os.DevNull {
 			t.Errorf("QEMU has %s open", to)
 		}
 	}
+	if lines := strings.Split(strings.TrimSpace(read(dir+"/net/dev")), "\n"); len(lines) != 3 { // two of heads, and lo
+		t.Errorf("network interfaces: %q", lines)
+	}
+	if cgroup.Find().Any() && !strings.Contains(read(dir+"/cgroup"), "/axo-microvm-jail-") {
+		t.Errorf("QEMU is in no group of its own:\n%s", read(dir+"/cgroup"))
+	}
+}
+
+// processes lists those that a proc file system shows.
+func processes(t *testing.T, proc string) (list []string) {
+	t.Helper()
+	entries, err := os.ReadDir(proc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if _, err := strconv.Atoi(e.Name()); err == nil {
+			list = append(list, e.Name())
+		}
+	}
+	return list
 }
 
 // TestLost: the death of QEMU is not the program's.

@@ -40,7 +40,7 @@ func (m qemuMachine) pid() int { return m.PID }
 
 func (q *qemuVMM) config(c *machineConfig) *qemu.Config {
 	return &qemu.Config{
-		Shape: c.shape, Program: q.path, Dir: c.dir, RAM: c.ram, Disk: c.disk, Data: c.data, Tasks: c.tasks, Group: c.group, Session: c.session, Started: c.started,
+		Shape: c.shape, Program: q.path, Dir: c.dir, RAM: c.ram, Disk: c.disk, Data: c.data, Tasks: c.tasks, Group: c.group, Session: c.session, UID: c.uid, Started: c.started,
 	}
 }
 

@@ -108,6 +108,8 @@ type machineConfig struct {
 	tasks   []*os.File
 	group   *os.File
 	session bool // it outlives this process
+	// uid is who the VMM is on the host; 0: nobody, or who this process is.
+	uid int
 	// started is told the process as soon as there is one.
 	started func(pid int) error
 }

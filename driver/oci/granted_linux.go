@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/axocoatl/isolation/driver/internal/ids"
 )
 
 // subRange are rangeSize ids of each kind that an ordinary user of the host may
@@ -60,7 +62,7 @@ func findGranted(uids, gids string) (*subRanges, error) {
 
 // slots lists the beginnings of whole ranges that one of the owners has.
 func slots(file string, owners []string) (list []uint64) {
-	for _, r := range subordinate(file, owners...) {
+	for _, r := range ids.Subordinate(file, owners...) {
 		for first := r[0]; first+rangeSize <= r[1]; first += rangeSize {
 			list = append(list, first)
 		}

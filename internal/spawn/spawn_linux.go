@@ -110,8 +110,9 @@ type Mount struct {
 	Source, Target, Type, Data string
 	Flags                      uintptr // MS_BIND, MS_REC; or of a new file system
 	Attr                       uint64  // MOUNT_ATTR flags
-	// Optional: if it cannot be made, it is left out.
-	Optional bool
+	// Optional: if it cannot be made, it is left out. Instead: it is made only if
+	// the one before it was left out.
+	Optional, Instead bool
 }
 
 // Error is a start that failed in the child. It names the step.
@@ -309,7 +310,7 @@ type mount struct {
 	source, target, kind, data *byte
 	flags                      uintptr
 	attr                       unix.MountAttr
-	optional                   bool
+	optional, instead          bool
 }
 
 type rlimit struct {
@@ -433,7 +434,7 @@ func (c *child) prepareMounts(s Spec) error {
 	}
 	var err error
 	for _, m := range s.Mounts {
-		out := mount{flags: m.Flags, attr: unix.MountAttr{Attr_set: m.Attr}, optional: m.Optional}
+		out := mount{flags: m.Flags, attr: unix.MountAttr{Attr_set: m.Attr}, optional: m.Optional, instead: m.Instead}
 		for _, f := range []struct {
 			to   **byte
 			from string
@@ -766,6 +767,7 @@ func (c *child) run() {
 		i    int
 		step uintptr
 		m    *mount
+		out  bool // the last mount was left out
 	)
 	defaultSignals(&c.sigDefault, &c.sigMask)
 	syscall.RawSyscall(unix.SYS_UMASK, 0o022, 0, 0)
@@ -850,9 +852,14 @@ func (c *child) run() {
 	}
 	for i = range c.mounts {
 		m = &c.mounts[i]
+		if m.instead && !out {
+			continue
+		}
+		out = false
 		_, _, e = syscall.RawSyscall6(unix.SYS_MOUNT, uintptr(unsafe.Pointer(m.source)), uintptr(unsafe.Pointer(m.target)),
 			uintptr(unsafe.Pointer(m.kind)), m.flags, uintptr(unsafe.Pointer(m.data)), 0)
 		if e != 0 && m.optional {
+			out = true
 			continue
 		}
 		if e == 0 && m.attr.Attr_set != 0 {

@@ -4,8 +4,11 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,8 +31,16 @@ type Config struct {
 	// Paths of this host that the program finds under the same names, read-only.
 	// With a program that is linked to libraries those are added.
 	Paths []string
+	// InPlace: the program has its own path inside, and not another one: it finds
+	// what it needs from there, and has no place to write to. Modules are libraries
+	// that it loads later: what they need is there as well.
+	InPlace bool
+	Modules []string
 	// KVM: the program finds /dev/kvm.
 	KVM bool
+	// UID is who the program is on the host, user and group, if root starts it; 0:
+	// nobody.
+	UID int
 	// FileBytes bounds what it writes to one file.
 	FileBytes uint64
 	// Tasks are files of control groups of version 1 that it joins, and Group is
@@ -65,7 +76,14 @@ const nobody = 65534
 // Start starts a program.
 func Start(s *spawn.Spawner, c *Config) (_ *Process, err error) {
 	p := &Process{dir: c.Dir, ended: make(chan struct{}), said: new(tail)}
-	mounts, err := makeRoot(c)
+	if c.UID == 0 {
+		c.UID = nobody
+	}
+	name := "/" + programName
+	if c.InPlace {
+		name = c.Program
+	}
+	mounts, err := makeRoot(c, name)
 	if err != nil {
 		return nil, err
 	}
@@ -81,11 +99,11 @@ func Start(s *spawn.Spawner, c *Config) (_ *Process, err error) {
 	defer w.Close()
 	p.tails.Go(func() { p.said.fill(r) })
 	spec := spawn.Spec{
-		Path: "/" + programName, Args: append([]string{programName}, c.Args...), Dir: Work,
+		Path: name, Args: append([]string{programName}, c.Args...), Dir: Work,
 		Files: append([]*os.File{null, w, w}, c.Files...), Tasks: c.Tasks, Group: c.Group, Mounts: mounts, Root: c.Dir,
 		Namespaces: unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC |
 			unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP,
-		Map: func(pid int) error { return mapNobody(pid, c.KVM) }, Cred: &spawn.Credential{UID: nobody, GID: nobody, KeepGroups: os.Geteuid() != 0},
+		Map: func(pid int) error { return mapNobody(pid, c.UID, c.KVM) }, Cred: &spawn.Credential{UID: nobody, GID: nobody, KeepGroups: os.Geteuid() != 0},
 		DropCapabilities: true, NoNewPrivs: true,
 		Rlimits: []spawn.Rlimit{{Resource: unix.RLIMIT_CORE}, {Resource: unix.RLIMIT_NOFILE, Cur: 1024, Max: 1024}, {Resource: unix.RLIMIT_FSIZE, Cur: c.FileBytes, Max: c.FileBytes}},
 	}
@@ -114,16 +132,23 @@ func Start(s *spawn.Spawner, c *Config) (_ *Process, err error) {
 const programName = "vmm"
 
 // makeRoot makes what mounts are put on, and says which.
-func makeRoot(c *Config) ([]spawn.Mount, error) {
+func makeRoot(c *Config, program string) ([]spawn.Mount, error) {
 	if err := os.Chmod(c.Dir, 0o755); err != nil {
 		return nil, err
 	}
 	const bind = unix.MS_BIND | unix.MS_REC
 	const quiet = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
-	mounts := []spawn.Mount{{Source: c.Dir, Target: c.Dir, Flags: unix.MS_BIND, Attr: quiet | unix.MOUNT_ATTR_NOEXEC}}
+	attr := uint64(quiet | unix.MOUNT_ATTR_NOEXEC)
+	if c.InPlace { // with no place to write to
+		attr |= unix.MOUNT_ATTR_RDONLY
+	}
+	mounts := []spawn.Mount{{Source: c.Dir, Target: c.Dir, Flags: unix.MS_BIND, Attr: attr}}
 	file := func(source, name string, attr uint64) error {
 		target := filepath.Join(c.Dir, name)
 		mounts = append(mounts, spawn.Mount{Source: source, Target: target, Flags: unix.MS_BIND, Attr: attr})
+		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+			return err
+		}
 		return os.WriteFile(target, nil, 0o644)
 	}
 	for _, d := range []string{"dev", "proc", Work} {
@@ -132,11 +157,11 @@ func makeRoot(c *Config) ([]spawn.Mount, error) {
 		}
 	}
 	if os.Geteuid() == 0 {
-		if err := os.Chown(filepath.Join(c.Dir, Work), nobody, nobody); err != nil {
+		if err := os.Chown(filepath.Join(c.Dir, Work), c.UID, c.UID); err != nil {
 			return nil, err
 		}
 	}
-	if err := file(c.Program, programName, quiet|unix.MOUNT_ATTR_RDONLY); err != nil {
+	if err := file(c.Program, program, quiet|unix.MOUNT_ATTR_RDONLY); err != nil {
 		return nil, err
 	}
 	if c.KVM {
@@ -148,19 +173,24 @@ func makeRoot(c *Config) ([]spawn.Mount, error) {
 		}
 	}
 	proc := filepath.Join(c.Dir, "proc")
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	mounts = append(mounts,
-		spawn.Mount{Source: "/proc", Target: proc, Flags: bind, Attr: quiet | unix.MOUNT_ATTR_NOEXEC},
-		// Where /proc is whole (user_namespaces(7)) there is one that has this
-		// program alone.
-		spawn.Mount{Source: "proc", Target: proc, Type: "proc", Data: "subset=pid", Flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, Optional: true},
+		// One that has this program alone. Where the host's is not whole
+		// (user_namespaces(7)) it is that one.
+		spawn.Mount{Source: "proc", Target: proc, Type: "proc", Data: "subset=pid", Flags: flags, Optional: true},
+		spawn.Mount{Source: "proc", Target: proc, Type: "proc", Flags: flags, Optional: true, Instead: true},
+		spawn.Mount{Source: "/proc", Target: proc, Flags: bind, Attr: quiet | unix.MOUNT_ATTR_NOEXEC, Instead: true},
 	)
-	libraries, err := needs(c.Program)
+	libraries, err := needs(c.Program, c.Modules)
 	if err != nil {
 		return nil, err
 	}
-	for _, path := range append(libraries, c.Paths...) {
+	for _, path := range slices.Concat(libraries, c.Paths) {
 		target := filepath.Join(c.Dir, path)
 		info, err := os.Lstat(path)
+		if err == nil && !slices.Contains(whole, path) {
+			info, err = os.Stat(path) // a library's name is a link often
+		}
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		} else if err != nil {
@@ -170,7 +200,7 @@ func makeRoot(c *Config) ([]spawn.Mount, error) {
 			return nil, err
 		}
 		switch {
-		case info.Mode()&os.ModeSymlink != 0: // /lib, where /usr is merged
+		case info.Mode()&os.ModeSymlink != 0 && slices.Contains(whole, path): // where /usr is merged
 			to, err := os.Readlink(path)
 			if err == nil {
 				err = os.Symlink(to, target)
@@ -179,7 +209,7 @@ func makeRoot(c *Config) ([]spawn.Mount, error) {
 				return nil, err
 			}
 		case info.IsDir():
-			if err := os.Mkdir(target, 0o755); err != nil {
+			if err := os.MkdirAll(target, 0o755); err != nil {
 				return nil, err
 			}
 			mounts = append(mounts, spawn.Mount{Source: path, Target: target, Flags: bind, Attr: quiet | unix.MOUNT_ATTR_RDONLY})
@@ -196,20 +226,61 @@ func makeRoot(c *Config) ([]spawn.Mount, error) {
 	return mounts, nil
 }
 
-// needs lists where the libraries are of a program that is not static.
-func needs(program string) ([]string, error) {
+// needs lists the libraries of a program that is not static, and of modules that
+// it loads: what the dynamic linker says (ld.so(8), --list). Where that says
+// nothing it is all places that have some.
+func needs(program string, modules []string) ([]string, error) {
 	f, err := elf.Open(program)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", program, err)
 	}
 	defer f.Close()
+	linker := ""
 	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP {
-			return []string{"/usr", "/lib", "/lib64", "/etc/ld.so.cache"}, nil
+		if p.Type == elf.PT_INTERP && p.Filesz < 1<<12 {
+			b, err := io.ReadAll(p.Open())
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", program, err)
+			}
+			linker = strings.TrimRight(string(b), "\x00")
 		}
 	}
-	return nil, nil
+	if linker == "" {
+		return nil, nil
+	}
+	key := program
+	for _, m := range append([]string{program}, modules...) {
+		if info, err := os.Stat(m); err == nil {
+			key += fmt.Sprintf(" %d %d", info.Size(), info.ModTime().UnixNano())
+		}
+	}
+	if list, ok := libraries.Load(key); ok {
+		return list.([]string), nil
+	}
+	list := []string{linker, "/etc/ld.so.cache"}
+	for _, m := range append([]string{program}, modules...) {
+		out, err := exec.Command(linker, "--list", m).Output()
+		if err != nil {
+			list = append(slices.Clone(whole), "/etc/ld.so.cache")
+			break
+		}
+		for line := range strings.Lines(string(out)) {
+			// "libz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x00007f...)"
+			_, rest, _ := strings.Cut(line, "=> ")
+			if path, _, ok := strings.Cut(strings.TrimSpace(rest), " ("); ok && filepath.IsAbs(path) && !slices.Contains(list, path) {
+				list = append(list, path)
+			}
+		}
+	}
+	libraries.Store(key, list)
+	return list, nil
 }
+
+// whole are the directories that have libraries.
+var whole = []string{"/usr", "/lib", "/lib64"}
+
+// libraries remembers what needs has found: by program, size and time.
+var libraries sync.Map
 
 const kvm = "/dev/kvm"
 
@@ -244,12 +315,16 @@ func kvmGroup() (int, error) {
 
 // mapNobody maps one user (user_namespaces(7)). An ordinary caller's program is
 // the caller on the host.
-func mapNobody(pid int, kvm bool) (err error) {
+func mapNobody(pid, uid int, kvm bool) error {
 	dir := fmt.Sprintf("/proc/%d/", pid)
-	uid, gid := nobody, nobody
+	gid := uid
 	if kvm {
-		if gid, err = kvmGroup(); err != nil {
+		g, err := kvmGroup()
+		if err != nil {
 			return err
+		}
+		if g != nobody {
+			gid = g
 		}
 	}
 	if os.Geteuid() != 0 {

@@ -13,22 +13,10 @@ import (
 
 // Freeze stops QEMU itself (SIGSTOP): the machine uses no processor, whatever
 // its guest does.
-func (m *Machine) Freeze() error { return m.signal(unix.SIGSTOP) }
+func (m *Machine) Freeze() error { return m.Signal(unix.SIGSTOP) }
 
 // Thaw undoes Freeze.
-func (m *Machine) Thaw() error { return m.signal(unix.SIGCONT) }
-
-func (m *Machine) signal(sig unix.Signal) error {
-	rc, err := m.pidfd.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var serr error
-	if err := rc.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); err != nil {
-		return err
-	}
-	return os.NewSyscallError("pidfd_send_signal", serr)
-}
+func (m *Machine) Thaw() error { return m.Signal(unix.SIGCONT) }
 
 // fdsetState is the set (qemu, qapi/misc.json, "add-fd") by which QEMU finds the
 // file for its state.

@@ -2,19 +2,18 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/axocoatl/isolation/driver/microvm/internal/jail"
 	"github.com/axocoatl/isolation/internal/spawn"
 )
 
@@ -33,6 +32,8 @@ type Config struct {
 	// the directory of one of version 2 that it is in.
 	Tasks []*os.File
 	Group *os.File
+	// UID is who QEMU is on the host; 0: nobody.
+	UID int
 	// Session: the machine outlives this process.
 	Session bool
 	// Started is told the process as soon as there is one.
@@ -47,22 +48,19 @@ type Boot struct {
 
 // Machine is a running one.
 type Machine struct {
-	PID   int
-	pidfd *os.File
-	dir   string
-	qmp   *monitor
+	*jail.Process
+	dir string
+	qmp *monitor
 
-	ended   chan struct{}
-	status  unix.WaitStatus // before ended is closed
-	console *tail           // what the guest's kernel says
-	errors  *tail           // what QEMU says
+	ended   chan struct{} // closed when QEMU has, and all is read that the guest's kernel said
+	console *tail
 	tails   sync.WaitGroup
 }
 
 // Start starts a machine. When it returns the machine runs: it boots, or goes
 // on where the snapshot was taken.
 func Start(ctx context.Context, s *spawn.Spawner, c *Config) (_ *Machine, err error) {
-	m := &Machine{dir: c.Dir, ended: make(chan struct{}), console: new(tail), errors: new(tail)}
+	m := &Machine{dir: c.Dir, ended: make(chan struct{}), console: new(tail)}
 	if err := m.spawn(s, c); err != nil {
 		return nil, fmt.Errorf("start QEMU: %w", err)
 	}
@@ -73,11 +71,6 @@ func Start(ctx context.Context, s *spawn.Spawner, c *Config) (_ *Machine, err er
 			err = fmt.Errorf("%w%s", err, m.LastWords())
 		}
 	}()
-	if c.Started != nil {
-		if err := c.Started(m.PID); err != nil {
-			return nil, err
-		}
-	}
 	// The socket was there before QEMU: this waits for its greeting.
 	if m.qmp, err = dialMonitor(ctx, m.monitorSocket()); err != nil {
 		return nil, err
@@ -104,9 +97,6 @@ func Start(ctx context.Context, s *spawn.Spawner, c *Config) (_ *Machine, err er
 func (m *Machine) monitorSocket() string { return filepath.Join(m.dir, "q") }
 func (m *Machine) guestSocket() string   { return filepath.Join(m.dir, "g") }
 
-// nobody is who QEMU is, on the host and in its user namespace.
-const nobody = 65534
-
 func (m *Machine) spawn(s *spawn.Spawner, c *Config) error {
 	var open []*os.File
 	defer func() {
@@ -114,29 +104,12 @@ func (m *Machine) spawn(s *spawn.Spawner, c *Config) error {
 			f.Close()
 		}
 	}()
-	pipe := func(t *tail) (*os.File, error) {
-		r, w, err := os.Pipe()
-		if err != nil {
-			return nil, err
-		}
-		open = append(open, w)
-		m.tails.Go(func() { t.fill(r) })
-		return w, nil
-	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	open = append(open, null)
-	console, err := pipe(m.console)
-	if err != nil {
-		return err
-	}
-	complaints, err := pipe(m.errors)
-	if err != nil {
-		return err
-	}
-	files := []*os.File{null, complaints, complaints}
+	var files []*os.File
 	for _, path := range []string{m.guestSocket(), m.monitorSocket()} {
 		l, err := listen(path)
 		if err != nil {
@@ -149,34 +122,57 @@ func (m *Machine) spawn(s *spawn.Spawner, c *Config) error {
 	if data == nil {
 		data = null
 	}
+	r, console, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	open = append(open, console)
+	m.tails.Go(func() { m.console.fill(r) })
 	files = append(files, c.RAM, c.Disk, data, console)
 	if c.Boot != nil {
 		files = append(files, c.Boot.Kernel, c.Boot.Initrd)
 	} else {
 		files = append(files, c.State)
 	}
-	spec := spawn.Spec{
-		Path: c.Program, Args: c.args(c), Dir: "/", Files: files, Tasks: c.Tasks, Group: c.Group,
-		Namespaces: unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC |
-			unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP,
-		Map: func(pid int) error { return mapNobody(pid, c.Accel) }, Cred: &spawn.Credential{UID: nobody, GID: nobody, KeepGroups: os.Geteuid() != 0},
-		DropCapabilities: true, NoNewPrivs: true,
-		Rlimits: []spawn.Rlimit{{Resource: unix.RLIMIT_CORE}, {Resource: unix.RLIMIT_NOFILE, Cur: 256, Max: 256}, {Resource: unix.RLIMIT_FSIZE, Cur: fileLimit(c), Max: fileLimit(c)}},
+	root := filepath.Join(c.Dir, "root")
+	if err := os.Mkdir(root, 0o700); err != nil {
+		return err
 	}
-	if !c.Session {
-		spec.ParentDeathSignal = syscall.SIGKILL
+	program, err := filepath.EvalSymlinks(c.Program)
+	if err != nil {
+		return err
 	}
-	m.PID, m.pidfd, err = s.Start(spec)
+	modules, paths := installed(program, c.Accel)
+	m.Process, err = jail.Start(s, &jail.Config{
+		Program: program, InPlace: true, Args: c.args(c)[1:], Dir: root, Files: files, Modules: modules, Paths: slices.Concat(modules, paths),
+		KVM: c.Accel == KVM, UID: c.UID, FileBytes: fileLimit(c), Tasks: c.Tasks, Group: c.Group, Session: c.Session, Started: c.Started,
+	})
 	if err != nil {
 		return err
 	}
 	go func() {
-		m.status = reap(m.pidfd, m.PID)
-		// What it said last is there when its end is told.
+		<-m.Process.Ended()
+		// What the guest's kernel said last is there when its end is told.
 		m.tails.Wait()
 		close(m.ended)
 	}()
 	return nil
+}
+
+// installed finds what QEMU loads while it runs: the emulator, where that is a
+// module, and firmware.
+func installed(program, accel string) (modules, data []string) {
+	prefix := filepath.Dir(filepath.Dir(program))
+	if accel == TCG {
+		for _, dir := range []string{"lib/*/qemu", "lib64/qemu", "lib/qemu"} {
+			list, _ := filepath.Glob(filepath.Join(prefix, dir, "accel-tcg-x86_64.so")) // the pattern is well-formed
+			modules = append(modules, list...)
+		}
+	}
+	for _, dir := range []string{"share/qemu", "share/seabios"} {
+		data = append(data, filepath.Join(prefix, dir))
+	}
+	return modules, data
 }
 
 // fileLimit lets a machine that is booted write its memory's file and state.
@@ -185,33 +181,6 @@ func fileLimit(c *Config) uint64 {
 		return uint64(c.MemoryMiB+64) << 20
 	}
 	return 1 << 20
-}
-
-// mapNobody maps one user: QEMU's (user_namespaces(7)). An ordinary caller's
-// QEMU is the caller on the host. To open /dev/kvm takes its group.
-func mapNobody(pid int, accel string) error {
-	uid, gid := nobody, nobody
-	dir := fmt.Sprintf("/proc/%d/", pid)
-	var st unix.Stat_t
-	if accel == KVM && unix.Stat("/dev/kvm", &st) == nil && st.Mode&0o006 != 0o006 {
-		gid = int(st.Gid)
-	}
-	if os.Geteuid() != 0 {
-		uid, gid = os.Geteuid(), os.Getegid()
-		if err := write(dir+"setgroups", "deny"); err != nil {
-			return err
-		}
-	}
-	return errors.Join(write(dir+"gid_map", fmt.Sprintf("%d %d 1\n", nobody, gid)), write(dir+"uid_map", fmt.Sprintf("%d %d 1\n", nobody, uid)))
-}
-
-func write(name, data string) error {
-	f, err := os.OpenFile(name, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(data)
-	return errors.Join(err, f.Close())
 }
 
 // listen makes a listening unix socket, whose name stays when it is closed.
@@ -223,22 +192,6 @@ func listen(path string) (*os.File, error) {
 	l.SetUnlinkOnClose(false)
 	defer l.Close()
 	return l.File()
-}
-
-func reap(pidfd *os.File, pid int) (ws unix.WaitStatus) {
-	rc, err := pidfd.SyscallConn()
-	if err == nil {
-		err = rc.Read(func(uintptr) bool {
-			n, err := unix.Wait4(pid, &ws, unix.WNOHANG, nil)
-			return n != 0 && err != unix.EINTR
-		})
-	}
-	for err != nil { // the descriptor cannot be waited on
-		if _, werr := unix.Wait4(pid, &ws, 0, nil); werr != unix.EINTR {
-			break
-		}
-	}
-	return ws
 }
 
 // DialGuest connects to the guest's channel.
@@ -264,50 +217,18 @@ func (m *Machine) Snapshot(ctx context.Context, state *os.File) error {
 	return m.qmp.migrated(ctx)
 }
 
-// Kill ends the machine at once, whatever its state.
-func (m *Machine) Kill() {
-	rc, err := m.pidfd.SyscallConn()
-	if err == nil {
-		_ = rc.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
-	}
-}
-
-// CPU is the processor time that QEMU has used by now, for the guest and itself
-// (clock_getcpuclockid(3)); 0 once it is gone.
-func (m *Machine) CPU() time.Duration {
-	select {
-	case <-m.ended:
-		return 0
-	default:
-	}
-	const scheduler = 2 // CPUCLOCK_SCHED of the kernel's posix-timers.h
-	var ts unix.Timespec
-	if unix.ClockGettime(int32(^m.PID<<3|scheduler), &ts) != nil {
-		return 0
-	}
-	return time.Duration(ts.Nano())
-}
-
 // Ended is closed when QEMU is gone.
 func (m *Machine) Ended() <-chan struct{} { return m.ended }
 
 // Wait waits for QEMU's end and closes what this process has of it.
 func (m *Machine) Wait() {
-	<-m.ended
-	m.tails.Wait()
-	m.pidfd.Close()
+	if m.Process != nil {
+		<-m.ended
+		m.Process.Wait()
+	}
 	if m.qmp != nil {
 		m.qmp.close()
 	}
-}
-
-// KilledBy is the signal that killed QEMU, once it has ended; 0: it ended by
-// itself.
-func (m *Machine) KilledBy() int {
-	if m.status.Signaled() {
-		return int(m.status.Signal())
-	}
-	return 0
 }
 
 // Panicked returns the line by which the guest's kernel said that it cannot go
@@ -324,7 +245,7 @@ func (m *Machine) Panicked() string {
 // LastWords is what QEMU and the guest's kernel said at last, for an error.
 func (m *Machine) LastWords() string {
 	var out strings.Builder
-	for _, t := range []struct{ who, what string }{{"QEMU", m.errors.String()}, {"the guest's kernel", m.console.String()}} {
+	for _, t := range []struct{ who, what string }{{"QEMU", m.Said()}, {"the guest's kernel", m.console.String()}} {
 		if s := strings.TrimSpace(t.what); s != "" {
 			fmt.Fprintf(&out, "; %s said: %.1000q", t.who, s[max(0, len(s)-1000):])
 		}

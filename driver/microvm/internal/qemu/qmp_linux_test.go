@@ -136,7 +136,7 @@ func FuzzAnswer(f *testing.F) {
 }
 
 func TestPanicked(t *testing.T) {
-	m := &Machine{console: new(tail), errors: new(tail)}
+	m := &Machine{console: new(tail)}
 	m.console.buf = []byte("[    1.0] VFS: mounted\r\n[    2.5] Kernel panic - not syncing: Attempted to kill init!\r\n[    2.6] Call Trace:\r\n")
 	if got, want := m.Panicked(), "Kernel panic - not syncing: Attempted to kill init!"; got != want {
 		t.Errorf("%q, want %q", got, want)
