@@ -130,6 +130,10 @@ func importKernel(t testing.TB) *kernel.Kernel {
 
 var kernels bool // one was imported
 
+// machineMiB is the memory of the tests' machines: the suite's largest limits of
+// memory and files fit.
+const machineMiB = 768
+
 func build(k *kernel.Kernel) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
@@ -156,7 +160,8 @@ func build(k *kernel.Kernel) error {
 		return err
 	}
 	builtFor = microvm.BuildConfig{
-		Accel: "tcg", Kernel: k.VMLinux(), KernelID: k.Release, Guest: guest, Source: "the tests",
+		MemoryMiB: machineMiB,
+		Accel:     "tcg", Kernel: k.VMLinux(), KernelID: k.Release, Guest: guest, Source: "the tests",
 		WriteInitrd: func(w io.Writer, modules, dirs []string, files []microvm.InitFile) error {
 			var list []kernel.InitrdFile
 			for _, f := range files {

@@ -186,7 +186,7 @@ func TestMemoryOfWhom(t *testing.T) {
 		name  string
 		limit int64
 		value int64
-	}{{"limit", 48 << 20, 48 << 20}, {"machine", 0, 640 << 20}} {
+	}{{"limit", 48 << 20, 48 << 20}, {"machine", 0, machineMiB << 20}} {
 		t.Run(c.name, func(t *testing.T) {
 			sb := create(t, d, "memory-"+c.name, isolation.Spec{Resources: isolation.Resources{MemoryBytes: c.limit}})
 			p, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"/usr/bin/python3", "-c", "l = []\nwhile True: l.append(bytearray(1 << 20))"}}, isolation.Stdio{})
@@ -195,7 +195,7 @@ func TestMemoryOfWhom(t *testing.T) {
 			}
 			e, err := p.Wait(t.Context())
 			if err != nil || e.Reason != isolation.ReasonOOM || len(e.LimitsHit) != 1 || e.LimitsHit[0].Limit != isolation.LimitMemory || e.LimitsHit[0].Value != c.value ||
-				strings.Contains(e.Detail, "all 640 MiB of the machine") != (c.limit == 0) {
+				strings.Contains(e.Detail, fmt.Sprintf("all %d MiB of the machine", machineMiB)) != (c.limit == 0) {
 				t.Errorf("%v, %v, %+v, want oom at %d", e, err, e.LimitsHit, c.value)
 			}
 			if out, e := sh(t, sb, "echo still here"); out != "still here\n" {
