@@ -29,6 +29,11 @@ var worker = os.Getenv("AXO_WASM_WORKER_PATH")
 var guest = os.Getenv("AXO_GUEST_PATH")
 
 func TestMain(m *testing.M) {
+	// On a busy host an engine that works may not show it in time. (This program
+	// is also the axo of scripts.)
+	if os.Getenv("AXO_PROBE_TIMEOUT") == "" {
+		os.Setenv("AXO_PROBE_TIMEOUT", "1m")
+	}
 	testscript.Main(m, map[string]func(){"axo": func() { os.Exit(Main()) }})
 }
 
@@ -108,6 +113,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("AXO_GUEST_PATH", guest)
 			e.Setenv("KERNEL_DEB", kernel)
 			e.Setenv("AXO_STATE_DIR", filepath.Join(e.WorkDir, "state"))
+			e.Setenv("AXO_PROBE_TIMEOUT", os.Getenv("AXO_PROBE_TIMEOUT"))
 			for k, v := range programs {
 				e.Setenv(k, v)
 			}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -59,9 +60,26 @@ func allowedEngines(c *cobra.Command) []string {
 	return list
 }
 
+// probeTimeout is what AXO_PROBE_TIMEOUT says. 0: the engine's own.
+func probeTimeout() (time.Duration, error) {
+	v := os.Getenv("AXO_PROBE_TIMEOUT")
+	if v == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(v)
+	if err != nil || d <= 0 {
+		return 0, fmt.Errorf("AXO_PROBE_TIMEOUT is %q: want a time above zero, such as 10s", v)
+	}
+	return d, nil
+}
+
 // openEngine makes the engine with all drivers. The caller closes it.
 func openEngine(c *cobra.Command) (*engine.Engine, error) {
 	dir, err := stateDir(c)
+	if err != nil {
+		return nil, err
+	}
+	patience, err := probeTimeout()
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +89,7 @@ func openEngine(c *cobra.Command) (*engine.Engine, error) {
 	if err != nil {
 		return nil, &statusError{exitEngine, err}
 	}
-	e, err := engine.New(engine.Config{Registry: reg, StateDir: dir, Policy: engine.Policy{Engines: allowedEngines(c)}})
+	e, err := engine.New(engine.Config{Registry: reg, StateDir: dir, ProbeTimeout: patience, Policy: engine.Policy{Engines: allowedEngines(c)}})
 	if err != nil {
 		for _, r := range reg.All() {
 			_ = r.Driver.Close()

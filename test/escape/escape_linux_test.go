@@ -93,6 +93,7 @@ func TestMain(m *testing.M) {
 				os.Setenv("AXO_"+strings.ToUpper(name)+"_PATH", path)
 			}
 		}
+		os.Setenv("AXO_PROBE_TIMEOUT", "1m") // the host may be busy
 		return m.Run()
 	}())
 }
