@@ -59,7 +59,7 @@ const (
 )
 
 // Wasm, OCI and None are the points that a run of each tier comes to, Image those
-// of a pull.
+// of a pull, Session those of the daemon while a sandbox is made, used and deleted.
 var (
 	Wasm = []string{Recorded, GroupMade, Started, Attached, TempRecorded, Compiled, Sealed, Executed, SpillMade, Killed, GroupRemoved, Created, Exited, Deleted, JournalHalf}
 	OCI  = []string{OCIRecorded, OCIGroup, OCIStarted, OCIMade, OCIEnded, OCIRemoved, Created, Exited, Deleted, JournalHalf}
@@ -67,4 +67,7 @@ var (
 	Detached = []string{OCIRecorded, OCIGroup, OCIStarted, OCIMade, OCIReady, OCINoted, OCIExecuted, OCIForgotten, OCIUnready, OCIEnded, OCIRemoved}
 	Image    = []string{ImagePart, ImageBlob, ImageFile, ImageLayer, ImagePlaced, ImageIndex, ImageNamed}
 	None     = []string{NoneRecorded, NoneGroup, NoneStarted, NoneEnded, NoneRemoved, Created, Exited, Deleted, JournalHalf}
+
+	// Session are those of the daemon.
+	Session = []string{SessionRecorded, SessionMade, SessionLive, ExecRecorded, ExecStarted, ExecEnded, SessionDeleting, SessionUnmade}
 )

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/axocoatl/isolation/internal/failpoint"
+)
+
+// daemon is an axo serve of a host's.
+type daemon struct {
+	*exec.Cmd
+	ended chan struct{} // closed when it has
+	log   *bytes.Buffer // good then
+}
+
+func (h *host) serve(t *testing.T, point string) *daemon {
+	t.Helper()
+	d := &daemon{Cmd: exec.Command(filepath.Join(h.dir, "axo"), "serve", "--state-dir", h.state), ended: make(chan struct{}), log: new(bytes.Buffer)}
+	d.Env = append(os.Environ(), "AXO_FAILPOINT="+point)
+	d.Stdout, d.Stderr = d.log, d.log
+	if err := d.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(d.ended)
+		_ = d.Wait() // how it ended is asked of its state
+	}()
+	t.Cleanup(func() {
+		_ = d.Process.Kill()
+		<-d.ended
+	})
+	eventually(t, "the daemon to answer", func() bool {
+		_, err := h.do("ps")
+		return err == nil || d.dead()
+	})
+	return d
+}
+
+func (d *daemon) dead() bool {
+	select {
+	case <-d.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// do runs a command against the daemon.
+func (h *host) do(args ...string) (string, error) {
+	out, err := exec.Command(filepath.Join(h.dir, "axo"), append(args[:1:1], append([]string{"--state-dir", h.state}, args[1:]...)...)...).CombinedOutput()
+	return string(out), err
+}
+
+// TestDaemonKilledAtEachFailpoint kills the daemon at every point of a sandbox's
+// life. The next one has all that was acknowledged, and nothing that was deleted;
+// when the rest is deleted nothing is left.
+func TestDaemonKilledAtEachFailpoint(t *testing.T) {
+	h := newHost(t, "failpoint")
+	if !haveContainers(t, []string{"AXO_GUEST_PATH=" + filepath.Join(h.dir, "axo-guest")}) {
+		t.Skip("SKIPPED, NOT PROVED: this host has no containers")
+	}
+	for _, point := range failpoint.Session {
+		t.Run(point, func(t *testing.T) {
+			d := h.serve(t, point)
+			// What was acknowledged is what the next daemon is held to.
+			var created, ran, deleted bool
+			var text string
+			used := make(chan struct{})
+			go func() {
+				defer close(used)
+				if _, err := h.do("create", "--id", "box"); err != nil {
+					return
+				}
+				created = true
+				var err error
+				// It goes on with the next daemon.
+				text, err = h.do("exec", "--id", "x", "box", "--", "echo", "output")
+				if ran = err == nil; d.dead() {
+					return
+				}
+				_, err = h.do("rm", "box")
+				deleted = err == nil
+			}()
+			eventually(t, "the daemon to come to "+point, d.dead)
+			if st, ok := d.ProcessState.Sys().(syscall.WaitStatus); !ok || st.Signal() != syscall.SIGKILL {
+				t.Fatalf("the daemon was not killed: %v\n%s", d.ProcessState, d.log)
+			}
+			next := h.serve(t, "")
+			<-used
+			list, err := h.do("ps")
+			if err != nil {
+				t.Fatalf("%v\n%s", err, list)
+			}
+			there := strings.Contains(list, "box ")
+			deleting := slices.Contains([]string{failpoint.SessionDeleting, failpoint.SessionUnmade}, point)
+			switch {
+			case created && !deleted && !deleting && !there:
+				t.Errorf("a sandbox that was acknowledged is gone:\n%s", list)
+			case (deleted || deleting) && there:
+				t.Errorf("a sandbox that was deleted is there:\n%s", list)
+			}
+			if there {
+				if !strings.Contains(list, " running ") {
+					t.Errorf("it is not as it was:\n%s", list)
+				}
+				if out, err := h.do("exec", "box", "--", "echo", "again"); err != nil || out != "again\n" {
+					t.Errorf("it cannot be used: %v %q", err, out)
+				}
+				if point == failpoint.ExecStarted || point == failpoint.ExecEnded {
+					// Nobody was told how it ended; that it began is known, and what it wrote.
+					if out, err := h.do("logs", "box", "x"); err != nil || out != "output\n" {
+						t.Errorf("its program's output: %v %q", err, out)
+					}
+				}
+				if ran && text != "output\n" {
+					t.Errorf("output %q", text)
+				}
+				if out, err := h.do("rm", "box"); err != nil {
+					t.Errorf("rm: %v %s", err, out)
+				}
+			}
+			if err := next.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-next.ended:
+			case <-time.After(30 * time.Second):
+				t.Fatal("the daemon does not end")
+			}
+			if code := next.ProcessState.ExitCode(); code != 0 {
+				t.Errorf("the daemon's status is %d:\n%s", code, next.log)
+			}
+			for _, pid := range []int{d.Process.Pid, next.Process.Pid} {
+				eventually(t, "its control groups to go", func() bool { return len(h.groups(t, pid)) == 0 })
+				h.clean(t, pid)
+			}
+			if t.Failed() {
+				t.Logf("the first daemon, %d:\n%s\nthe next, %d:\n%s", d.Process.Pid, d.log, next.Process.Pid, next.log)
+			}
+			for _, pattern := range []string{"serve/*", "sessions/*/*", "axo.sock"} {
+				if left := h.glob(t, filepath.Join(h.state, pattern)); len(left) > 0 {
+					t.Errorf("left: %v", left)
+				}
+			}
+		})
+	}
+}
