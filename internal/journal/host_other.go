@@ -28,6 +28,8 @@ func openNoFollow(name string, flag int) (*os.File, error) { return os.OpenFile(
 
 func takeLock(*os.File) error { return errors.ErrUnsupported }
 
+func dropLock(*os.File) error { return errors.ErrUnsupported }
+
 func lockedBy(string) (bool, error) { return false, errors.ErrUnsupported }
 
 func processLives(int, uint64) bool { return false }

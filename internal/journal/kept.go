@@ -575,6 +575,8 @@ func (e *Kept) Release() {
 
 func (e *Kept) releaseLocked() {
 	if e.lock != nil {
+		// Before it is closed: a child that has not come to its execve yet has it too.
+		_ = dropLock(e.lock)
 		e.lock.Close()
 		e.lock = nil
 	}

@@ -25,6 +25,11 @@ func takeLock(f *os.File) error {
 	return err
 }
 
+// dropLock gives a lock back, whoever has a copy of the descriptor.
+func dropLock(f *os.File) error {
+	return lockCall(f, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
+}
+
 // lockedBy reports whether somebody has the lock of a file.
 func lockedBy(name string) (bool, error) {
 	f, err := openNoFollow(name, os.O_RDWR)

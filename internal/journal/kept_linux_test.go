@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const keepEnv = "AXO_TEST_KEEP"
@@ -127,6 +129,35 @@ func empty(t *testing.T, k *Keep) {
 		if left, err := filepath.Glob(filepath.Join(k.dir, pattern)); err != nil || len(left) > 0 {
 			t.Errorf("left: %v, %v", left, err)
 		}
+	}
+}
+
+// TestReleaseDespiteCopies: what is given up can be had, also while a child that is
+// about to be another program has copies of the descriptors.
+func TestReleaseDespiteCopies(t *testing.T) {
+	k, err := OpenKeep(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := k.New("engine", "copied")
+	if err == nil {
+		err = e.Ready()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Dup(int(e.lock.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	name := filepath.Join(e.Dir(), fileLock)
+	if held, err := lockedBy(name); err != nil || !held {
+		t.Fatalf("before: %v, %v", held, err)
+	}
+	e.Release()
+	if held, err := lockedBy(name); err != nil || held {
+		t.Errorf("after: %v, %v", held, err)
 	}
 }
 
