@@ -148,6 +148,14 @@ type Recoverer interface {
 	Recover(ctx context.Context, id string) (Sandbox, error)
 }
 
+// Discarder is an ability of a Driver that is a Recoverer: it ends and removes a
+// detached sandbox that nobody has without recovering it, as when its inside does
+// not answer or is of another version. One that is not there is NotFound; one that
+// somebody has, or of which it cannot be told what it was, is FailedPrecondition.
+type Discarder interface {
+	Discard(ctx context.Context, id string) error
+}
+
 // Recoverable is a detached sandbox that a driver finds and does not have.
 type Recoverable struct {
 	ID      string

@@ -22,6 +22,7 @@ var recoverChecks = []check{
 	{"deadlines", checkRecoverDeadline},
 	{"delete", checkRecoverDelete},
 	{"lost", checkRecoverLost},
+	{"discard", checkDiscard},
 }
 
 // recoverer is the ability, which needs hosts to be shown.
@@ -345,6 +346,28 @@ func checkRecoverLost(t testing.TB, s *suite) {
 	ended(t, r.exit(t), isolation.ReasonSandboxLost)
 	if err := own.d.Close(); err != nil {
 		t.Errorf("Close: %v", err)
+	}
+	s.none(t, h.ID)
+}
+
+func checkDiscard(t testing.TB, s *suite) {
+	a := s.recoverer(t)
+	x, ok := isolation.As[isolation.Discarder](s.d)
+	if !ok {
+		s.skip(t, "the driver is no Discarder")
+	}
+	is(t, "Discard of nothing", x.Discard(s.ctx(t), s.id()), isolation.ErrNotFound)
+	h := s.host(t, Story{Program: Ready, Args: []string{"600"}})
+	if _, err := io.CopyN(io.Discard, h.stdout, 1); err != nil {
+		t.Fatal(err)
+	}
+	is(t, "Discard of one that a host has", x.Discard(s.ctx(t), h.ID), isolation.ErrFailedPrecondition)
+	h.kill()
+	if x := s.listed(t, a, h.ID); x == nil || x.Holder != 0 || x.Err != nil {
+		t.Errorf("Recoverable tells of %s: %+v", h.ID, x)
+	}
+	if err := x.Discard(s.ctx(t), h.ID); err != nil {
+		t.Errorf("Discard: %v", err)
 	}
 	s.none(t, h.ID)
 }

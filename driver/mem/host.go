@@ -170,6 +170,26 @@ func (r recovering) Recoverable(ctx context.Context) ([]isolation.Recoverable, e
 	return out, nil
 }
 
+// Discard implements isolation.Discarder.
+func (r recovering) Discard(ctx context.Context, id string) error {
+	err := context.Cause(ctx)
+	if err == nil {
+		s := r.d.host.find(r.d.name, id)
+		switch {
+		case s == nil:
+			err = isolation.ErrNotFound
+		case !s.letGone.Load():
+			err = fmt.Errorf("another driver has it: %w", isolation.ErrFailedPrecondition)
+		default:
+			err = s.delete(ctx)
+		}
+	}
+	if err != nil {
+		return &isolation.Error{Op: "discard", Driver: r.d.name, ID: id, Err: err}
+	}
+	return nil
+}
+
 // Recover implements isolation.Recoverer.
 func (r recovering) Recover(ctx context.Context, id string) (isolation.Sandbox, error) {
 	s, err := r.d.recover(ctx, id)

@@ -240,6 +240,9 @@ func (e *builtin) recover(ctx context.Context, id string, h *hosted) (_ proc.Rec
 	}()
 	var s session
 	if err := c.reopen(&s, h); err != nil {
+		if errors.Is(err, journal.ErrGone) {
+			err = errors.Join(err, k.Remove())
+		}
 		return proc.Recovered{}, keptError(err)
 	}
 	c.Tracked = proc.NewTracked(c.tracked(s.Spec.Resources))
@@ -266,6 +269,14 @@ func (e *builtin) recover(ctx context.Context, id string, h *hosted) (_ proc.Rec
 		return proc.Recovered{}, c.silent(ctx, err)
 	}
 	return proc.Recovered{Place: c, Spec: s.Spec, Created: k.Created(), Left: left}, nil
+}
+
+// Discard implements [proc.Discarder].
+func (e *builtin) Discard(_ context.Context, id string) error {
+	if e.keepErr != nil {
+		return e.keepErr
+	}
+	return keptError(e.keep.Discard(e.engine(), id))
 }
 
 // silent says why a guest does not answer: one that is on its way out is gone, and

@@ -435,6 +435,52 @@ func TestDetachedRecord(t *testing.T) {
 	}
 }
 
+// TestDetachedIsDiscarded: what cannot be recovered can be removed, unless somebody
+// has it or nobody can say what it is.
+func TestDetachedIsDiscarded(t *testing.T) {
+	c := detached(t, oci.Config{})
+	c.Guest = guestProgram
+	id := abandon(t, c, isolation.Spec{}, isolation.ProcessSpec{}, "echo x; sleep 86395")
+	file := filepath.Join(c.SessionDir, "builtin", id, "record.json")
+	good, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, other := newDriver(t, c), newDriver(t, c)
+	r, _ := isolation.As[isolation.Recoverer](other)
+	x, ok := isolation.As[isolation.Discarder](d)
+	if !ok {
+		t.Fatal("the driver is no Discarder")
+	}
+	if err := x.Discard(t.Context(), "nobody"); isolation.Class(err) != isolation.ErrNotFound {
+		t.Errorf("of nothing: %v", err)
+	}
+	if _, err := r.Recover(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Discard(t.Context(), id); isolation.Class(err) != isolation.ErrFailedPrecondition {
+		t.Errorf("of another's: %v", err)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, good[:10], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Discard(t.Context(), id); isolation.Class(err) != isolation.ErrFailedPrecondition || marked(t, "sleep\x0086395") != 1 {
+		t.Errorf("of one that cannot be read: %v", err)
+	}
+	if err := os.WriteFile(file, bytes.Replace(good, []byte(`"protocol":`), []byte(`"protocol":9`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Discard(t.Context(), id); err != nil {
+		t.Errorf("of one whose guest speaks another protocol: %v", err)
+	}
+	if left := append(leftovers(t), sessions(t, c)...); len(left) > 0 || marked(t, "sleep\x0086395") != 0 {
+		t.Errorf("left: %q", left)
+	}
+}
+
 func startTime(t *testing.T) uint64 {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/stat")

@@ -248,6 +248,22 @@ func (k *Keep) Adopt(engine, id string) (*Kept, error) {
 	return e, nil
 }
 
+// Discard ends and removes a sandbox that nobody has, whether it lives or not.
+// os.ErrNotExist: there is none; ErrHeld, ErrUnreadable.
+func (k *Keep) Discard(engine, id string) error {
+	e, err := k.take(engine, id)
+	if err == nil {
+		err = e.Unready() // if this ends in the middle, a sweep does the rest
+	}
+	if err == nil {
+		_, err = e.remove()
+	}
+	if e != nil {
+		e.Release()
+	}
+	return err
+}
+
 // dead says why the sandbox does not live; nil: it does.
 func (e *Kept) dead() error {
 	r := &e.rec

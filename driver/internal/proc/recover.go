@@ -16,6 +16,12 @@ type Recoverer interface {
 	Recover(ctx context.Context, id string) (Recovered, error)
 }
 
+// Discarder is a Recoverer that removes what cannot be recovered; see
+// [isolation.Discarder].
+type Discarder interface {
+	Discard(ctx context.Context, id string) error
+}
+
 // Recovered is a sandbox that was found again.
 type Recovered struct {
 	Place   Place
@@ -45,7 +51,11 @@ type Leaver interface {
 // Unwrap lets isolation.As find what not every engine has.
 func (d *Driver) Unwrap() any {
 	if r, ok := d.eng.(Recoverer); ok && d.eng.Features().Has(isolation.OptionDetached) {
-		return recovering{d, r}
+		v := recovering{d, r}
+		if x, ok := d.eng.(Discarder); ok {
+			return discarding{v, x}
+		}
+		return v
 	}
 	return nil
 }
@@ -70,6 +80,23 @@ func (r recovering) Recoverable(ctx context.Context) ([]isolation.Recoverable, e
 		}
 	}
 	return out, nil
+}
+
+type discarding struct {
+	recovering
+	eng Discarder
+}
+
+// Discard implements [isolation.Discarder].
+func (r discarding) Discard(ctx context.Context, id string) error {
+	err := errors.Join(ctx.Err(), isolation.ValidateID(id))
+	if err == nil {
+		err = r.eng.Discard(ctx, id)
+	}
+	if err != nil {
+		return r.d.fail("discard", id, "", err)
+	}
+	return nil
 }
 
 // Recover implements [isolation.Recoverer].
