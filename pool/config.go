@@ -41,8 +41,9 @@ type Config struct {
 	Freeze bool
 	// Resolve replaces what may mean another thing later by what it means now,
 	// such as the name of an image by its digest, so that a sandbox made ahead is
-	// handed out only for what it was made of. It is asked once for a template and
-	// for each Create. nil: sandboxes with an image that is no digest are not made
+	// handed out only for what it was made of. It is asked for each template at
+	// first, and for each Create; a template whose name has come to mean another
+	// image is made of that one from then on. nil: sandboxes with an image that is no digest are not made
 	// ahead.
 	Resolve func(context.Context, isolation.Spec) (isolation.Spec, error)
 	Logger  *slog.Logger // nil: silent

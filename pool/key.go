@@ -25,6 +25,18 @@ func named(spec isolation.Spec) bool {
 	return i != "" && (len(i) != digest || !strings.HasPrefix(i, "sha256:"))
 }
 
+// nameOf tells specs apart whose image is told by a name; "": it is not.
+func nameOf(spec isolation.Spec) string {
+	if !named(spec) {
+		return ""
+	}
+	b, err := json.Marshal(plain(spec))
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
 // keyOf returns the shelf of a spec. A sandbox with directories of the host in
 // it cannot be made ahead: what is at their names may be another thing by then.
 // Neither can one of an image that is only named, nor one that is to outlive this

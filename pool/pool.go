@@ -50,6 +50,7 @@ func New(c Config) (*Pool, error) {
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	for _, t := range c.Templates {
 		var err error
+		name := nameOf(t.Spec)
 		if t.Spec, err = p.resolve(p.ctx, t.Spec); err != nil {
 			p.cancel()
 			return nil, err
@@ -60,7 +61,7 @@ func New(c Config) (*Pool, error) {
 			return nil, fmt.Errorf("pool: a template's image is named still, or is another's: %w", isolation.ErrInvalidArgument)
 		}
 		t.Spec = plain(t.Spec)
-		p.shelves[k] = &shelf{template: t, fixed: true}
+		p.shelves[k] = &shelf{template: t, fixed: true, name: name}
 	}
 	p.work.Go(p.keep)
 	return p, nil
@@ -91,6 +92,7 @@ func (p *Pool) create(ctx context.Context, id string, spec isolation.Spec) (_ *s
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
+	name := nameOf(spec)
 	if spec, err = p.resolve(ctx, spec); err != nil {
 		return nil, err
 	}
@@ -98,6 +100,7 @@ func (p *Pool) create(ctx context.Context, id string, spec isolation.Spec) (_ *s
 		return nil, err
 	}
 	defer p.work.Done()
+	p.follow(name, spec)
 	sb := &sandbox{p: p, id: id, created: time.Now(), theirs: spec.Detached}
 	k, alike := keyOf(spec)
 	if alike {

@@ -347,7 +347,9 @@ func TestMountsAreMade(t *testing.T) {
 	if _, err := pool.New(pool.Config{Driver: mem.New(mem.Config{}), Templates: []pool.Template{{Spec: spec, Size: 1}}}); !errors.Is(err, isolation.ErrInvalidArgument) {
 		t.Errorf("a template with mounts: %v", err)
 	}
-	d := mem.New(mem.Config{Features: func(f *isolation.Features) { f.Options = append(f.Options, isolation.OptionMounts) }})
+	d := mem.New(mem.Config{Features: func(f *isolation.Features) {
+		f.Options = append(f.Options, isolation.OptionMounts, isolation.OptionWritable)
+	}})
 	p, err := pool.New(pool.Config{Driver: d, Learn: 3})
 	if err != nil {
 		t.Fatal(err)
@@ -400,6 +402,14 @@ func TestImagesOfNow(t *testing.T) {
 	create(t, p, "new", spec)
 	if st := p.Stats(); st.Hits != 1 {
 		t.Errorf("%+v, want no second hit", st)
+	}
+	// From now on they are made ahead of the new image, and of the old no more.
+	for p.Stats().Idle == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	create(t, p, "followed", spec)
+	if st := p.Stats(); st.Hits != 2 || len(st.Shelves) != 1 {
+		t.Errorf("%+v, want a second hit, of one shelf", st)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -14,6 +14,7 @@ import (
 type shelf struct {
 	template Template
 	fixed    bool    // by configuration; else learned
+	name     string  // of the template, if its image was told by a name
 	idle     []ready // oldest first
 	making   int
 	failures int       // in a row
@@ -103,6 +104,38 @@ func (r *ready) wake(ctx context.Context) error {
 		err = fmt.Errorf("it is %s", st.Status)
 	}
 	return err
+}
+
+// follow moves a template whose image is told by a name to the image that the name
+// has come to mean. What stands ready of the old one goes: nobody would get it.
+func (p *Pool) follow(name string, now isolation.Spec) {
+	k, ok := keyOf(now)
+	if name == "" || !ok {
+		return
+	}
+	p.mu.Lock()
+	var old []ready
+	for from, s := range p.shelves {
+		if s.name != name || from == k || p.closed {
+			continue
+		}
+		t := s.template
+		t.Spec = plain(now)
+		old = p.dropLocked(from)
+		there := p.shelves[k]
+		if there != nil && !there.fixed {
+			old = append(old, p.dropLocked(k)...)
+		}
+		if there == nil || !there.fixed {
+			p.shelves[k] = &shelf{template: t, fixed: true, name: name}
+		}
+		p.nudge()
+		break
+	}
+	p.mu.Unlock()
+	for _, r := range old {
+		p.remove(r.sandbox)
+	}
 }
 
 // learn makes a shelf for a kind that was asked for.
