@@ -120,21 +120,7 @@ func (e *builtin) Check(spec isolation.Spec) error {
 			return err
 		}
 	}
-	g := e.groups(false)
-	for _, l := range []struct {
-		asked            bool
-		what, controller string
-	}{
-		{spec.Resources.MemoryBytes > 0, "memory limit", cgroup.Memory},
-		{spec.Resources.Pids > 0, "pids limit", cgroup.Pids},
-		{spec.Resources.CPUs > 0, "cpu limit", cgroup.CPU},
-		{!spec.Resources.IO.IsZero(), "io limit", cgroup.IO},
-	} {
-		if l.asked && !g.Has(l.controller) {
-			return proc.Unsupported(l.what, "a cgroup with the controller "+l.controller+": "+g.Why(l.controller))
-		}
-	}
-	return nil
+	return proc.CheckGroups(e.groups(false), spec.Resources)
 }
 
 func (e *builtin) CheckProcess(p isolation.ProcessSpec) error {
