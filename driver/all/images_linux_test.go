@@ -375,6 +375,80 @@ func TestImageStaysWhileItRuns(t *testing.T) {
 	}
 }
 
+// TestImageStaysWhileNobodyHasIt: gc leaves the layers of a detached sandbox alone also
+// when its maker has ended. What is recovered has the image's configuration still.
+func TestImageStaysWhileNobodyHasIt(t *testing.T) {
+	state := t.TempDir()
+	s, err := image.Open(image.Config{Dir: filepath.Join(state, all.ImagesDir)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	name := filepath.Join(t.TempDir(), "root.tar")
+	if err := os.WriteFile(name, testprog.RootFS(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	img, err := s.Import(t.Context(), name, image.ImportOptions{Name: "box:1", Config: &image.RunConfig{Env: []string{"OF=image"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func() (*engine.Engine, isolation.Driver) {
+		reg, err := all.Registry(all.Config{StateDir: state, Guest: testprog.Guest(t)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := engine.New(engine.Config{Registry: reg, StateDir: state})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range reg.All() {
+			if x.Driver.Name() == "builtin" {
+				return e, x.Driver
+			}
+		}
+		t.Fatal("there is no engine builtin")
+		return nil, nil
+	}
+	e, d := open()
+	if _, err := d.Create(t.Context(), "stays", isolation.Spec{Requirement: isolation.Shell, Root: isolation.Root{Image: "box:1"}, Detached: true}); err != nil {
+		_ = e.Close()
+		skipRefused(t, err)
+		t.Fatal(err)
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Remove(t.Context(), img.Digest); err != nil {
+		t.Fatal(err)
+	}
+	freed, err := s.GC(t.Context(), image.GCOptions{})
+	if err != nil || freed.Layers != 0 {
+		t.Errorf("%+v %v", freed, err)
+	}
+	e, _ = open()
+	list, err := e.Recover(t.Context())
+	if err != nil || len(list) != 1 || list[0].ID != "stays" || list[0].Sandbox == nil {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	var out strings.Builder
+	p, err := list[0].Sandbox.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"sh", "-c", "/bin/busybox cat /etc/group | wc -l; echo $OF"}}, isolation.Stdio{Stdout: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x, err := p.Wait(t.Context()); err != nil || !x.Success() || out.String() != "4\nimage\n" {
+		t.Errorf("%v, %v, %q", x, err, out.String())
+	}
+	if err := list[0].Sandbox.Delete(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if freed, err = s.GC(t.Context(), image.GCOptions{}); err != nil || freed.Layers != 1 {
+		t.Errorf("after its end: %+v %v", freed, err)
+	}
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRootPath runs in a directory of the host, which stays as it is.
 func TestRootPath(t *testing.T) {
 	e, s := imageEngine(t, image.RunConfig{})
