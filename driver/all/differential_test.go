@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/axocoatl/isolation/driver/all"
 	"github.com/axocoatl/isolation/engine"
 	"github.com/axocoatl/isolation/internal/testprog"
+	"github.com/axocoatl/isolation/test/testvm"
 )
 
 func newEngine(t *testing.T) *engine.Engine {
@@ -33,6 +35,9 @@ func newEngine(t *testing.T) *engine.Engine {
 				t.Logf("%s: %v", name, err) // formsOf says what follows
 			}
 			c.Runtimes[name] = path
+		}
+		if err := testvm.Try(state, c.Guest); err != nil {
+			t.Logf("microvm: %v", err)
 		}
 	}
 	reg, err := all.Registry(c)
@@ -76,7 +81,19 @@ func formsOf(t *testing.T, e *engine.Engine, all []form) []form {
 	return out
 }
 
-var forms = append(tierForms, engineForms()...)
+var forms = append(append(slices.Clone(tierForms), engineForms()...), machineForm)
+
+// machineForm has the container's program copied into a machine, which is
+// emulated here.
+var machineForm = form{"microvm", "microvm", func(t *testing.T, program string) engine.Request {
+	native, tier := testprog.GoNative(t, program), isolation.TierMicroVM
+	return engine.Request{
+		Tier: &tier, AllowEmulated: true,
+		Spec:    isolation.Spec{Requirement: isolation.Arbitrary},
+		CopyIn:  []engine.Copy{{Host: native, Guest: "/tmp/program"}},
+		Process: isolation.ProcessSpec{Args: []string{"/tmp/program"}},
+	}
+}}
 
 // engineForms are the container's form once more for each runtime.
 func engineForms() []form {
@@ -208,6 +225,9 @@ func TestDifferential(t *testing.T) {
 					switch f.name {
 					case "none":
 						r.Process.Args = append(r.Process.Args, data)
+					case "microvm":
+						r.CopyIn = append(r.CopyIn, engine.Copy{Host: data, Guest: "/tmp/data"})
+						r.Process.Args = append(r.Process.Args, "/tmp/data")
 					default:
 						r.Spec.Mounts = append(r.Spec.Mounts, isolation.Mount{Source: data, Destination: "/data", ReadOnly: true})
 						r.Process.Args = append(r.Process.Args, "/data")
@@ -255,8 +275,8 @@ func TestDifferences(t *testing.T) {
 		args          []string
 		want          map[string]int // by tier
 	}{
-		{"start a program", "fork", nil, map[string]int{"none": 0, "wasm": 3, "oci": 0}},
-		{"read a file of the host", "fs", []string{"read", secret}, map[string]int{"none": 0, "wasm": 1, "oci": 1}},
+		{"start a program", "fork", nil, map[string]int{"none": 0, "wasm": 3, "oci": 0, "microvm": 0}},
+		{"read a file of the host", "fs", []string{"read", secret}, map[string]int{"none": 0, "wasm": 1, "oci": 1, "microvm": 1}},
 	} {
 		for _, f := range here {
 			r := f.request(t, c.program)
@@ -302,15 +322,19 @@ func TestMemoryHog(t *testing.T) {
 	}
 }
 
-// TestFloodOfTwoGB keeps head and tail of 2 GB of output in bounded memory.
+// TestFloodOfTwoGB keeps head and tail of 2 GB of output, from an emulated machine
+// of 64 MB, in bounded memory.
 func TestFloodOfTwoGB(t *testing.T) {
 	e := newEngine(t)
-	here := formsOf(t, e, tierForms)
-	const size = 2 << 30
+	here := formsOf(t, e, append(slices.Clone(tierForms), machineForm))
 	var before runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
 	for _, f := range here {
+		size := int64(2 << 30)
+		if f.name == "microvm" {
+			size = 64 << 20 // of an emulated machine less comes in a second
+		}
 		r := f.request(t, "flood")
 		r.Process.Args = append(r.Process.Args, fmt.Sprint(size))
 		r.Process.Limits.Wall, r.Process.Limits.OutputBytes = 2*time.Minute, 4<<30
@@ -334,7 +358,7 @@ func TestFloodOfTwoGB(t *testing.T) {
 // whose input has no end is stopped at its deadline.
 func TestStdinNeverEnds(t *testing.T) {
 	e := newEngine(t)
-	here := formsOf(t, e, tierForms)
+	here := formsOf(t, e, append(slices.Clone(tierForms), machineForm))
 	for _, f := range here {
 		pr, pw := io.Pipe()
 		r := f.request(t, "exit")

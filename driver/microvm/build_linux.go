@@ -22,6 +22,7 @@ import (
 	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
 	"github.com/axocoatl/isolation/guest/plan"
 	"github.com/axocoatl/isolation/guest/wire"
+	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
 // Deadlines of a build.
@@ -107,11 +108,29 @@ func lockBuilds(ctx context.Context, dir string) (unlock func(), err error) {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+	removeUnfinished(dir)
+	return func() { f.Close() }, nil
+}
+
+// removeUnfinished removes what builds that were killed left. The caller has the
+// lock.
+func removeUnfinished(dir string) {
 	old, _ := filepath.Glob(filepath.Join(dir, buildPrefix+"*"))
 	for _, d := range old {
 		_ = os.RemoveAll(d) // the next build tries again
 	}
-	return func() { f.Close() }, nil
+}
+
+// sweepBuilds removes it as well, unless somebody builds.
+func sweepBuilds(dir string) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR, 0)
+	if err != nil {
+		return // nobody has built here
+	}
+	defer f.Close()
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		removeUnfinished(dir)
+	}
 }
 
 type builder struct {
@@ -135,6 +154,7 @@ func (b *builder) build(ctx context.Context) (err error) {
 	if err := b.makeDisk(); err != nil {
 		return fmt.Errorf("root disk: %w", err)
 	}
+	failpoint.Hit(failpoint.VMDisk)
 	if err := b.makeInitrd(); err != nil {
 		return fmt.Errorf("initial RAM file system: %w", err)
 	}
@@ -261,7 +281,7 @@ func (b *builder) boot(ctx context.Context, s qemu.Shape) (_ *machine, ram *os.F
 		return nil, nil, err
 	}
 	m.vm, err = b.vmm.boot(ctx, &b.spawner, &bootConfig{
-		machineConfig: machineConfig{shape: s, dir: m.dir, ram: ram, disk: b.disk, uid: m.uid()}, kernel: b.kernel, initrd: b.initrd, line: commandLine(s, b.vmm.caps().options),
+		machineConfig: machineConfig{shape: s, dir: m.dir, ram: ram, disk: b.disk, uid: m.uid(), started: m.started}, kernel: b.kernel, initrd: b.initrd, line: commandLine(s, b.vmm.caps().options),
 	})
 	if err != nil {
 		return nil, ram, err
@@ -275,6 +295,7 @@ func (b *builder) boot(ctx context.Context, s qemu.Shape) (_ *machine, ram *os.F
 	if m.Conn, err = guestconn.Open(ctx, rw, nil); err != nil {
 		return nil, ram, fmt.Errorf("%w%s", err, m.vm.LastWords())
 	}
+	failpoint.Hit(failpoint.VMBooted)
 	return m, ram, nil
 }
 
@@ -378,6 +399,7 @@ func (b *builder) snapshot(ctx context.Context) (err error) {
 	}
 	m.vm.Kill()
 	<-m.vm.Ended()
+	failpoint.Hit(failpoint.VMStopped)
 	return b.keep(ram, state)
 }
 
@@ -433,13 +455,18 @@ func (b *builder) publish() error {
 	if err := os.WriteFile(b.t.path(fileTemplate), append(doc, '\n'), 0o600); err != nil {
 		return err
 	}
-	old := b.t.dir + ".old"
-	if err := os.Rename(final, old); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	failpoint.Hit(failpoint.VMWhole)
+	// The one that was there takes this one's place, in one step: at no moment is
+	// there none.
+	old := b.t.dir
+	err = unix.Renameat2(unix.AT_FDCWD, old, unix.AT_FDCWD, final, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.ENOENT) {
+		err = os.Rename(old, final)
 	}
-	if err := os.Rename(b.t.dir, final); err != nil {
-		return err
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: old, New: final, Err: err}
 	}
 	b.t.dir = final
+	failpoint.Hit(failpoint.VMPlaced)
 	return os.RemoveAll(old)
 }

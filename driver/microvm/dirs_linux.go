@@ -28,7 +28,7 @@ func (e *engine) copied(ctx context.Context, v vmm, t *loaded, mounts []isolatio
 		return nil, proc.Unsupported("directories of the host in a microVM of "+e.Name(), "the engine "+QEMU+", or the container tier")
 	}
 	sweepGone(e.cfg.Templates, dirsPrefix)
-	temp, err := os.MkdirTemp(e.cfg.Templates, fmt.Sprintf("%s%d-", dirsPrefix, os.Getpid()))
+	temp, err := os.MkdirTemp(e.cfg.Templates, owned(dirsPrefix))
 	if err != nil {
 		return nil, err
 	}

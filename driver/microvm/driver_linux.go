@@ -25,6 +25,15 @@ func New(c Config) (isolation.Driver, error) {
 		return nil, err
 	}
 	e := &engine{cfg: c}
+	for _, dir := range []string{c.Templates, c.Snapshots} {
+		if dir != "" {
+			sweepBuilds(dir)
+			sweepGone(dir, dirsPrefix)
+		}
+	}
+	if e.ownsRunDir() == nil {
+		sweepGone(e.cfg.RunDir, "")
+	}
 	d := proc.New(e, c.Drain)
 	if e.copies() {
 		return &restorer{d, e}, nil
@@ -122,7 +131,7 @@ func (e *engine) Features() isolation.Features {
 		wall = isolation.Wall{Name: "vm", Detail: "emulated (TCG), which QEMU does not call a boundary; Linux " + t.Key.Kernel}
 	}
 	f.Walls = []isolation.Wall{
-		{Name: "guest", Present: true, Detail: "in the machine: pid and mount namespaces, no capabilities, no_new_privs, cgroup"},
+		{Name: "guest", Present: true, Detail: "in the machine: pid and mount namespaces, no capabilities, no_new_privs, seccomp, cgroup"},
 		wall,
 		{Name: "jail", Present: true, Detail: "of " + vmmNames[e.Name()] + ": user, pid, mount, network, ipc, uts and cgroup namespaces, a user that is nobody else, no capabilities, no_new_privs" + jails[e.Name()]},
 	}

@@ -1,6 +1,7 @@
 package microvm
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -9,6 +10,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -23,6 +26,7 @@ import (
 	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
 	"github.com/axocoatl/isolation/guest/wire"
 	"github.com/axocoatl/isolation/internal/cgroup"
+	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
 // machine is one sandbox. It implements [proc.Place].
@@ -116,10 +120,12 @@ func (e *engine) raise(ctx context.Context, id string, spec isolation.Spec, t *l
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit(failpoint.VMRestored)
 	m.Programs = guestconn.Programs{Resources: spec.Resources, Request: t.request(spec.Requirement), PID: m.vm.pid(), Lost: m.lost}
 	for tries := 1; ; tries++ {
 		err := m.introduce(ctx, spec, t.token())
 		if err == nil {
+			failpoint.Hit(failpoint.VMSynced)
 			return m, nil
 		}
 		if !q.caps().resets || tries == 3 || ctx.Err() != nil {
@@ -198,6 +204,7 @@ func (m *machine) account(s qemu.Shape) (err error) {
 		if m.entry, err = r.Record(m.name); err != nil {
 			return fmt.Errorf("record %s: %w", m.name, err)
 		}
+		failpoint.Hit(failpoint.VMRecorded)
 	}
 	g := m.eng.tree()
 	if !g.Any() {
@@ -218,6 +225,7 @@ func (m *machine) account(s qemu.Shape) (err error) {
 		}
 	}
 	m.group, err = g.Create(m.name, limits)
+	failpoint.Hit(failpoint.VMGroup)
 	return err
 }
 
@@ -225,6 +233,7 @@ func (m *machine) account(s qemu.Shape) (err error) {
 const maxThreads = 64
 
 func (m *machine) started(pid int) error {
+	failpoint.Hit(failpoint.VMStarted)
 	if m.entry == nil {
 		return nil
 	}
@@ -236,20 +245,32 @@ func (e *engine) runDir() (string, error) {
 	if err := os.MkdirAll(e.cfg.RunDir, 0o700); err != nil {
 		return "", err
 	}
-	info, err := os.Lstat(e.cfg.RunDir)
-	if err != nil {
+	if err := e.ownsRunDir(); err != nil {
 		return "", err
 	}
-	if st, ok := info.Sys().(*syscall.Stat_t); !info.IsDir() || ok && int(st.Uid) != os.Geteuid() || info.Mode().Perm()&0o077 != 0 {
-		return "", fmt.Errorf("%s is not a directory of this user's alone: %w", e.cfg.RunDir, isolation.ErrPermissionDenied)
-	}
-	sweepGone(e.cfg.RunDir, "")
 	// The process that has it is in the name: see sweepGone.
-	return os.MkdirTemp(e.cfg.RunDir, fmt.Sprintf("%d-", os.Getpid()))
+	return os.MkdirTemp(e.cfg.RunDir, owned(""))
 }
 
-// sweepGone removes the directories of processes that are gone: their names begin
-// with a prefix and the number of the process.
+// ownsRunDir reports why somebody else may have a hand in that directory: nil if
+// nobody has.
+func (e *engine) ownsRunDir() error {
+	info, err := os.Lstat(e.cfg.RunDir)
+	if err != nil {
+		return err
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !info.IsDir() || ok && int(st.Uid) != os.Geteuid() || info.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("%s is not a directory of this user's alone: %w", e.cfg.RunDir, isolation.ErrPermissionDenied)
+	}
+	return nil
+}
+
+// owned begins the name of a directory of this process.
+func owned(prefix string) string {
+	return fmt.Sprintf("%s%d.%d-", prefix, os.Getpid(), started(os.Getpid()))
+}
+
+// sweepGone removes the directories of processes that are gone; see owned.
 func sweepGone(dir, prefix string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -257,10 +278,30 @@ func sweepGone(dir, prefix string) {
 	}
 	for _, d := range entries {
 		var pid int
-		if _, err := fmt.Sscanf(d.Name(), prefix+"%d-", &pid); err == nil && unix.Kill(pid, 0) == unix.ESRCH {
+		var start uint64
+		if _, err := fmt.Sscanf(d.Name(), prefix+"%d.%d-", &pid, &start); err == nil && started(pid) != start {
 			_ = os.RemoveAll(filepath.Join(dir, d.Name())) // the next one tries again
 		}
 	}
+}
+
+// started is when a process started, in ticks since the boot
+// (proc_pid_stat(5)); 0: there is none.
+func started(pid int) uint64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// The name of the program, in parentheses, may have any.
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(f) < 20 {
+		return 0
+	}
+	n, err := strconv.ParseUint(f[19], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // request makes the guest's requests of processes.
@@ -481,6 +522,7 @@ func (m *machine) Remove(ctx context.Context) error {
 		m.vm.Wait()
 		m.ended = true
 	}
+	failpoint.Hit(failpoint.VMEnded)
 	if m.Conn != nil {
 		m.Conn.Close()
 	}
@@ -490,6 +532,7 @@ func (m *machine) Remove(ctx context.Context) error {
 		}
 		m.group = nil
 	}
+	failpoint.Hit(failpoint.VMUngrouped)
 	if m.dir != "" {
 		if err := os.RemoveAll(m.dir); err != nil {
 			return err
@@ -504,6 +547,7 @@ func (m *machine) Remove(ctx context.Context) error {
 		m.eng.release(m.borrowed)
 		m.borrowed = nil
 	}
+	failpoint.Hit(failpoint.VMRemoved)
 	if m.entry != nil {
 		if err := m.entry.Done(); err != nil {
 			return err

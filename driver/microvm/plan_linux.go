@@ -2,9 +2,12 @@ package microvm
 
 import (
 	"cmp"
+	"maps"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/axocoatl/isolation/driver/internal/seccomp"
 	"github.com/axocoatl/isolation/guest/plan"
 )
 
@@ -13,8 +16,20 @@ func (b *builder) plan() (*plan.Machine, error) {
 	c := b.vmm.caps()
 	m := &plan.Machine{Port: c.port, VsockPort: c.vsockPort, Image: plan.Disk{Device: "vda", Type: "erofs"}}
 	m.Plan.Process.NoNewPrivs = true
+	var names []string // of capabilities
 	if b.Recipe.Session {
-		m.Plan.Process.NoNewPrivs, m.Plan.Process.Bounding, m.Plan.Root.SetID = false, session, true
+		m.Plan.Process.NoNewPrivs, m.Plan.Root.SetID = false, true
+		for _, name := range slices.Sorted(maps.Keys(session)) {
+			names, m.Plan.Process.Bounding = append(names, name), append(m.Plan.Process.Bounding, session[name])
+		}
+	}
+	// As in a container: the guest's kernel has less to be attacked by.
+	filter, err := seccomp.Profile(names, false)
+	if err != nil {
+		return nil, err
+	}
+	if m.Plan.Process.Filter, err = seccomp.Code(filter); err != nil {
+		return nil, err
 	}
 	if !b.Image {
 		m.Plan.Process.UID, m.Plan.Process.GID, m.Plan.Process.Home = userID, userID, userHome
@@ -48,9 +63,13 @@ const (
 	userHome = "/home/user"
 )
 
-// session are the capabilities that a program of profile session can get, those
-// that docker gives its containers (capabilities(7)).
-var session = []int{
-	unix.CAP_AUDIT_WRITE, unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_KILL, unix.CAP_MKNOD,
-	unix.CAP_NET_BIND_SERVICE, unix.CAP_NET_RAW, unix.CAP_SETFCAP, unix.CAP_SETGID, unix.CAP_SETPCAP, unix.CAP_SETUID, unix.CAP_SYS_CHROOT,
+// session are the capabilities that a program of profile session can get: those
+// that docker gives its containers, but for CAP_MKNOD. There is no user namespace
+// around the programs of a machine, so that a device that root makes is one: the
+// guest's channel, the machine's memory (capabilities(7)).
+var session = map[string]int{
+	"CAP_AUDIT_WRITE": unix.CAP_AUDIT_WRITE, "CAP_CHOWN": unix.CAP_CHOWN, "CAP_DAC_OVERRIDE": unix.CAP_DAC_OVERRIDE, "CAP_FOWNER": unix.CAP_FOWNER,
+	"CAP_FSETID": unix.CAP_FSETID, "CAP_KILL": unix.CAP_KILL, "CAP_NET_BIND_SERVICE": unix.CAP_NET_BIND_SERVICE, "CAP_NET_RAW": unix.CAP_NET_RAW,
+	"CAP_SETFCAP": unix.CAP_SETFCAP, "CAP_SETGID": unix.CAP_SETGID, "CAP_SETPCAP": unix.CAP_SETPCAP, "CAP_SETUID": unix.CAP_SETUID,
+	"CAP_SYS_CHROOT": unix.CAP_SYS_CHROOT,
 }

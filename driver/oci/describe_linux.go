@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/seccomp"
 	"github.com/axocoatl/isolation/driver/oci/internal/bundle"
 	"github.com/axocoatl/isolation/driver/oci/internal/document"
-	"github.com/axocoatl/isolation/driver/oci/internal/seccomp"
 	"github.com/axocoatl/isolation/internal/cgroup"
 )
 

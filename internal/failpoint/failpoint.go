@@ -37,6 +37,19 @@ const (
 	OCIExecuted  = "oci.executed"   // it runs, and its caller does not know yet
 	OCIForgotten = "oci.forgotten"  // the guest has forgotten a program, and its note is there
 	OCIUnready   = "oci.unready"    // the removal of a detached container has begun
+	VMRecorded   = "vm.recorded"    // journal entry of a machine
+	VMGroup      = "vm.group"       // its control groups
+	VMStarted    = "vm.started"     // its VMM, not in the journal yet
+	VMRestored   = "vm.restored"    // the machine runs, nobody has talked to it
+	VMSynced     = "vm.synced"      // it is unlike all others, nothing runs in it
+	VMEnded      = "vm.ended"       // its VMM is gone, its groups are there
+	VMUngrouped  = "vm.ungrouped"   // its groups too, its sockets are there
+	VMRemoved    = "vm.removed"     // all gone but the journal entry
+	VMDisk       = "vm.disk"        // the disk of a template is made
+	VMBooted     = "vm.booted"      // its machine has booted
+	VMStopped    = "vm.stopped"     // the snapshot is taken, memory not in the file
+	VMWhole      = "vm.whole"       // the template is complete, not in place
+	VMPlaced     = "vm.placed"      // it is in place, the one before it not removed
 	ImagePart    = "image.part"     // some of a blob came
 	ImageBlob    = "image.blob"     // a blob is whole and has its name
 	ImageFile    = "image.file"     // some of a layer is unpacked
@@ -66,6 +79,9 @@ var (
 	// Detached are those of a detached container.
 	Detached = []string{OCIRecorded, OCIGroup, OCIStarted, OCIMade, OCIReady, OCINoted, OCIExecuted, OCIForgotten, OCIUnready, OCIEnded, OCIRemoved}
 	Image    = []string{ImagePart, ImageBlob, ImageFile, ImageLayer, ImagePlaced, ImageIndex, ImageNamed}
+	VM       = []string{VMRecorded, VMGroup, VMStarted, VMRestored, VMSynced, VMEnded, VMUngrouped, VMRemoved, Created, Exited, Deleted, JournalHalf}
+	// Template are those of the build of a template for machines.
+	Template = []string{VMDisk, VMStarted, VMBooted, VMStopped, VMWhole, VMPlaced}
 	None     = []string{NoneRecorded, NoneGroup, NoneStarted, NoneEnded, NoneRemoved, Created, Exited, Deleted, JournalHalf}
 
 	// Session are those of the daemon.

@@ -23,6 +23,7 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/all"
 	"github.com/axocoatl/isolation/internal/testprog"
+	"github.com/axocoatl/isolation/test/testvm"
 )
 
 // Target is that of the attack program.
@@ -295,6 +296,43 @@ func engines(t *testing.T) []isolation.Driver {
 	return list
 }
 
+// machine is the engine for virtual machines, or nil.
+func machine(t *testing.T) isolation.Driver {
+	t.Helper()
+	state := t.TempDir()
+	guest := filepath.Join(programs, "axo-guest")
+	if err := testvm.Try(state, guest); err != nil {
+		if os.Getenv("AXO_REQUIRE") != "" {
+			t.Fatal(err)
+		}
+		t.Logf("SKIPPED, NOT PROVED: engine qemu: %v", err)
+		return nil
+	}
+	reg, err := all.Registry(all.Config{StateDir: state, Guest: guest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found isolation.Driver
+	for _, r := range reg.All() {
+		t.Cleanup(func() { r.Driver.Close() })
+		if r.Tier == isolation.TierMicroVM && r.Driver.Name() == "qemu" {
+			found = r.Driver
+		}
+	}
+	return found
+}
+
+// everywhere are the engines of the tier that work here, and that for virtual
+// machines.
+func everywhere(t *testing.T) []isolation.Driver {
+	t.Helper()
+	list := engines(t)
+	if m := machine(t); m != nil {
+		list = append(list, m)
+	}
+	return list
+}
+
 func (l *lab) spec() isolation.Spec {
 	return isolation.Spec{Requirement: isolation.Arbitrary, Mounts: []isolation.Mount{
 		{Source: l.dir, Destination: programDir, ReadOnly: true}, {Source: l.shared, Destination: sharedDir},
@@ -312,7 +350,7 @@ func (l *lab) tryCreate(t *testing.T, d isolation.Driver, edit func(*isolation.S
 	}
 	id := fmt.Sprintf("escape-%d-%d", os.Getpid(), time.Now().UnixNano())
 	sb, err = d.Create(t.Context(), id, spec)
-	if shared = true; errors.Is(err, isolation.ErrUnsupported) && strings.Contains(err.Error(), "writable mount") {
+	if shared = true; errors.Is(err, isolation.ErrUnsupported) && (strings.Contains(err.Error(), "writable mount") || strings.Contains(err.Error(), "writable directory")) {
 		unlike(t, d, "writable directories of the host: "+err.Error())
 		spec.Mounts = slices.DeleteFunc(spec.Mounts, func(m isolation.Mount) bool { return !m.ReadOnly })
 		sb, err = d.Create(t.Context(), id, spec)
@@ -371,6 +409,9 @@ var ownKernel = map[string][]string{
 	// gVisor's devices and files of these names are made by its sentry, which is
 	// an ordinary process of a user of its own; the map of users is the sentry's.
 	"runsc": {"/proc/sysrq-trigger", "/proc/sys/kernel/hostname", "/proc/sys/net/ipv4/ip_forward", "/dev/fuse", "/dev/net/tun", "unknown devices", "uid 0 of the host"},
+	// A machine's root is a layer of its own over a disk that nobody writes to, and
+	// user 0 is that of its kernel.
+	"qemu": {"uid 0 of the host", "write to /usr", "write to /bin", "write to /lib", "write to /etc"},
 }
 
 // judge holds what an attack found inside against what it found outside.
@@ -429,7 +470,7 @@ func TestAttacks(t *testing.T) {
 			})
 		}
 	})
-	for _, d := range engines(t) {
+	for _, d := range everywhere(t) {
 		t.Run(d.Name(), func(t *testing.T) {
 			sb, shared := l.create(t, d)
 			for _, a := range attacks {

@@ -53,7 +53,7 @@ func TestWorkingDirectoryByDescriptor(t *testing.T) {
 			}
 		}
 	})
-	for _, d := range engines(t) {
+	for _, d := range everywhere(t) {
 		t.Run(d.Name(), func(t *testing.T) {
 			sb, _ := l.create(t, d)
 			for n := range 24 {
@@ -100,7 +100,7 @@ func TestRuntimesProgram(t *testing.T) {
 	if err := os.WriteFile(script, []byte("#!/proc/self/exe\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, d := range engines(t) {
+	for _, d := range everywhere(t) {
 		for _, user := range []string{"", "0"} {
 			t.Run(d.Name()+" as "+user, func(t *testing.T) {
 				sb, _ := l.create(t, d)

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/seccomp"
 	"github.com/axocoatl/isolation/driver/oci/internal/bundle"
-	"github.com/axocoatl/isolation/driver/oci/internal/seccomp"
 	"github.com/axocoatl/isolation/guest/plan"
 	"github.com/axocoatl/isolation/guest/wire"
 	"github.com/axocoatl/isolation/internal/cgroup"

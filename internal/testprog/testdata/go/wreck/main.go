@@ -27,9 +27,13 @@ func main() {
 	}
 	buf := make([]byte, 100)
 	for {
-		n, _, err := l.ReadFrom(buf)
+		n, from, err := l.ReadFrom(buf)
 		if err != nil {
 			panic(err)
+		}
+		if string(buf[:n]) == "reach" {
+			_, _ = l.WriteTo(reach(), from) // who does not wait for it gets none
+			continue
 		}
 		if err := wreck(string(buf[:n])); err != nil {
 			fmt.Println("wreck:", err)
@@ -97,6 +101,34 @@ func wreck(how string) error {
 		return nil
 	}
 	return fmt.Errorf("what is %q?", how)
+}
+
+// reach opens what programs may not, and tells for each name the kind, numbers,
+// and error of what is there: what somebody with all rights can do.
+func reach() (out []byte) {
+	names, _ := os.ReadDir("/dev")
+	list := []string{"/proc/sysrq-trigger", "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/kcore", "/proc/1/mem", "/guest", "/machine", "/run/axo"}
+	for _, e := range names {
+		list = append(list, "/dev/"+e.Name())
+	}
+	for _, name := range list {
+		var st syscall.Stat_t
+		if syscall.Stat(name, &st) != nil || st.Mode&syscall.S_IFMT == syscall.S_IFDIR && strings.HasPrefix(name, "/dev") {
+			continue
+		}
+		flags := syscall.O_WRONLY
+		if st.Mode&syscall.S_IFMT == syscall.S_IFBLK || st.Mode&syscall.S_IFMT == syscall.S_IFDIR || name == "/proc/kcore" {
+			flags = syscall.O_RDONLY
+		}
+		fd, err := syscall.Open(name, flags|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+		if err == nil {
+			syscall.Close(fd)
+		}
+		kind := map[uint32]string{syscall.S_IFCHR: "c", syscall.S_IFBLK: "b"}[st.Mode&syscall.S_IFMT]
+		errno, _ := err.(syscall.Errno)
+		out = fmt.Appendf(out, "%s %q %d %d %d\n", name, kind, st.Rdev>>8&0xfff, st.Rdev&0xff|st.Rdev>>12&^0xff, errno)
+	}
+	return out
 }
 
 func write(name, text string) error {

@@ -2,6 +2,7 @@ package seccomp
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 
 	moby "github.com/moby/profiles/seccomp"
@@ -11,7 +12,8 @@ import (
 
 // kind is a profile that this package makes.
 type kind struct {
-	session, writable bool
+	capabilities string
+	writable     bool
 }
 
 type made struct {
@@ -26,12 +28,11 @@ var (
 )
 
 // Profile is moby's default profile, made once: it must not be changed. With
-// capabilities it is the one for programs that may have these, which is the same
-// list in every call. Writable is for sandboxes that write to directories of the
+// capabilities it is the one for programs that may have these. Writable is for sandboxes that write to directories of the
 // host: it also refuses to make files set-user-ID or set-group-ID, which would
 // keep their power outside.
 func Profile(capabilities []string, writable bool) (*specs.LinuxSeccomp, error) {
-	k := kind{len(capabilities) > 0, writable}
+	k := kind{strings.Join(capabilities, " "), writable}
 	mu.Lock()
 	defer mu.Unlock()
 	if m, ok := all[k]; ok {
