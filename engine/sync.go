@@ -121,6 +121,9 @@ func list(ctx context.Context, files guestFiles, dir string) (map[string]fs.File
 			if !e.IsDir() && !e.Mode().IsRegular() {
 				return nil, special(path.Join(dir, name), e.Mode())
 			}
+			if out[name] != nil { // what is counted once is looked at once
+				return nil, fmt.Errorf("%.500q is there twice: %w", name, isolation.ErrInvalidArgument)
+			}
 			if out[name] = e; len(out) > copyEntries || strings.Count(name, "/") > copyDepth {
 				return nil, fmt.Errorf("%.500q: more than %d files, or %d levels: %w", name, copyEntries, copyDepth, isolation.ErrResourceExhausted)
 			}
@@ -207,7 +210,8 @@ func (s *synced) place(name, from string, now fs.FileInfo) error {
 	case now.IsDir() && is.IsDir():
 		return nil
 	case now.IsDir() || is.IsDir():
-		if err := s.root.RemoveAll(name); err != nil {
+		// What was known of a directory is gone; if it has more, that stays.
+		if err := s.root.Remove(name); err != nil {
 			return err
 		}
 	}

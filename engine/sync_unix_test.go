@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/axocoatl/isolation"
 )
@@ -130,6 +131,43 @@ func TestSyncOutOfALiar(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := shown(t, dir) + " " + shown(t, other); got != "d/ d/secret=stolen f=new secret=secret" {
+		t.Errorf("there is %s", got)
+	}
+}
+
+// TestSyncOfWhatIsThereTwice: a directory that is listed many times, and below it
+// again, is no way to have the host look for ever.
+func TestSyncOfWhatIsThereTwice(t *testing.T) {
+	l := &liar{dirs: map[string][]fs.FileInfo{}}
+	for range 10_000 {
+		l.dirs["/w"] = append(l.dirs["/w"], entry{"a", fs.ModeDir})
+	}
+	for name, depth := "/w", 0; depth < copyDepth; depth++ {
+		name += "/a"
+		l.dirs[name] = l.dirs["/w"]
+	}
+	done := make(chan error, 1)
+	go func() { done <- syncOut(t, t.TempDir(), nil, l) }()
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Error("it was believed")
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the host still looks")
+	}
+}
+
+// TestSyncLeavesWhatIsOthers: what somebody has put in a directory meanwhile does
+// not go with the directory.
+func TestSyncLeavesWhatIsOthers(t *testing.T) {
+	dir := tree(t, map[string]string{"d/known": "x", "d/of-the-host": "mine"})
+	l := &liar{files: map[string]string{"/w/d": "file"}, dirs: map[string][]fs.FileInfo{"/w": {entry{"d", 0o644}}}}
+	before := map[string]fs.FileInfo{"d": entry{mode: fs.ModeDir}, "d/known": entry{mode: 0o644}}
+	if err := syncOut(t, dir, before, l); err == nil {
+		t.Error("there is no error")
+	}
+	if got := shown(t, dir); got != "d/ d/of-the-host=mine" {
 		t.Errorf("there is %s", got)
 	}
 }
