@@ -28,7 +28,7 @@ type conn struct {
 	reader *wire.Reader
 	found  []int // descriptors that came and were not taken yet; the reader's
 
-	wmu sync.Mutex
+	writing chan struct{} // holds one while a frame is written
 
 	mu   sync.Mutex
 	last uint32
@@ -43,7 +43,7 @@ type conn struct {
 }
 
 func newConn(f *os.File) *conn {
-	c := &conn{f: f, last: ownStreams, live: map[uint32]*child{}, pidfds: map[uint32]*os.File{}, gone: make(chan struct{})}
+	c := &conn{f: f, last: ownStreams, live: map[uint32]*child{}, pidfds: map[uint32]*os.File{}, gone: make(chan struct{}), writing: make(chan struct{}, 1)}
 	c.reader = wire.NewReader(c)
 	return c
 }
@@ -98,8 +98,10 @@ func (c *conn) take() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "pidfd"), nil
 }
 
-// send writes a frame with descriptors.
-func (c *conn) send(frame []byte, files []*os.File) error {
+// send writes a frame with descriptors. A guest that does not read is not waited
+// for longer than the caller waits; if it has read a part of the frame, nothing
+// can follow that, and the connection ends.
+func (c *conn) send(ctx context.Context, frame []byte, files []*os.File) error {
 	fds := make([]int, len(files))
 	for i, f := range files {
 		rc, err := f.SyscallConn()
@@ -118,8 +120,24 @@ func (c *conn) send(frame []byte, files []*os.File) error {
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
 	}
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
+	select {
+	case c.writing <- struct{}{}:
+		defer func() { <-c.writing }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	hurried := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = c.f.SetWriteDeadline(time.Unix(1, 0))
+		close(hurried)
+	})
+	whole := len(frame)
+	defer func() {
+		if !stop() {
+			<-hurried
+			_ = c.f.SetWriteDeadline(time.Time{}) // fails where it is closed
+		}
+	}()
 	for len(frame) > 0 {
 		var n int
 		var serr error
@@ -128,7 +146,10 @@ func (c *conn) send(frame []byte, files []*os.File) error {
 			return serr != unix.EAGAIN && serr != unix.EINTR
 		})
 		if err = errors.Join(err, serr); err != nil {
-			return err
+			if len(frame) < whole {
+				c.f.Close() // the reader sees it
+			}
+			return errors.Join(ctx.Err(), err)
 		}
 		frame, rights = frame[n:], nil
 	}
@@ -157,23 +178,9 @@ func (c *conn) hello(ctx context.Context) (*wire.HelloMessage, error) {
 		}
 		return m, nil
 	case wire.Fail:
-		return nil, failure(f.Body)
+		return nil, guestconn.Failure(f.Body)
 	}
 	return nil, fmt.Errorf("%w: first frame is %s", wire.ErrProtocol, f.Type)
-}
-
-// failure is the error of a FAIL.
-func failure(body []byte) error {
-	var m wire.FailMessage
-	if err := m.Parse(body); err != nil {
-		return err
-	}
-	for _, c := range isolation.Classes() {
-		if c.Error() == m.Class {
-			return fmt.Errorf("%.1000s (%w)", m.Message, c)
-		}
-	}
-	return fmt.Errorf("%.1000s", m.Message)
 }
 
 // serve reads frames until the connection ends.
@@ -220,6 +227,7 @@ func (c *conn) frames() error {
 		if ch == nil {
 			return fmt.Errorf("%w: %s for stream %d, which has no program", wire.ErrProtocol, f.Type, f.Stream)
 		}
+		// What breaks a rule leaves its program among those that are lost.
 		switch f.Type {
 		case wire.Spawned:
 			pidfd, err := c.take()
@@ -230,28 +238,28 @@ func (c *conn) frames() error {
 				return err
 			}
 			// Until now its number could not be given to another.
-			if err := c.send(wire.Append(nil, wire.Run, f.Stream, nil), nil); err != nil {
+			if err := c.send(context.Background(), wire.Append(nil, wire.Run, f.Stream, nil), nil); err != nil {
 				return err
 			}
 		case wire.Prepared:
-			c.forget(ch)
 			if err := ch.prepared(); err != nil {
 				return err
 			}
-		case wire.Fail:
 			c.forget(ch)
-			if err := ch.failed(failure(f.Body)); err != nil {
+		case wire.Fail:
+			if err := ch.failed(guestconn.Failure(f.Body)); err != nil {
 				return err
 			}
+			c.forget(ch)
 		case wire.Exit:
 			var m wire.ExitMessage
 			if err := m.Parse(f.Body); err != nil {
 				return err
 			}
-			c.forget(ch)
 			if err := ch.exited(&m); err != nil {
 				return err
 			}
+			c.forget(ch)
 		default:
 			return fmt.Errorf("%w: a guest does not send %s", wire.ErrProtocol, f.Type)
 		}
@@ -304,7 +312,7 @@ func (c *conn) ask(ctx context.Context, t wire.Type, body []byte, files []*os.Fi
 	ch.stream = c.last
 	c.live[ch.stream] = ch
 	c.mu.Unlock()
-	if err := c.send(wire.Append(nil, t, ch.stream, body), files); err != nil {
+	if err := c.send(ctx, wire.Append(nil, t, ch.stream, body), files); err != nil {
 		// The reader sees why; nothing was started if the frame is not whole.
 		c.forget(ch)
 		return nil, fmt.Errorf("%w (%w)", err, isolation.ErrFailedPrecondition)
@@ -355,7 +363,7 @@ func (ch *child) spawned(pidfd *os.File, member func(int) bool) error {
 		return fmt.Errorf("%w: SPAWNED that nobody asked for", wire.ErrProtocol)
 	}
 	pid, err := pidOf(pidfd)
-	if err == nil && pid > 0 && !member(pid) {
+	if err == nil && (pid == 0 || pid > 0 && !member(pid)) { // 0 is one that is not below this process's namespace
 		err = fmt.Errorf("%w: a descriptor of process %d, which is none of the sandbox", wire.ErrProtocol, pid)
 	}
 	if err != nil {
@@ -467,7 +475,7 @@ func (ch *child) Wait() (proc.ChildStatus, error) {
 	case m.Cause == wire.CauseSignaled && m.Signal >= 1 && m.Signal <= 64:
 		return status(m, 0, unix.Signal(m.Signal)), nil
 	}
-	return proc.ChildStatus{}, fmt.Errorf("the container says that it ended with cause %d, status %d, signal %d: %.200s", m.Cause, m.Code, m.Signal, m.Detail)
+	return proc.ChildStatus{}, fmt.Errorf("the container says that it ended with cause %d, status %d, signal %d: %s", m.Cause, m.Code, m.Signal, guestconn.Tame(m.Detail, 200))
 }
 
 func status(m *wire.ExitMessage, code int, sig unix.Signal) proc.ChildStatus {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/internal/guestconn"
@@ -28,7 +29,7 @@ func (r rest) Read(b []byte) (int, error) { return r.in.Read(b) }
 
 // Write sends whole frames, as guestconn writes them.
 func (r rest) Write(frame []byte) (int, error) {
-	if err := r.c.send(frame, nil); err != nil {
+	if err := r.c.send(context.Background(), frame, nil); err != nil {
 		return 0, err
 	}
 	return len(frame), nil
@@ -92,10 +93,15 @@ func (c *conn) pidfd(stream uint32) *os.File {
 // Files implements [proc.Filer].
 func (c *container) Files() proc.Files { return &guestconn.Files{Conn: c.conn.rest} }
 
+// resizePatience is how long a guest may take to take so little.
+const resizePatience = 5 * time.Second
+
 // Resize sets the size of the program's terminal.
 func (ch *child) Resize(size isolation.TerminalSize) error {
 	m := wire.ResizeMessage{Rows: uint64(size.Rows), Cols: uint64(size.Cols)}
-	if err := ch.conn.send(wire.Append(nil, wire.Resize, ch.stream, m.Append(nil)), nil); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), resizePatience)
+	defer cancel()
+	if err := ch.conn.send(ctx, wire.Append(nil, wire.Resize, ch.stream, m.Append(nil)), nil); err != nil {
 		return fmt.Errorf("%w (%w)", err, isolation.ErrFailedPrecondition)
 	}
 	return nil

@@ -109,7 +109,7 @@ func (c *Conn) open(token []byte) error {
 		}
 		return checkHello(&c.hello)
 	case wire.Fail:
-		return failure(f.Body)
+		return Failure(f.Body)
 	}
 	return fmt.Errorf("%w: first frame is %s", wire.ErrProtocol, f.Type)
 }
@@ -184,22 +184,22 @@ func (c *Conn) Close() error {
 	return err
 }
 
-// failure is the error of a FAIL.
-func failure(body []byte) error {
+// Failure is the error of a FAIL.
+func Failure(body []byte) error {
 	var m wire.FailMessage
 	if err := m.Parse(body); err != nil {
 		return err
 	}
 	for _, c := range isolation.Classes() {
 		if c.Error() == m.Class {
-			return fmt.Errorf("%s (%w)", tame(m.Message, 1000), c)
+			return fmt.Errorf("%s (%w)", Tame(m.Message, 1000), c)
 		}
 	}
-	return errors.New(tame(m.Message, 1000))
+	return errors.New(Tame(m.Message, 1000))
 }
 
-// tame makes one line, which moves no cursor, of what a guest says for people.
-func tame(s string, most int) string {
+// Tame makes one line, which moves no cursor, of what a guest says for people.
+func Tame(s string, most int) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return ' '
@@ -392,7 +392,7 @@ func (r *request) frame(f wire.Frame) error {
 	case r.want:
 		r.done(answer{body: bytes.Clone(f.Body)})
 	case wire.Fail:
-		r.done(answer{err: failure(f.Body)})
+		r.done(answer{err: Failure(f.Body)})
 	default:
 		return fmt.Errorf("%w: %s in answer to %s", wire.ErrProtocol, f.Type, r.want)
 	}

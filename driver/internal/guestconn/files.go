@@ -90,7 +90,7 @@ func (o *fileOp) frame(f wire.Frame) error {
 		}
 		o.end(nil, e)
 	case wire.Fail:
-		o.end(failure(f.Body), wire.FileEntry{})
+		o.end(Failure(f.Body), wire.FileEntry{})
 		o.out.hangUp()
 	default:
 		return fmt.Errorf("%w: a guest does not send %s for a file", wire.ErrProtocol, f.Type)

@@ -478,7 +478,7 @@ func TestEndThatIsNone(t *testing.T) {
 		}
 	}
 	fail := wire.FailMessage{Class: "no such class", Message: "two\nlines \x1b[2J" + strings.Repeat("x", 1<<16)}
-	if err := failure(fail.Append(nil)); strings.ContainsAny(err.Error(), "\n\x1b") || len(err.Error()) > 2000 {
+	if err := Failure(fail.Append(nil)); strings.ContainsAny(err.Error(), "\n\x1b") || len(err.Error()) > 2000 {
 		t.Errorf("a failure: %.200q", err)
 	}
 }

@@ -135,7 +135,7 @@ func (p *Process) frame(f wire.Frame) error {
 			return fmt.Errorf("%w: FAIL after SPAWNED", wire.ErrProtocol)
 		}
 		p.c.forget(p.stream)
-		p.end(failure(f.Body), nil)
+		p.end(Failure(f.Body), nil)
 	case wire.Stdout:
 		return p.Stdout.put(f.Body)
 	case wire.Stderr:
@@ -390,7 +390,7 @@ func (p *Process) Wait() (*wire.ExitMessage, error) {
 	case m.Cause == wire.CauseExited && m.Code <= 255, m.Cause == wire.CauseSignaled && m.Signal >= 1 && m.Signal <= 64:
 		return m, nil
 	}
-	return nil, fmt.Errorf("the guest says that it ended with cause %d, status %d, signal %d: %s", m.Cause, m.Code, m.Signal, tame(m.Detail, 200))
+	return nil, fmt.Errorf("the guest says that it ended with cause %d, status %d, signal %d: %s", m.Cause, m.Code, m.Signal, Tame(m.Detail, 200))
 }
 
 // Forget acknowledges the end: the guest keeps nothing of the program, and its
