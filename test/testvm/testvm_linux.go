@@ -174,9 +174,9 @@ func module() (string, error) {
 		return "", err
 	}
 	for d := dir; d != "/"; d = filepath.Dir(d) {
-		if _, err := os.Stat(filepath.Join(d, "go.mod")); err == nil {
+		if _, err := os.Stat(filepath.Join(d, "driver/microvm")); err == nil { // and not the module of axo
 			return d, nil
 		}
 	}
-	return "", fmt.Errorf("%s is in no module", dir)
+	return "", fmt.Errorf("%s is not in this module", dir)
 }
