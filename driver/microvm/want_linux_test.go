@@ -74,9 +74,9 @@ func TestStale(t *testing.T) {
 	}{
 		{"memory", isolation.Spec{Resources: isolation.Resources{MemoryBytes: 900 << 20}}, "", "default-m1024", microvm.Recipe{MemoryMiB: 1024, CPUs: 1}},
 		{"disk", isolation.Spec{Resources: isolation.Resources{DiskBytes: 1500 << 20}}, "", "default-m2048", microvm.Recipe{MemoryMiB: 2048, CPUs: 1}},
-		{"cores", isolation.Spec{Resources: isolation.Resources{CPUs: 1.5}}, "", "default-c2", microvm.Recipe{MemoryMiB: 640, CPUs: 2}},
-		{"session", isolation.Spec{Profile: "session"}, "", "default-session", microvm.Recipe{MemoryMiB: 640, CPUs: 1, Session: true}},
-		{"image", isolation.Spec{Root: isolation.Root{Image: "box"}}, "sha256:1", "", microvm.Recipe{MemoryMiB: 640, CPUs: 1, Image: "sha256:1"}},
+		{"cores", isolation.Spec{Resources: isolation.Resources{CPUs: 1.5}}, "", "default-c2", microvm.Recipe{MemoryMiB: is.Shape.MemoryMiB, CPUs: 2}},
+		{"session", isolation.Spec{Profile: "session"}, "", "default-session", microvm.Recipe{MemoryMiB: is.Shape.MemoryMiB, CPUs: 1, Session: true}},
+		{"image", isolation.Spec{Root: isolation.Root{Image: "box"}}, "sha256:1", "", microvm.Recipe{MemoryMiB: is.Shape.MemoryMiB, CPUs: 1, Image: "sha256:1"}},
 	} {
 		b := &asked{inputs: fresh}
 		if x.source != "" {
