@@ -1,6 +1,7 @@
 // Package microvm is tier 3: virtual machines, each with a kernel of its own.
-// The engine "qemu" is QEMU's machine type microvm, by hardware (KVM) or, where
-// there is none and the caller agrees, emulated.
+// The engine "firecracker" is Firecracker, by hardware (KVM); "qemu" is QEMU's
+// machine type microvm, by hardware or, where there is none and the caller agrees,
+// emulated.
 //
 // # Templates
 //
@@ -13,8 +14,8 @@
 // # What stands around a program
 //
 // The guest's own namespaces and limits (package guest), then the machine, then
-// QEMU's jail: namespaces of its own for users, processes, mounts, network, IPC,
+// the VMM's jail: namespaces of its own for users, processes, mounts, network, IPC,
 // host name and control groups, the user nobody, no capabilities, no_new_privs,
-// QEMU's seccomp filter, and a control group. An emulated machine is no boundary
+// QEMU's seccomp filter or a root of Firecracker's own, and a control group. An emulated machine is no boundary
 // by QEMU's own policy (docs/system/security.rst): there the jail is what counts.
 package microvm
