@@ -92,7 +92,7 @@ func checkPause(t testing.TB, s *suite) {
 	spec, ps := s.command(t, job{program: Exit0})
 	sb := s.create(t, spec)
 	a := ability[isolation.Pauser](t, s, isolation.AbilityPause, sb)
-	const limit = time.Second
+	limit := s.c.Patience / 30 // in which a program must get ready
 	r := s.startIn(t, sb, job{program: Ready, args: []string{"0.2"}, process: wall(limit)})
 	r.awaitReady(t)
 	for range 2 { // both are idempotent
