@@ -1,10 +1,12 @@
 package microvm_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,13 +22,26 @@ import (
 // something to it.
 func wreck(t *testing.T, sb isolation.Sandbox, how string) {
 	t.Helper()
-	p, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"/usr/bin/python3", "-c",
-		"import socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'" + how + "', b'\\0wreck')"}}, isolation.Stdio{})
+	wreckSoon(t, sb, how)()
+}
+
+// wreckSoon has somebody stand ready to ask, who does at once when the function is
+// called.
+func wreckSoon(t *testing.T, sb isolation.Sandbox, how string) func() {
+	t.Helper()
+	in, now := io.Pipe()
+	ready, out := io.Pipe()
+	p, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"/usr/bin/python3", "-c", "import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); " +
+		"print('ready', flush=True); input(); s.sendto(b'" + how + "', b'\\0wreck')"}}, isolation.Stdio{Stdin: in, Stdout: out})
 	if err != nil {
 		t.Fatal(err)
 	}
+	if line, err := bufio.NewReader(ready).ReadString('\n'); err != nil || line != "ready\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
 	// Nobody may be left to tell of its end.
 	go func() { _, _ = p.Wait(context.Background()) }()
+	return func() { _, _ = now.Write([]byte("\n")) }
 }
 
 // TestWrecks: what ends a machine is told apart, and none of it is the program's
@@ -128,11 +143,12 @@ func TestWedged(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			sb := create(t, d, "wedged-"+how, isolation.Spec{})
+			now := wreckSoon(t, sb, how)
 			p, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"/bin/sleep", "1000"}, Limits: isolation.Limits{Wall: 3 * time.Second}}, isolation.Stdio{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			wreck(t, sb, how)
+			now()
 			e, err := p.Wait(t.Context())
 			if err != nil || e.Reason != isolation.ReasonTimeoutWall {
 				t.Errorf("%v, %v", e, err)
