@@ -8,12 +8,13 @@
 # make test-firecracker FIRECRACKER=FILE  virtual machines by that Firecracker, here or, without KVM, as above
 # make check   format, vet, lint with the layering rules, cross-builds, clean tree
 # make bench   the numbers of docs/CLAIMS.md
+# make bench-microvm  those of virtual machines
 
 export CGO_ENABLED = 0
 WORKER = driver/wasm/embedded/axo-wasm
 GUEST = driver/oci/embedded/axo-guest
 
-.PHONY: build wasmtime fuzz-worker demo test test-cgroup2 test-kvm-nested test-firecracker check bench setup cross clean
+.PHONY: build wasmtime fuzz-worker demo test test-cgroup2 test-kvm-nested test-firecracker check bench bench-microvm setup cross clean
 
 build: bin/axo
 
@@ -80,6 +81,10 @@ cross:
 
 bench:
 	go test -vet=off -run '^$$' -bench . -benchtime 1s -timeout 30m ./bench
+
+# Virtual machines: by KVM where it works, else emulated.
+bench-microvm: build
+	go run ./bench/microvm -axo bin/axo
 
 clean:
 	rm -rf bin build driver/wasm/embedded driver/oci/embedded

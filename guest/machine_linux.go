@@ -32,6 +32,9 @@ type machine struct {
 
 	mu     sync.Mutex // one SYNC, MOUNT or POWER at a time
 	mounts []string
+	name   string // of the last SYNC
+	limits limits // likewise
+	frozen bool   // programs are
 }
 
 // runDir is where the guest has its own files, and idDir those of them that

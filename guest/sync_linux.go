@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -11,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -76,10 +74,13 @@ func (g *guest) sync(m *wire.SyncMessage) error {
 			return os.NewSyscallError("clock_settime", err)
 		}
 	}
-	if m.Hostname != "" {
+	// What is as it was is left alone: in an emulated machine the first run of any
+	// code takes milliseconds.
+	if m.Hostname != "" && m.Hostname != g.vm.name {
 		if err := g.rename(m.Hostname); err != nil {
 			return err
 		}
+		g.vm.name = m.Hostname
 	}
 	for name, id := range map[string]string{"machine-id": m.MachineID, "boot_id": m.BootID} {
 		if id == "" {
@@ -97,17 +98,24 @@ func (g *guest) sync(m *wire.SyncMessage) error {
 		mark := wire.Mark(m.Token)
 		g.vm.mark.Store(&mark)
 	}
-	if err := g.limit(m); err != nil {
-		return err
-	}
-	g.needsSync.Store(false)
-	if all := g.vm.groups.all; all != nil {
-		if err := all.Freeze(false); !errors.Is(err, errors.ErrUnsupported) {
+	if l := (limits{m.Memory, m.Pids, m.MilliCPU, m.Disk}); l != g.vm.limits {
+		if err := g.limit(m); err != nil {
 			return err
 		}
+		g.vm.limits = l
+	}
+	g.needsSync.Store(false)
+	if g.vm.frozen {
+		if err := g.vm.groups.all.Freeze(false); err != nil {
+			return err
+		}
+		g.vm.frozen = false
 	}
 	return nil
 }
+
+// limits are those of a SYNC; none at first.
+type limits struct{ memory, pids, milliCPU, disk uint64 }
 
 // limit bounds all programs together.
 func (g *guest) limit(m *wire.SyncMessage) error {
@@ -145,8 +153,9 @@ func (m *machine) resize(size uint64) error {
 // awaitSnapshot stops programs and the start of others until the next SYNC.
 func (g *guest) awaitSnapshot() error {
 	g.needsSync.Store(true)
-	if all := g.vm.groups.all; all != nil {
+	if all := g.vm.groups.all; all != nil && all.Populated() {
 		err := all.Freeze(true)
+		g.vm.frozen = err == nil
 		if errors.Is(err, errors.ErrUnsupported) {
 			// Of version 1: then only a machine without programs is restored
 			// without one of them running before SYNC.
@@ -183,30 +192,6 @@ func (g *guest) running() int {
 	defer g.mu.Unlock()
 	return len(g.processes) - len(g.ended)
 }
-
-// stir mixes entropy into the kernel's, credits it, and has the generator use it
-// at once (random(4)).
-func (m *machine) stir(entropy []byte) error {
-	// struct rand_pool_info
-	b := binary.NativeEndian.AppendUint32(nil, uint32(len(entropy)*8))
-	b = binary.NativeEndian.AppendUint32(b, uint32(len(entropy)))
-	b = append(b, entropy...)
-	for len(b)%4 != 0 {
-		b = append(b, 0)
-	}
-	fd := uintptr(fdOf(m.random))
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, fd, unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&b[0]))); e != 0 {
-		return os.NewSyscallError("RNDADDENTROPY", e)
-	}
-	clear(b)
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, fd, rndReseedCRNG, 0); e != 0 {
-		return os.NewSyscallError("RNDRESEEDCRNG", e)
-	}
-	return nil
-}
-
-// rndReseedCRNG is _IO('R', 0x07) of linux/random.h.
-const rndReseedCRNG = 0x5207
 
 // rename gives the machine a name, and its root the files that say it.
 func (g *guest) rename(name string) error {

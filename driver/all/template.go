@@ -20,6 +20,7 @@ import (
 	"github.com/axocoatl/isolation/driver/oci"
 	"github.com/axocoatl/isolation/image/disk"
 	"github.com/axocoatl/isolation/image/kernel"
+	"github.com/axocoatl/isolation/internal/journal"
 )
 
 // Directories of a state directory.
@@ -42,6 +43,7 @@ func (c Config) MicroVM(engine string) microvm.Config {
 	m := microvm.Config{Engine: engine, QEMU: c.QEMU, Firecracker: c.Firecracker, NoCgroup: c.NoCgroup, Logger: c.Logger}
 	if c.StateDir != "" {
 		m.Templates = filepath.Join(c.StateDir, TemplatesOf(engine))
+		m.SessionDir = filepath.Join(c.StateDir, journal.KeptDir)
 	}
 	return m
 }

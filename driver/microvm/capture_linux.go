@@ -23,6 +23,9 @@ func (m copyable) capture(ctx context.Context, what func() proc.Held) (_ *loaded
 	if len(m.spec.Mounts) > 0 {
 		return nil, proc.Unsupported("a copy of a microVM that was given directories", "one without")
 	}
+	if len(m.spec.Mounts) > 0 {
+		return nil, proc.Unsupported("a copy of a machine with directories of the host", "a sandbox without")
+	}
 	t := *m.from
 	t.Live = &Live{Spec: m.spec}
 	l := &loaded{Template: &t}
@@ -57,8 +60,6 @@ func (m copyable) take(ctx context.Context, l *loaded, what func() proc.Held) er
 	if err != nil {
 		return err
 	}
-	// What its guest holds of its programs' output begins, for each, no later than
-	// what was taken of it by now.
 	l.Live.Token, l.Live.Held = m.token, what()
 	if l.state, err = qemu.MemoryFile("state", bytes.NewReader(state)); err != nil {
 		return err

@@ -25,6 +25,10 @@ type Config struct {
 	// Snapshots is the directory that has the snapshots. Empty: "snapshots" beside
 	// Templates.
 	Snapshots string
+	// SessionDir is where detached sandboxes are written down, which outlive this
+	// process: directory "sessions" of a state directory, for the sweeper of that.
+	// Empty: they are refused.
+	SessionDir string
 	// RunDir is where machines have their sockets: a short path (unix(7)).
 	// Empty: /run/axo/microvm, or a directory of the user's.
 	RunDir string

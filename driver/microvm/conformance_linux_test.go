@@ -1,12 +1,18 @@
 package microvm_test
 
 import (
+	"encoding/json"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/microvm"
 	"github.com/axocoatl/isolation/drivertest"
 )
 
@@ -22,14 +28,52 @@ func loseMachine(t testing.TB, _ isolation.Driver, _ isolation.Sandbox, p isolat
 	}
 }
 
+// hostEnv is where the driver of a process that plays a story has its files.
+const hostEnv = "AXO_MICROVM_TEST_HOST"
+
+func playHost() {
+	text, ok := os.LookupEnv(hostEnv)
+	if !ok {
+		return
+	}
+	var c microvm.Config
+	if err := json.Unmarshal([]byte(text), &c); err != nil {
+		panic(err)
+	}
+	drivertest.PlayHost(drivertest.Config{Command: command}, func() (isolation.Driver, error) { return microvm.New(c) })
+}
+
+// sessions is the configuration of a driver whose sandboxes may outlive it, and how
+// another process has one such.
+func sessions(t testing.TB, c microvm.Config) (microvm.Config, func(t testing.TB, st drivertest.Story) (stdout, stderr io.Reader, kill func())) {
+	c.SessionDir = filepath.Join(t.TempDir(), "sessions")
+	b, err := json.Marshal(map[string]string{"Engine": c.Engine, "Templates": c.Templates, "RunDir": c.RunDir, "SessionDir": c.SessionDir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, func(t testing.TB, st drivertest.Story) (stdout, stderr io.Reader, kill func()) {
+		exe, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(exe)
+		cmd.Env = append(os.Environ(), hostEnv+"="+string(b))
+		return drivertest.HostProcess(t, cmd, st)
+	}
+}
+
 // TestConformance holds an emulated machine to what every driver does. It has
 // more patience, and less to move.
 func TestConformance(t *testing.T) {
 	c := config(t)
-	drivertest.Run(t, drivertest.Config{
-		New:     func(t testing.TB) isolation.Driver { return newDriver(t, c) },
+	dc := drivertest.Config{
 		Command: command, Lose: loseMachine, Leftovers: leftovers, Patience: 90 * time.Second, Large: 4 << 20, Parallel: 4,
-	})
+	}
+	if c.Engine == "" {
+		c, dc.Host = sessions(t, c)
+	}
+	dc.New = func(t testing.TB) isolation.Driver { return newDriver(t, c) }
+	drivertest.Run(t, dc)
 }
 
 func BenchmarkEmulated(b *testing.B) {

@@ -15,6 +15,7 @@ import (
 	"github.com/axocoatl/isolation/driver/internal/root"
 	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
 	"github.com/axocoatl/isolation/internal/cgroup"
+	"github.com/axocoatl/isolation/internal/journal"
 	"github.com/axocoatl/isolation/internal/spawn"
 )
 
@@ -34,6 +35,7 @@ func New(c Config) (isolation.Driver, error) {
 	if e.ownsRunDir() == nil {
 		sweepGone(e.cfg.RunDir, "")
 	}
+	e.openKeep()
 	d := proc.New(e, c.Drain)
 	if e.copies() {
 		return &restorer{d, e}, nil
@@ -45,6 +47,9 @@ type engine struct {
 	cfg     Config
 	spawner spawn.Spawner
 	users   ids.Ranges
+
+	keep    *journal.Keep // nil: no machine outlives this process
+	keepErr error
 
 	mu     sync.Mutex
 	groups *cgroup.Tree // nil: not looked for yet
@@ -104,10 +109,14 @@ func (e *engine) Features() isolation.Features {
 		Options: []isolation.Option{
 			isolation.OptionCwd, isolation.OptionUser, isolation.OptionHostname, isolation.OptionTerminal, isolation.OptionTemplate,
 		},
-		Abilities: []string{isolation.AbilityPause, isolation.AbilityPrepare, isolation.AbilityFiles, isolation.AbilityWatch},
+		Abilities: []string{isolation.AbilityAttach, isolation.AbilityPause, isolation.AbilityPrepare, isolation.AbilityFiles, isolation.AbilityWatch},
 	}
 	if e.copies() {
 		f.Abilities = append(f.Abilities, isolation.AbilitySnapshot, isolation.AbilityRestore, isolation.AbilityFork)
+	}
+	if e.keep != nil {
+		f.Abilities = append(f.Abilities, isolation.AbilityRecover)
+		f.Options = append(f.Options, isolation.OptionDetached)
 	}
 	if e.cfg.Builder != nil {
 		f.Runs = append(f.Runs, isolation.ContainerImage)
@@ -199,7 +208,7 @@ func (e *engine) Check(spec isolation.Spec) error {
 		return proc.Unsupported("directories of the host in a microVM", "a program that can make disks of them")
 	case slices.ContainsFunc(spec.Mounts, func(m isolation.Mount) bool { return !m.ReadOnly }):
 		return proc.Unsupported("a writable directory of the host in a microVM", "a read-only one, which is copied, or the container tier")
-	case spec.Detached:
+	case spec.Detached && e.keep == nil && e.keepErr == nil:
 		return proc.Unsupported("a detached microVM", "the container tier")
 	case spec.Root.Template != "" && checkTemplateName(spec.Root.Template) != nil:
 		return checkTemplateName(spec.Root.Template)

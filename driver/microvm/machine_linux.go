@@ -48,6 +48,9 @@ type machine struct {
 	memory int64 // bytes that the guest has
 	still  stillness
 
+	kept *keeping    // its record, if it outlives this process; nil: it does not
+	left atomic.Bool // it goes on without this process
+
 	killed atomic.Bool // by this driver, for good
 	ending sync.Mutex  // one Remove at a time
 	ended  bool        // the VMM is gone, and nothing of it is left here
@@ -93,10 +96,16 @@ func (e *engine) raise(ctx context.Context, id string, spec isolation.Spec, t *l
 	if err := m.takeUser(); err != nil {
 		return nil, err
 	}
+	if spec.Detached {
+		if err := m.keepNew(id); err != nil {
+			return nil, err
+		}
+	}
 	if err := m.account(t.Shape); err != nil {
 		return nil, err
 	}
-	if m.dir, err = e.runDir(); err != nil {
+	dir, err := m.sockets()
+	if err != nil {
 		return nil, err
 	}
 	data, err := e.copied(ctx, q, t, spec.Mounts)
@@ -114,7 +123,7 @@ func (e *engine) raise(ctx context.Context, id string, spec isolation.Spec, t *l
 	defer state.Close()
 	m.vm, err = q.restore(ctx, &e.spawner, &restoreConfig{
 		machineConfig: machineConfig{
-			shape: t.Shape, dir: m.dir, ram: t.ram, disk: t.disk, data: data, uid: m.uid(), tasks: m.group.Joins(), group: m.group.Into(), started: m.started,
+			shape: t.Shape, dir: dir, session: m.kept != nil, ram: t.ram, disk: t.disk, data: data, uid: m.uid(), tasks: m.group.Joins(), group: m.group.Into(), started: m.started,
 		}, state: state, live: t.Live != nil,
 	})
 	if err != nil {
@@ -124,6 +133,11 @@ func (e *engine) raise(ctx context.Context, id string, spec isolation.Spec, t *l
 	m.Programs = guestconn.Programs{Resources: spec.Resources, Request: t.request(spec.Requirement), PID: m.vm.pid(), Lost: m.lost}
 	for tries := 1; ; tries++ {
 		err := m.introduce(ctx, spec, t.token())
+		if err == nil && m.kept != nil {
+			if err := m.describe(); err != nil {
+				return nil, fmt.Errorf("record %s: %w", m.name, err)
+			}
+		}
 		if err == nil {
 			failpoint.Hit(failpoint.VMSynced)
 			return m, nil
@@ -160,6 +174,16 @@ func (t *Template) token() []byte {
 		return nil
 	}
 	return t.Live.Token
+}
+
+// sockets is a directory for the machine's sockets: that of its record, or one of
+// its own.
+func (m *machine) sockets() (_ string, err error) {
+	if m.kept != nil {
+		return m.kept.Dir(), nil
+	}
+	m.dir, err = m.eng.runDir()
+	return m.dir, err
 }
 
 // unlike makes what tells a machine from all others of its template.
@@ -200,7 +224,7 @@ func (m *machine) uid() int {
 
 // account makes the journal's entry and the control group.
 func (m *machine) account(s qemu.Shape) (err error) {
-	if r := m.eng.cfg.Recorder; r != nil {
+	if r := m.eng.cfg.Recorder; r != nil && m.kept == nil {
 		if m.entry, err = r.Record(m.name); err != nil {
 			return fmt.Errorf("record %s: %w", m.name, err)
 		}
@@ -210,13 +234,7 @@ func (m *machine) account(s qemu.Shape) (err error) {
 	if !g.Any() {
 		return nil
 	}
-	limits := cgroup.Limits{}
-	if g.Has(cgroup.Memory) {
-		limits.MemoryBytes = s.HostBytes()
-	}
-	if g.Has(cgroup.Pids) {
-		limits.Pids = maxThreads
-	}
+	limits := groupLimits(g, s)
 	if m.entry != nil {
 		for _, dir := range g.Paths(m.name, limits) {
 			if err := m.entry.AddPath("cgroup", dir); err != nil {
@@ -227,6 +245,17 @@ func (m *machine) account(s qemu.Shape) (err error) {
 	m.group, err = g.Create(m.name, limits)
 	failpoint.Hit(failpoint.VMGroup)
 	return err
+}
+
+// groupLimits are those of a machine's control group.
+func groupLimits(g *cgroup.Tree, s qemu.Shape) (l cgroup.Limits) {
+	if g.Has(cgroup.Memory) {
+		l.MemoryBytes = s.HostBytes()
+	}
+	if g.Has(cgroup.Pids) {
+		l.Pids = maxThreads
+	}
+	return l
 }
 
 // maxThreads bounds the threads of a VMM.
@@ -342,29 +371,39 @@ func execMessage(s isolation.ProcessSpec) *wire.ExecMessage {
 // Start implements [proc.Place].
 func (m *machine) Start(ctx context.Context, p *proc.Process) (proc.Task, error) {
 	before := m.vm.CPU()
-	t, err := m.Programs.Start(ctx, p)
+	start := m.Programs.Start
+	if m.kept != nil {
+		start = m.startKept
+	}
+	t, err := start(ctx, p)
 	if err != nil {
 		return nil, err
 	}
-	return m.task(t, before), nil
+	return m.task(p.ID(), t, before), nil
 }
 
-func (m *machine) task(t proc.Task, before time.Duration) *task {
-	return &task{Task: t, m: m, before: before, over: make(chan struct{})}
+func (m *machine) task(id string, t proc.Task, before time.Duration) *task {
+	return &task{Holder: t.(proc.Holder), id: id, m: m, before: before, over: make(chan struct{})}
 }
 
 // Adopt implements [proc.Adopter].
-func (m *machine) Adopt(ctx context.Context, p *proc.Process, from isolation.Offsets) (proc.Task, error) {
-	t, err := m.Programs.Adopt(ctx, p, from)
+func (m *machine) Adopt(ctx context.Context, p *proc.Process, ran time.Duration) (proc.Task, error) {
+	if m.kept != nil {
+		if err := m.adoptKept(p, ran); err != nil {
+			return nil, fmt.Errorf("write down the process: %w", err)
+		}
+	}
+	t, err := m.Programs.Adopt(ctx, p)
 	if err != nil {
 		return nil, err
 	}
-	return m.task(t, -1<<62), nil // what its QEMU used before is not known
+	return m.task(p.ID(), t, -1<<62), nil // what its VMM used before is not known
 }
 
 // task is a program whose machine ends if the guest does not end it.
 type task struct {
-	proc.Task
+	proc.Holder
+	id     string
 	m      *machine
 	ended  atomic.Bool
 	over   chan struct{} // closed when it has ended and its output is delivered
@@ -384,7 +423,7 @@ func (t *task) CPU() time.Duration {
 	if t.m.still.is.Load() {
 		return time.Duration(t.used.Load()) // a machine that stands still answers nothing
 	}
-	used := t.bounded(t.Task.CPU())
+	used := t.bounded(t.Holder.CPU())
 	t.used.Store(int64(used))
 	return used
 }
@@ -400,7 +439,7 @@ func (t *task) bounded(guest time.Duration) time.Duration {
 }
 
 func (t *task) Settle(st *proc.Status) {
-	t.Task.Settle(st)
+	t.Holder.Settle(st)
 	close(t.over)
 	st.CPU = t.bounded(st.CPU)
 }
@@ -408,7 +447,7 @@ func (t *task) Settle(st *proc.Status) {
 // Signal implements [proc.Task]. What does not end a program waits in a paused
 // machine.
 func (t *task) Signal(sig isolation.Signal) error {
-	err := t.Task.Signal(sig)
+	err := t.Holder.Signal(sig)
 	if err == nil && sig == isolation.SIGKILL && t.m.still.is.Load() {
 		go t.m.letEnd(t)
 	}
@@ -416,7 +455,7 @@ func (t *task) Signal(sig isolation.Signal) error {
 }
 
 func (t *task) Kill() {
-	t.Task.Kill()
+	t.Holder.Kill()
 	if t.m.still.is.Load() {
 		go t.m.letEnd(t)
 		return
@@ -434,7 +473,7 @@ func (t *task) Kill() {
 }
 
 func (t *task) Wait() proc.Status {
-	st := t.Task.Wait()
+	st := t.Holder.Wait()
 	t.ended.Store(true)
 	if st.Lost && (t.m.killed.Load() || t.killed.Load()) {
 		// It is known what became of it: it ended with its machine.
@@ -449,9 +488,20 @@ func (t *task) Wait() proc.Status {
 	return st
 }
 
+// Forget implements [proc.Holder].
+func (t *task) Forget() {
+	t.Holder.Forget()
+	if t.m.kept == nil {
+		return
+	}
+	if err := t.m.kept.unnote(t.id); err != nil {
+		t.m.eng.cfg.Logger.Warn("the record of a program that has ended stays", "sandbox", t.m.name, "program", t.id, "error", err)
+	}
+}
+
 // Resize implements the ability of a process with a terminal.
 func (t *task) Resize(ctx context.Context, size isolation.TerminalSize) error {
-	r, ok := t.Task.(isolation.Resizer)
+	r, ok := t.Holder.(isolation.Resizer)
 	if !ok {
 		return proc.Unsupported("resize", "a process with a terminal")
 	}
@@ -478,6 +528,9 @@ func (m *machine) Lost() bool {
 
 // lost says why the connection has ended.
 func (m *machine) lost(err error) error {
+	if m.left.Load() {
+		return err
+	}
 	// A machine that has died says so a moment later.
 	select {
 	case <-m.vm.Ended():
@@ -512,6 +565,11 @@ func (m *machine) Kill(context.Context) error {
 func (m *machine) Remove(ctx context.Context) error {
 	m.ending.Lock()
 	defer m.ending.Unlock()
+	if m.kept != nil && m.entry != nil {
+		if err := m.kept.Unready(); err != nil {
+			return err
+		}
+	}
 	if m.vm != nil && !m.ended {
 		m.vm.Kill()
 		select {

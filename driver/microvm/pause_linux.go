@@ -22,6 +22,13 @@ type stillness struct {
 
 // Pause implements [proc.Pauser].
 func (m *machine) Pause(context.Context) error {
+	if err := m.freeze(); err != nil || m.kept == nil {
+		return err
+	}
+	return m.kept.pause(true)
+}
+
+func (m *machine) freeze() error {
 	m.still.mu.Lock()
 	defer m.still.mu.Unlock()
 	m.Conn.Hold(true)
@@ -46,7 +53,10 @@ func (m *machine) Resume(ctx context.Context) error {
 	}
 	m.still.is.Store(false)
 	m.Conn.Hold(false)
-	return nil
+	if m.kept == nil {
+		return nil
+	}
+	return m.kept.pause(false)
 }
 
 // again makes what a guest that was stopped needs: it is who it was.

@@ -217,9 +217,7 @@ func (e *engine) list(ctx context.Context) (out []isolation.SnapshotInfo, err er
 			x.Err = errNoSnapshot(t.Name)
 		default:
 			x.Taken, x.Stopped, x.Took, x.Spec = t.Live.Taken, t.Live.Stopped, t.Live.Took, t.Live.Spec
-			for _, r := range t.Live.Held.Live {
-				x.Execs = append(x.Execs, r.ID)
-			}
+			x.Execs = t.Live.Held.Live()
 			if x.Err = verr; verr == nil {
 				x.Err = t.fits(v)
 			}

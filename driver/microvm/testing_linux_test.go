@@ -26,6 +26,7 @@ import (
 var work string
 
 func TestMain(m *testing.M) {
+	playHost()
 	var err error
 	if work, err = os.MkdirTemp("", "axo-microvm-"); err != nil {
 		panic(err)

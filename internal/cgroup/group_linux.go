@@ -318,6 +318,10 @@ func (g *Group) Freeze(on bool) error {
 	return write(filepath.Join(g.dirs[0], "cgroup.freeze"), value)
 }
 
+// Populated reports whether there are members, here or below; true where that cannot
+// be told.
+func (g *Group) Populated() bool { return !g.v2 || value(g.dirs[0], "cgroup.events", "populated") == 1 }
+
 // Frozen reports whether Freeze has reached all members.
 func (g *Group) Frozen() bool { return g.v2 && value(g.dirs[0], "cgroup.events", "frozen") == 1 }
 

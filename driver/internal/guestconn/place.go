@@ -37,18 +37,41 @@ func (pl *Programs) Start(ctx context.Context, p *proc.Process) (proc.Task, erro
 	if err != nil {
 		return nil, err
 	}
-	p.Out, p.Err = p.NewStream(r.Stdout, p.Stdio.Stdout), p.NewStream(r.Stderr, p.Stdio.Stderr)
-	return &task{pl: pl, p: p, r: r}, nil
+	return pl.held(p, r, proc.Outputs{}), nil
 }
 
+// held has the guest hold the output of a program, for who attaches.
+func (pl *Programs) held(p *proc.Process, r *Process, o proc.Outputs) proc.Holder {
+	r.Stdout.Hold()
+	r.Stderr.Hold()
+	o.Stdout, o.Stderr = r.Stdout, r.Stderr
+	p.Hold(o)
+	return &task{pl: pl, p: p, r: r}
+}
+
+// Attachable implements a method of proc.Attachable.
+func (pl *Programs) Attachable() {}
+
 // Adopt implements a method of proc.Adopter.
-func (pl *Programs) Adopt(ctx context.Context, p *proc.Process, from isolation.Offsets) (proc.Task, error) {
-	r, err := pl.Conn.Attach(ctx, &wire.AttachMessage{ID: p.ID(), Stdout: uint64(from.Stdout), Stderr: uint64(from.Stderr)})
+func (pl *Programs) Adopt(ctx context.Context, p *proc.Process) (proc.Task, error) {
+	r, err := pl.Conn.Attach(ctx, &wire.AttachMessage{ID: p.ID(), Held: true})
 	if err != nil {
 		return nil, err
 	}
-	p.Out, p.Err = p.NewStream(r.Stdout, nil), p.NewStream(r.Stderr, nil)
-	return &task{pl: pl, p: p, r: r}, nil
+	for _, st := range pl.Conn.Hello().Processes {
+		if st.ID == p.ID() {
+			return pl.Resume(p, r, st), nil
+		}
+	}
+	return nil, fmt.Errorf("%w: process %s, which HELLO did not tell of", wire.ErrProtocol, p.ID())
+}
+
+// Resume goes on with a program that was attached to from where its output is held,
+// and of which HELLO told.
+func (pl *Programs) Resume(p *proc.Process, r *Process, st wire.ProcessState) proc.Task {
+	o := proc.Outputs{Recovered: true, Until: [2]int64{int64(st.Stdout), int64(st.Stderr)}}
+	o.From[0], o.From[1] = r.From()
+	return pl.held(p, r, o)
 }
 
 // Kill ends the programs that this connection knows of.
@@ -66,7 +89,7 @@ func (pl *Programs) Kill() {
 	}
 }
 
-// task is one program. It implements proc.Task.
+// task is one program. It implements proc.Holder.
 type task struct {
 	pl    *Programs
 	p     *proc.Process
@@ -190,5 +213,8 @@ func (t *task) Settle(st *proc.Status) {
 	t.mu.Lock()
 	st.CPU = max(st.CPU, t.cpu)
 	t.mu.Unlock()
-	t.r.Forget()
 }
+
+func (t *task) Input() (given int64, ended bool) { return int64(t.r.StdinOffset()), t.r.StdinEnded() }
+func (t *task) Feed(from io.Reader, skip int64)  { t.r.Feed(from, skip) }
+func (t *task) Forget()                          { t.r.Forget() }

@@ -85,6 +85,25 @@ func (r *Ranges) Take() (*Range, error) {
 	return nil, fmt.Errorf("all %d ranges of user ids are taken: %w", count, isolation.ErrResourceExhausted)
 }
 
+// Retake takes the range that begins with an id, whose last owner has ended; nil if
+// somebody has it.
+func (r *Ranges) Retake(base int) *Range {
+	n := base / Size
+	if base%Size != 0 || n < rangeFirst || n > rangeLast {
+		return nil
+	}
+	f, err := os.OpenFile(cmp.Or(r.fileName, rangeFile), os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil
+	}
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Start: int64(n), Len: 1}
+	if unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock) != nil {
+		f.Close()
+		return nil
+	}
+	return &Range{Base: base, File: f}
+}
+
 func (r *Ranges) isGranted(base uint64) bool {
 	return slices.ContainsFunc(r.granted, func(g [2]uint64) bool { return base < g[1] && g[0] < base+Size })
 }

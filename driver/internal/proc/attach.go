@@ -8,7 +8,8 @@ import (
 	"github.com/axocoatl/isolation"
 )
 
-// Holder is a Task of a detached sandbox: its program goes on when this side ends.
+// Holder is a Task whose output is held for who attaches. In a detached sandbox its
+// program goes on when this side ends.
 type Holder interface {
 	Task
 	// Input is how much input the program was given when this side found it, and
@@ -20,7 +21,12 @@ type Holder interface {
 	Forget()
 }
 
-// maxEnded is how many ended processes of a detached sandbox can be attached to.
+// Attachable is a Place whose tasks are Holders, detached or not.
+type Attachable interface {
+	Attachable()
+}
+
+// maxEnded is how many ended processes of a sandbox can be attached to.
 const maxEnded = 16
 
 // attaching is a sandbox whose processes can be attached to.

@@ -26,30 +26,38 @@ type Forker interface {
 	Fork(ctx context.Context, ids []string, what func() Held) ([]Place, error)
 }
 
-// Adopter is a Place in which processes run that this side did not start.
+// Adopter is a Place in which processes may be that this side did not start. It is
+// [Attachable].
 type Adopter interface {
-	// Adopt finds such a process, and sets p's streams Out and Err. Its output
-	// comes from the given offsets on.
-	Adopt(ctx context.Context, p *Process, from isolation.Offsets) (Task, error)
+	// Adopt finds such a process, which has run for so long, and calls p.Hold.
+	Adopt(ctx context.Context, p *Process, ran time.Duration) (Task, error)
 }
 
 // Held is what the host side knows of the processes in a sandbox, for one that goes
 // on with them.
 type Held struct {
-	Live  []Running `json:"live,omitempty"`
-	Ended []string  `json:"ended,omitempty"` // ids, oldest first
-	Made  int       `json:"made,omitempty"`  // ids that the driver has made
+	Processes []Running `json:"processes,omitempty"` // those that ended come first, in that order
+	Known     []string  `json:"known,omitempty"`     // ids of those that have ended, oldest first
+	Made      int       `json:"made,omitempty"`      // ids that the driver has made
 }
 
-// Running is a process that goes on.
+// Running is a process that goes on, or can still be attached to.
 type Running struct {
 	ID   string                `json:"id"`
 	Spec isolation.ProcessSpec `json:"spec"`
 	Ran  time.Duration         `json:"ran_ns"`            // since its start
 	Left time.Duration         `json:"left_ns,omitempty"` // of the limit on wall time; 0: there is none
-	// What was taken of its output, within the limit on it.
-	Stdout int64 `json:"stdout"`
-	Stderr int64 `json:"stderr"`
+	Exit *isolation.Exit       `json:"exit,omitempty"`    // nil: it runs
+}
+
+// Live lists the ids of those that run.
+func (h Held) Live() (ids []string) {
+	for _, r := range h.Processes {
+		if r.Exit == nil {
+			ids = append(ids, r.ID)
+		}
+	}
+	return ids
 }
 
 type snapshotting struct {
@@ -151,28 +159,36 @@ func undo(ctx context.Context, copies []*sandbox) error {
 func (s *sandbox) held() (h Held) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	h.Ended, h.Made = slices.Clone(s.order), s.made
-	for _, p := range s.live {
-		stdout, stderr := p.Out.taken(), p.Err.taken()
-		h.Live = append(h.Live, Running{p.id, p.Spec, time.Since(p.began), p.wall.rest(), stdout, stderr})
+	h.Known, h.Made = slices.Clone(s.order), s.made
+	for _, p := range s.ended {
+		h.Processes = append(h.Processes, Running{ID: p.id, Spec: p.Spec, Ran: p.exit.Usage.Wall, Exit: &p.exit})
 	}
-	slices.SortFunc(h.Live, func(a, b Running) int { return cmp.Compare(a.ID, b.ID) })
+	ended := len(h.Processes)
+	for _, p := range s.live {
+		h.Processes = append(h.Processes, Running{ID: p.id, Spec: p.Spec, Ran: time.Since(p.began), Left: p.wall.rest()})
+	}
+	slices.SortFunc(h.Processes[ended:], func(a, b Running) int { return cmp.Compare(a.ID, b.ID) })
 	return h
 }
 
-// adopt goes on with the processes that run in a new sandbox.
+// adopt goes on with the processes that are in a new sandbox.
 func (s *sandbox) adopt(ctx context.Context, h Held) error {
-	s.made, s.order = h.Made, slices.Clone(h.Ended)
-	for _, id := range h.Ended {
-		s.known[id] = true
-	}
 	a, ok := s.place.(Adopter)
-	if !ok && len(h.Live) > 0 {
+	if !ok && len(h.Processes) > 0 {
 		return Unsupported("processes that are there", "a driver that finds them")
 	}
-	for _, r := range h.Live {
+	for _, r := range h.Processes {
 		if err := s.adoptOne(ctx, a, r); err != nil {
 			return fmt.Errorf("process %s: %w", r.ID, err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.made = h.Made
+	for _, id := range h.Known {
+		if !s.takenLocked(id) {
+			s.known[id] = true
+			s.order = append(s.order, id)
 		}
 	}
 	return nil
@@ -180,22 +196,30 @@ func (s *sandbox) adopt(ctx context.Context, h Held) error {
 
 func (s *sandbox) adoptOne(ctx context.Context, a Adopter, r Running) error {
 	p := s.newProcess(r.Spec, isolation.Stdio{})
-	p.Spec.ExecID = r.ID
+	p.Spec.ExecID, p.was = r.ID, r.Exit
 	if err := s.reserve(ctx, p); err != nil {
 		return err
 	}
 	defer s.release()
-	t, err := a.Adopt(ctx, p, isolation.Offsets{Stdout: r.Stdout, Stderr: r.Stderr})
+	t, err := a.Adopt(ctx, p, r.Ran)
 	if err != nil {
 		s.forget(p, false)
 		return err
 	}
-	p.Out.bytes, p.Err.bytes = r.Stdout, r.Stderr
-	p.meter.total.Store(r.Stdout + r.Stderr)
 	p.task, p.began = t, time.Now().Add(-r.Ran)
 	p.wall.start(r.Left, p.wallOver)
+	s.mu.Lock()
+	p.begun = true
+	s.mu.Unlock()
 	t.Begin()
-	go p.run(true)
+	go p.run(r.Exit == nil)
+	if r.Exit != nil {
+		select { // its output is here then, and the next one that ended comes after it
+		case <-p.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 	return nil
 }
 

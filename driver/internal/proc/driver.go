@@ -163,7 +163,7 @@ func (s *sandbox) wear() isolation.Sandbox {
 			out = filing{out, s, files}
 		}
 	}
-	if s.spec.Detached {
+	if _, ok := s.place.(Attachable); ok || s.spec.Detached {
 		out = attaching{out, s}
 	}
 	return out

@@ -169,13 +169,6 @@ func (s *Stream) IsGone() bool {
 	}
 }
 
-// taken is what was taken of the output by now.
-func (s *Stream) taken() int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.bytes
-}
-
 func (s *Stream) ended() bool {
 	select {
 	case <-s.done:

@@ -26,11 +26,12 @@ type Process struct {
 
 	wall     wall
 	meter    meter
-	Out, Err *Stream        // set by the engine
-	held     [2]*heldOutput // behind them, in a detached sandbox
-	fed      atomic.Bool    // somebody gives input, or did on this side
-	begun    bool           // it can be attached to; guarded by the sandbox's mu
-	left     bool           // it goes on without this side; set before done is closed
+	Out, Err *Stream         // set by the engine
+	held     [2]*heldOutput  // behind them, in a detached sandbox
+	fed      atomic.Bool     // somebody gives input, or did on this side
+	begun    bool            // it can be attached to; guarded by the sandbox's mu
+	was      *isolation.Exit // how it ended, before this side was there; nil: it had not
+	left     bool            // it goes on without this side; set before done is closed
 
 	cause atomic.Pointer[cause]
 	done  chan struct{}
@@ -135,6 +136,9 @@ func (p *Process) run(watch bool) {
 	p.exit.Usage = isolation.Usage{
 		Wall: wall, CPU: st.CPU, PeakMemoryBytes: st.Peak, ReadBytes: st.Read, WrittenBytes: st.Written,
 		Phases: isolation.Phases{Create: p.sb.createTook, Start: p.startTook, Run: wall},
+	}
+	if p.was != nil {
+		p.exit = *p.was
 	}
 	p.sb.forget(p, true)
 	close(p.done)

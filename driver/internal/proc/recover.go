@@ -27,6 +27,7 @@ type Recovered struct {
 	Place   Place
 	Spec    isolation.Spec
 	Created time.Time
+	Paused  bool   // it is, or will be when it is Resumed
 	Left    []Left // its processes, those that ended first in the order of their ends
 }
 
@@ -126,15 +127,24 @@ func (r recovering) recover(ctx context.Context, id string) (*sandbox, error) {
 		return nil, err
 	}
 	sb.place, sb.spec, sb.created = x.Place, x.Spec, x.Created
+	sb.paused = x.Paused
 	for _, l := range x.Left {
-		sb.resume(l)
+		if p := sb.resume(l); l.Ended {
+			select { // what is known of it is here then, also if the place is paused
+			case <-p.done:
+			case <-ctx.Done():
+			}
+		}
+	}
+	if x.Paused {
+		sb.clocks(true)
 	}
 	x.Place.(Leaver).Resumed()
 	return sb, nil
 }
 
 // resume takes up a process where an earlier host side has left it.
-func (s *sandbox) resume(l Left) {
+func (s *sandbox) resume(l Left) *Process {
 	p := s.newProcess(l.Spec, isolation.Stdio{})
 	p.id, p.began, p.begun = l.ID, l.Began, true
 	p.task = l.Resume(p)
@@ -147,6 +157,7 @@ func (s *sandbox) resume(l Left) {
 	}
 	p.task.Begin()
 	go p.run(!l.Ended)
+	return p
 }
 
 // leaveTimeout bounds what a driver that is closed waits for.

@@ -60,6 +60,8 @@ type Process struct {
 	dir    string
 	ended  chan struct{}
 	status unix.WaitStatus // before ended is closed
+	left   chan struct{}   // closed when it goes on without this process
+	read   *os.File        // of what it says; nil: nothing is read
 	said   *tail
 	tails  sync.WaitGroup
 	closer sync.Once
@@ -75,7 +77,7 @@ const nobody = 65534
 
 // Start starts a program.
 func Start(s *spawn.Spawner, c *Config) (_ *Process, err error) {
-	p := &Process{dir: c.Dir, ended: make(chan struct{}), said: new(tail)}
+	p := newProcess(c.Dir)
 	if c.UID == 0 {
 		c.UID = nobody
 	}
@@ -97,6 +99,7 @@ func Start(s *spawn.Spawner, c *Config) (_ *Process, err error) {
 		return nil, err
 	}
 	defer w.Close()
+	p.read = r
 	p.tails.Go(func() { p.said.fill(r) })
 	spec := spawn.Spec{
 		Path: name, Args: append([]string{programName}, c.Args...), Dir: Work,
@@ -113,12 +116,7 @@ func Start(s *spawn.Spawner, c *Config) (_ *Process, err error) {
 	if p.PID, p.pidfd, err = s.Start(spec); err != nil {
 		return nil, err
 	}
-	go func() {
-		p.status = reap(p.pidfd, p.PID)
-		// What it said last is there when its end is told.
-		p.tails.Wait()
-		close(p.ended)
-	}()
+	p.watch(reap)
 	if c.Started != nil {
 		if err := c.Started(p.PID); err != nil {
 			p.Kill()
@@ -345,16 +343,83 @@ func write(name, data string) error {
 	return errors.Join(err, f.Close())
 }
 
-func reap(pidfd *os.File, pid int) (ws unix.WaitStatus) {
-	rc, err := pidfd.SyscallConn()
+func newProcess(dir string) *Process {
+	return &Process{dir: dir, ended: make(chan struct{}), left: make(chan struct{}), said: new(tail)}
+}
+
+// Reopen finds a program again that another process has started with
+// Config.Session.
+func Reopen(pid int) (*Process, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return nil, os.NewSyscallError("pidfd_open", err)
+	}
+	p := newProcess("")
+	p.PID, p.pidfd = pid, os.NewFile(uintptr(fd), "pidfd")
+	p.watch((*Process).awaitEnd)
+	return p, nil
+}
+
+// Leave closes what this process has of one that goes on without it.
+func (p *Process) Leave() {
+	close(p.left)
+	if p.read != nil {
+		p.read.Close()
+	}
+	p.closer.Do(func() { p.pidfd.Close() })
+}
+
+// Left is closed by Leave. Then nobody tells of the end.
+func (p *Process) Left() <-chan struct{} { return p.left }
+
+// watch tells of the end.
+func (p *Process) watch(wait func(p *Process) unix.WaitStatus) {
+	go func() {
+		p.status = wait(p)
+		select {
+		case <-p.left:
+			return
+		default:
+		}
+		// What it said last is there when its end is told.
+		p.tails.Wait()
+		close(p.ended)
+	}()
+}
+
+func reap(p *Process) (ws unix.WaitStatus) {
+	rc, err := p.pidfd.SyscallConn()
 	if err == nil {
 		err = rc.Read(func(uintptr) bool {
-			n, err := unix.Wait4(pid, &ws, unix.WNOHANG, nil)
+			n, err := unix.Wait4(p.PID, &ws, unix.WNOHANG, nil)
 			return n != 0 && err != unix.EINTR
 		})
 	}
 	for err != nil { // the descriptor cannot be waited on
-		if _, werr := unix.Wait4(pid, &ws, 0, nil); werr != unix.EINTR {
+		select {
+		case <-p.left:
+			return ws
+		default:
+		}
+		if _, werr := unix.Wait4(p.PID, &ws, 0, nil); werr != unix.EINTR {
+			break
+		}
+	}
+	return ws
+}
+
+// awaitEnd waits for the end of one that may be no child of this process, and reaps
+// one that is.
+func (p *Process) awaitEnd() (ws unix.WaitStatus) {
+	rc, err := p.pidfd.SyscallConn()
+	if err == nil {
+		err = rc.Read(func(fd uintptr) bool {
+			n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			return n > 0
+		})
+	}
+	for err == nil {
+		if _, werr := unix.Wait4(p.PID, &ws, unix.WNOHANG, nil); werr != unix.EINTR {
 			break
 		}
 	}

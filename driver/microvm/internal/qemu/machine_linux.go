@@ -49,8 +49,10 @@ type Boot struct {
 // Machine is a running one.
 type Machine struct {
 	*jail.Process
-	dir string
-	qmp *monitor
+	dir  string
+	at   *os.File // that directory, by which its sockets have short names
+	qmp  *monitor
+	read *os.File // of the console
 
 	ended   chan struct{} // closed when QEMU has, and all is read that the guest's kernel said
 	console *tail
@@ -60,8 +62,12 @@ type Machine struct {
 // Start starts a machine. When it returns the machine runs: it boots, or goes
 // on where the snapshot was taken.
 func Start(ctx context.Context, s *spawn.Spawner, c *Config) (_ *Machine, err error) {
-	m := &Machine{dir: c.Dir, ended: make(chan struct{}), console: new(tail)}
+	m := newMachine(c.Dir)
+	if err := m.enter(); err != nil {
+		return nil, err
+	}
 	if err := m.spawn(s, c); err != nil {
+		m.at.Close()
 		return nil, fmt.Errorf("start QEMU: %w", err)
 	}
 	defer func() {
@@ -94,8 +100,21 @@ func Start(ctx context.Context, s *spawn.Spawner, c *Config) (_ *Machine, err er
 	return m, err
 }
 
-func (m *Machine) monitorSocket() string { return filepath.Join(m.dir, "q") }
-func (m *Machine) guestSocket() string   { return filepath.Join(m.dir, "g") }
+func newMachine(dir string) *Machine {
+	return &Machine{dir: dir, ended: make(chan struct{}), console: new(tail)}
+}
+
+func (m *Machine) enter() (err error) {
+	m.at, err = os.Open(m.dir)
+	return err
+}
+
+// However long the directory's name is, a socket's has at most 108 bytes (unix(7)).
+func (m *Machine) socket(name string) string {
+	return fmt.Sprintf("/proc/self/fd/%d/%s", m.at.Fd(), name)
+}
+func (m *Machine) monitorSocket() string { return m.socket("q") }
+func (m *Machine) guestSocket() string   { return m.socket("g") }
 
 func (m *Machine) spawn(s *spawn.Spawner, c *Config) error {
 	var open []*os.File
@@ -127,6 +146,7 @@ func (m *Machine) spawn(s *spawn.Spawner, c *Config) error {
 		return err
 	}
 	open = append(open, console)
+	m.read = r
 	m.tails.Go(func() { m.console.fill(r) })
 	files = append(files, c.RAM, c.Disk, data, console)
 	if c.Boot != nil {
@@ -150,12 +170,7 @@ func (m *Machine) spawn(s *spawn.Spawner, c *Config) error {
 	if err != nil {
 		return err
 	}
-	go func() {
-		<-m.Process.Ended()
-		// What the guest's kernel said last is there when its end is told.
-		m.tails.Wait()
-		close(m.ended)
-	}()
+	m.watch()
 	return nil
 }
 
@@ -226,6 +241,7 @@ func (m *Machine) Wait() {
 		<-m.ended
 		m.Process.Wait()
 	}
+	m.at.Close()
 	if m.qmp != nil {
 		m.qmp.close()
 	}
