@@ -15,11 +15,11 @@ func TestVsock(t *testing.T) {
 	}
 	sb := create(t, newDriver(t, config(t)), "vsock", isolation.Spec{})
 	out, e := sh(t, sb, `exec python3 -c '
-import socket, errno
+import socket
 def tries(what, cid, port):
-    s = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    s.settimeout(5)
     try:
+        s = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        s.settimeout(5)
         getattr(s, what)((cid, port))
         print(what, cid, port, "works")
     except OSError as e:
