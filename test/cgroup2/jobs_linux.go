@@ -16,7 +16,7 @@ var all = []inside.Job{
 	{Name: "journal", Dir: "internal/journal"},
 	{Name: "none", Dir: "driver/none", Run: "-test.run=^(TestUnified|TestConformanceProcess|TestKilledHost|TestNested|TestLifeCycle|" +
 		"TestCPULimitOfATree|TestOOM|TestForkBomb|TestUser)$ -test.skip=/hammer"},
-	{Name: "oci", Dir: "driver/oci", Run: "-test.skip=WithoutCgroup|OrdinaryUser|Prepared|Runtimes|/^(crun|runc|youki|runsc|hammer)$"},
+	{Name: "oci", Dir: "driver/oci", Run: "-test.skip=WithoutCgroup|OrdinaryUser|GrantedUser|Prepared|Runtimes|/^(crun|runc|youki|runsc|hammer)$"},
 	// Of the engines whose containers another program makes, what they could do
 	// differently here; gVisor, and youki, would take minutes where all is emulated.
 	{Name: "runtimes", Dir: "driver/oci", Run: "-test.run=^(TestConformanceRuntimes|TestView|TestLimits|TestSession)$/^(crun|runc)$/^(probe|lifecycle|exec|kill|limits)$"},
