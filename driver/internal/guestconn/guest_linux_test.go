@@ -26,6 +26,9 @@ import (
 var guestProgram string
 
 func TestMain(m *testing.M) {
+	if doc := os.Getenv(planEnv); doc != "" {
+		panic(runtimeOf(doc)) // it returns only when it fails
+	}
 	dir, err := os.MkdirTemp("", "axo-guestconn-")
 	if err != nil {
 		panic(err)
@@ -47,7 +50,7 @@ func testPlan(t testing.TB) *plan.Plan {
 		t.Fatal(err)
 	}
 	p := &plan.Plan{
-		Hostname: "box", Staging: staging, Loopback: true,
+		Hostname: "box", Staging: staging, Loopback: true, Made: true,
 		Root: plan.Root{
 			Size: 32 << 20, Inodes: 1 << 12,
 			Dirs: []plan.Dir{
@@ -77,6 +80,81 @@ func testPlan(t testing.TB) *plan.Plan {
 	return p
 }
 
+// In the program's stead planEnv names a file with the plan, and guestEnv the
+// guest: it is a small runtime then, which makes the root and becomes the guest.
+const (
+	planEnv  = "AXO_TEST_PLAN"
+	guestEnv = "AXO_TEST_GUEST"
+)
+
+// runtimeOf makes the root that a plan tells of, as an OCI runtime does, in the
+// namespaces that it was started in.
+func runtimeOf(doc string) error {
+	b, err := os.ReadFile(doc)
+	if err != nil {
+		return err
+	}
+	var p plan.Plan
+	if err := p.Parse(b); err != nil {
+		return err
+	}
+	guest, err := os.Open(os.Getenv(guestEnv))
+	if err != nil {
+		return err
+	}
+	args := os.Args
+	if len(args) > 1 && args[1] == "stdio" {
+		fd, err := unix.Open(doc, unix.O_RDONLY, 0) // stays open
+		if err != nil {
+			return err
+		}
+		args = append(args[:2:2], fmt.Sprintf("/proc/self/fd/%d", fd))
+	}
+	if err := errors.Join(unix.Sethostname([]byte(p.Hostname)), unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""),
+		unix.Mount("axo", p.Staging, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755,size=32M")); err != nil {
+		return err
+	}
+	root := p.Staging
+	for _, l := range p.Root.Links {
+		if err := os.Symlink(l.Target, root+l.Path); err != nil {
+			return err
+		}
+	}
+	for _, m := range p.Mounts {
+		at := root + m.Target
+		if m.Source == "" {
+			if err := errors.Join(os.MkdirAll(at, 0o755), unix.Mount("axo", at, m.Type, m.Flags, m.Data)); err != nil {
+				return fmt.Errorf("mount %s: %w", m.Target, err)
+			}
+			continue
+		}
+		info, err := os.Stat(m.Source)
+		if err != nil {
+			return err
+		}
+		if info.IsDir() {
+			err = os.MkdirAll(at, 0o755)
+		} else {
+			err = os.WriteFile(at, nil, 0o666)
+		}
+		if err = errors.Join(err, unix.Mount(m.Source, at, "", unix.MS_BIND|unix.MS_REC, "")); err == nil && m.Attr != 0 {
+			err = unix.MountSetattr(unix.AT_FDCWD, at, unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: m.Attr})
+		}
+		if err != nil {
+			return fmt.Errorf("bind %s: %w", m.Target, err)
+		}
+	}
+	for _, l := range p.Late {
+		if err := os.Symlink(l.Target, root+l.Path); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(unix.Chdir(root), unix.PivotRoot(".", "."), unix.Unmount(".", unix.MNT_DETACH)); err != nil {
+		return err
+	}
+	return syscall.Exec(fmt.Sprintf("/proc/self/fd/%d", guest.Fd()), args, []string{"GOMAXPROCS=2"})
+}
+
 // sandbox is a guest in namespaces of its own.
 type sandbox struct {
 	t      testing.TB
@@ -85,16 +163,17 @@ type sandbox struct {
 	stderr bytes.Buffer
 }
 
-// newCommand is a guest that is the first process of its namespaces.
-func newCommand(t testing.TB, args ...string) *sandbox {
+// newCommand is a guest that is the first process of its namespaces, with the plan
+// of a file.
+func newCommand(t testing.TB, doc string, args ...string) *sandbox {
 	if os.Getuid() != 0 {
 		if os.Getenv("AXO_REQUIRE") != "" {
 			t.Fatal("needs root")
 		}
 		t.Skip("SKIPPED: needs root")
 	}
-	s := &sandbox{t: t, cmd: exec.Command(guestProgram, args...)}
-	s.cmd.Env = []string{"GOMAXPROCS=2"}
+	s := &sandbox{t: t, cmd: exec.Command("/proc/self/exe", args...)}
+	s.cmd.Env = []string{planEnv + "=" + doc, guestEnv + "=" + guestProgram}
 	s.cmd.Stderr = &s.stderr
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
@@ -119,7 +198,8 @@ func (s *sandbox) start() {
 
 // listening is a guest that was given a listening socket.
 func listening(t testing.TB) *sandbox {
-	s := newCommand(t)
+	doc := filepath.Join(t.TempDir(), "plan")
+	s := newCommand(t, doc)
 	s.socket = filepath.Join(t.TempDir(), "guest")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.socket, Net: "unix"})
 	if err != nil {
@@ -132,7 +212,6 @@ func listening(t testing.TB) *sandbox {
 	}
 	l.Close()
 	defer f.Close()
-	doc := filepath.Join(t.TempDir(), "plan")
 	if err := os.WriteFile(doc, testPlan(t).Append(nil), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +256,7 @@ func overPipes(t testing.TB) *guestconn.Conn {
 	if err := errors.Join(os.WriteFile(doc, testPlan(t).Append(nil), 0o644), os.Chmod(filepath.Dir(doc), 0o755), os.Chmod(filepath.Dir(filepath.Dir(doc)), 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	s := newCommand(t, "stdio", doc)
+	s := newCommand(t, doc, "stdio", doc)
 	in, err := s.cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
