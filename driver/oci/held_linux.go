@@ -68,9 +68,10 @@ func (c *container) newHeld(p *proc.Process, r *guestconn.Process) *heldChild {
 		return ch // the connection has ended
 	}
 	pid, err := pidOf(ch.pidfd)
-	if err == nil && pid > 0 && !c.isMember(pid) {
+	// 0 is one that is not below this process's pid namespace.
+	if err == nil && (pid == 0 || pid > 0 && !c.isMember(pid)) {
 		// It may have ended since, and the number be another's.
-		if pid, err = pidOf(ch.pidfd); err == nil && pid > 0 {
+		if pid, err = pidOf(ch.pidfd); err == nil && pid >= 0 {
 			err = fmt.Errorf("%w: a descriptor of process %d, which is none of the sandbox", wire.ErrProtocol, pid)
 		}
 	}
