@@ -56,6 +56,9 @@ type machine struct {
 	ended  bool        // the VMM is gone, and nothing of it is left here
 }
 
+// Attachable implements [proc.Attachable].
+func (m *machine) Attachable() {}
+
 // undoTimeout bounds what is done to clean up after a caller gave up.
 const undoTimeout = 10 * time.Second
 

@@ -49,9 +49,6 @@ func (pl *Programs) held(p *proc.Process, r *Process, o proc.Outputs) proc.Holde
 	return &task{pl: pl, p: p, r: r}
 }
 
-// Attachable implements a method of proc.Attachable.
-func (pl *Programs) Attachable() {}
-
 // Adopt implements a method of proc.Adopter.
 func (pl *Programs) Adopt(ctx context.Context, p *proc.Process) (proc.Task, error) {
 	r, err := pl.Conn.Attach(ctx, &wire.AttachMessage{ID: p.ID(), Held: true})
