@@ -181,11 +181,11 @@ func (s *piped) request(pids int64) func(*proc.Process) (*wire.ExecMessage, erro
 // Start implements [proc.Place].
 func (s *piped) Start(ctx context.Context, p *proc.Process) (proc.Task, error) {
 	before := s.group.Read()
-	t, err := s.Programs.Start(ctx, p)
+	t, err := s.StartHeld(ctx, p)
 	if err != nil {
 		return nil, err
 	}
-	return &pipedTask{Task: t, s: s, before: before}, nil
+	return &pipedTask{Holder: t, s: s, before: before}, nil
 }
 
 // Prepare implements [proc.Preparer].
@@ -240,7 +240,7 @@ func (s *piped) Remove(ctx context.Context) error {
 
 // pipedTask adds to a program what only the control group of its sandbox tells.
 type pipedTask struct {
-	proc.Task
+	proc.Holder
 	s      *piped
 	before cgroup.Counters
 	killed atomic.Bool
@@ -248,12 +248,12 @@ type pipedTask struct {
 
 func (t *pipedTask) Kill() {
 	t.killed.Store(true)
-	t.Task.Kill()
+	t.Holder.Kill()
 }
 
 // Resize implements [proc.Resizer].
 func (t *pipedTask) Resize(ctx context.Context, size isolation.TerminalSize) error {
-	r, ok := t.Task.(proc.Resizer)
+	r, ok := t.Holder.(proc.Resizer)
 	if !ok {
 		return proc.Unsupported("a change of size", "a terminal")
 	}
@@ -261,7 +261,7 @@ func (t *pipedTask) Resize(ctx context.Context, size isolation.TerminalSize) err
 }
 
 func (t *pipedTask) Wait() proc.Status {
-	st := t.Task.Wait()
+	st := t.Holder.Wait()
 	switch {
 	case !st.Lost:
 		return st

@@ -28,6 +28,15 @@ type Programs struct {
 
 // Start implements a method of proc.Place.
 func (pl *Programs) Start(ctx context.Context, p *proc.Process) (proc.Task, error) {
+	t, err := pl.StartHeld(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// StartHeld is Start for who wraps the task.
+func (pl *Programs) StartHeld(ctx context.Context, p *proc.Process) (proc.Holder, error) {
 	m, err := pl.Request(p)
 	if err != nil {
 		return nil, err
