@@ -14,7 +14,8 @@ import (
 )
 
 // TestConformancePool holds machines that stood ready, frozen, to what every
-// driver does.
+// driver does as far as that has to do with it: limits, arguments and streams are
+// the machine's, whose own suite has them.
 func TestConformancePool(t *testing.T) {
 	c := config(t)
 	var made []*pool.Pool
@@ -28,6 +29,7 @@ func TestConformancePool(t *testing.T) {
 			return p
 		},
 		Command: command, Lose: loseMachine, Leftovers: leftovers, Patience: 90 * time.Second, Large: 4 << 20, Parallel: 4,
+		Groups: []string{"lifecycle", "exec", "abilities", "close"},
 	})
 	hits := int64(0)
 	for _, p := range made {
