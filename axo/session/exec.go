@@ -26,14 +26,18 @@ type Exec struct {
 	stdin          *input        // nil: it has none
 	done           chan struct{} // closed when rec says how it ended
 
-	mu   sync.Mutex
-	rec  execRecord        // guarded by mu
-	proc isolation.Process // nil: ended before this process began; guarded by mu
+	mu sync.Mutex
+	// first are readers from the beginning, from before it was started, for the
+	// first who follows; guarded by mu
+	first [2]*reader
+	rec   execRecord        // guarded by mu
+	proc  isolation.Process // nil: ended before this process began; guarded by mu
 }
 
 // Exec starts a program. ctx bounds the start only. With stdin its input is what
-// GiveStdin is given, else it is empty.
-func (s *Session) Exec(ctx context.Context, p isolation.ProcessSpec, stdin bool) (*Exec, error) {
+// GiveStdin is given, else it is empty. With follow the caller calls Follow from the
+// beginning on, or Unfollow: so that nothing is dropped before he does.
+func (s *Session) Exec(ctx context.Context, p isolation.ProcessSpec, stdin, follow bool) (*Exec, error) {
 	fail := func(err error) (*Exec, error) {
 		return nil, &isolation.Error{Op: "exec", ID: s.id, Outcome: isolation.NotStarted, Err: err}
 	}
@@ -65,10 +69,11 @@ func (s *Session) Exec(ctx context.Context, p isolation.ProcessSpec, stdin bool)
 	if err != nil {
 		return fail(err)
 	}
-	if err := e.start(ctx, sb); err != nil {
+	if err := e.start(ctx, sb, follow); err != nil {
 		s.mu.Lock()
 		delete(s.execs, e.id)
 		s.mu.Unlock()
+		e.Unfollow()
 		e.closeLogs()
 		err = errors.Join(err, os.RemoveAll(s.execDir(e.id)))
 		s.execWG.Done()
@@ -80,7 +85,7 @@ func (s *Session) Exec(ctx context.Context, p isolation.ProcessSpec, stdin bool)
 	return e, nil
 }
 
-func (e *Exec) start(ctx context.Context, sb isolation.Sandbox) error {
+func (e *Exec) start(ctx context.Context, sb isolation.Sandbox, follow bool) error {
 	dir := e.s.execDir(e.id)
 	err := os.Mkdir(dir, 0o700)
 	if err == nil {
@@ -88,6 +93,11 @@ func (e *Exec) start(ctx context.Context, sb isolation.Sandbox) error {
 	}
 	if err == nil {
 		err = e.openLogs()
+	}
+	if err == nil && follow {
+		if e.first[0], err = e.stdout.read(0); err == nil {
+			e.first[1], err = e.stderr.read(0)
+		}
 	}
 	if err != nil {
 		return &isolation.Error{Op: "exec", ID: e.s.id, Outcome: isolation.NotStarted, Err: err}
@@ -490,16 +500,43 @@ const (
 	Stderr Stream = 2
 )
 
+// reader returns the one that was there from the start, if it is wanted, or another.
+func (e *Exec) reader(i int, l *log, at int64) (*reader, error) {
+	e.mu.Lock()
+	r := e.first[i]
+	if at == 0 {
+		e.first[i] = nil
+	}
+	e.mu.Unlock()
+	if r != nil && at == 0 {
+		return r, nil
+	}
+	return l.read(at)
+}
+
+// Unfollow is for who does not follow after all. It may be called after he did.
+func (e *Exec) Unfollow() {
+	e.mu.Lock()
+	first := e.first
+	e.first = [2]*reader{}
+	e.mu.Unlock()
+	for _, r := range first {
+		if r != nil {
+			r.close()
+		}
+	}
+}
+
 // Follow gives sink the output of both streams from offsets on, as it comes, and
 // returns when there is no more and the program has ended. What sink is given is
 // good until it returns. While it is slow the program is held back, in time.
 func (e *Exec) Follow(ctx context.Context, from isolation.Offsets, sink func(Stream, []byte) error) error {
-	out, err := e.stdout.read(from.Stdout)
+	out, err := e.reader(0, e.stdout, from.Stdout)
 	if err != nil {
 		return fmt.Errorf("stdout: %w", err)
 	}
 	defer out.close()
-	errs, err := e.stderr.read(from.Stderr)
+	errs, err := e.reader(1, e.stderr, from.Stderr)
 	if err != nil {
 		return fmt.Errorf("stderr: %w", err)
 	}

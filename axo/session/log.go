@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -78,10 +79,13 @@ func (l *log) Write(p []byte) (int, error) {
 	defer l.mu.Unlock()
 	total := 0
 	for len(p) > 0 {
+		if l.closed {
+			return total, errEnded
+		}
 		if l.err != nil {
 			return total, l.err
 		}
-		if l.heldLocked() && !l.closed {
+		if l.heldLocked() {
 			changed := l.changed
 			l.mu.Unlock()
 			<-changed
@@ -100,6 +104,10 @@ func (l *log) Write(p []byte) (int, error) {
 	}
 	return total, nil
 }
+
+// errEnded is output that comes when the program's end is written down: of a writer
+// that was given up.
+var errEnded = errors.New("the log has ended")
 
 func (l *log) appendLocked(p []byte) (int, error) {
 	last := int64(-1)

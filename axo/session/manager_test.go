@@ -118,7 +118,7 @@ func output(t *testing.T, e *Exec, from isolation.Offsets) (stdout, stderr strin
 
 func run(t *testing.T, s *Session, args ...string) *Exec {
 	t.Helper()
-	e, err := s.Exec(t.Context(), isolation.ProcessSpec{Args: args}, false)
+	e, err := s.Exec(t.Context(), isolation.ProcessSpec{Args: args}, false, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func TestSession(t *testing.T) {
 	if err := s.Delete(t.Context()); err != nil {
 		t.Error(err)
 	}
-	_, err = s.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"exit0"}}, false)
+	_, err = s.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"exit0"}}, false, false)
 	is(t, err, isolation.ErrNotFound)
 	_, err = l.Get("a", s.ID())
 	is(t, err, isolation.ErrNotFound)
@@ -187,11 +187,11 @@ func TestSession(t *testing.T) {
 func TestStdinKillAndIds(t *testing.T) {
 	l := newPlace(t).open(t)
 	s := create(t, l, "a", request())
-	e, err := s.Exec(t.Context(), isolation.ProcessSpec{ExecID: "e", Args: []string{"echo"}}, true)
+	e, err := s.Exec(t.Context(), isolation.ProcessSpec{ExecID: "e", Args: []string{"echo"}}, true, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = s.Exec(t.Context(), isolation.ProcessSpec{ExecID: "e", Args: []string{"echo"}}, true)
+	_, err = s.Exec(t.Context(), isolation.ProcessSpec{ExecID: "e", Args: []string{"echo"}}, true, false)
 	is(t, err, isolation.ErrAlreadyExists)
 	for _, part := range []string{"one ", "two"} {
 		if err := e.GiveStdin(t.Context(), strings.NewReader(part), -1, part == "two"); err != nil {
@@ -212,7 +212,7 @@ func TestStdinKillAndIds(t *testing.T) {
 	if exit, err := k.Wait(t.Context()); err != nil || exit.Signal != isolation.SIGTERM {
 		t.Errorf("%v %v", exit, err)
 	}
-	_, err = s.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"no such program"}}, false)
+	_, err = s.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"no such program"}}, false, false)
 	is(t, err, isolation.ErrNotFound)
 	if list, err := s.Execs(t.Context()); err != nil || len(list) != 2 {
 		t.Errorf("%d programs, %v", len(list), err)
@@ -343,7 +343,7 @@ func TestSessionsAndOutputOutliveTheProcess(t *testing.T) {
 			if _, err := ended.Wait(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			cat, err := s.Exec(t.Context(), isolation.ProcessSpec{ExecID: "cat", Args: []string{"echo"}}, true)
+			cat, err := s.Exec(t.Context(), isolation.ProcessSpec{ExecID: "cat", Args: []string{"echo"}}, true, false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -424,7 +424,7 @@ func TestEphemeralSessionsGoWithTheProcess(t *testing.T) {
 	if i := again.Info(); i.Status != api.StatusLost || i.Reason == "" {
 		t.Errorf("%+v", i)
 	}
-	_, err = again.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"exit0"}}, false)
+	_, err = again.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"exit0"}}, false, false)
 	is(t, err, isolation.ErrFailedPrecondition)
 	if err := again.Delete(t.Context()); err != nil {
 		t.Error(err)
@@ -484,7 +484,7 @@ func TestCorruptRecord(t *testing.T) {
 			if i := again.Info(); i.Status != api.StatusUnknown || i.Reason == "" {
 				t.Errorf("%+v", i)
 			}
-			_, err := again.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"exit0"}}, false)
+			_, err := again.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"exit0"}}, false, false)
 			is(t, err, isolation.ErrUnavailable)
 			if err := again.Delete(t.Context()); err != nil {
 				t.Fatal(err)

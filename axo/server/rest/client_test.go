@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/client"
 	"github.com/axocoatl/isolation/drivertest"
 )
@@ -22,8 +23,9 @@ func (w *withServer) Close() error { return errors.Join(w.Driver.Close(), w.s.st
 func TestClientConformance(t *testing.T) {
 	drivertest.Run(t, drivertest.Config{
 		New: func(tb testing.TB) isolation.Driver {
-			s := start(tb)
-			d, err := client.New(client.Config{Address: s.URL, Key: s.keys["a"], Engine: "mem"})
+			// Little is kept, so that who does not read is seen to hold a program back.
+			s := start(tb, func(c *session.Config) { c.Keep = 1 << 20 })
+			d, err := client.New(client.Config{Address: "unix://" + s.socket, Key: s.keys["a"], Engine: "mem"})
 			if err != nil {
 				tb.Fatal(err)
 			}

@@ -80,7 +80,8 @@ func (s *Server) exec(ctx context.Context, in *struct {
 		p.Env = texts(in.Body.RawEnv)
 	}
 	stdin := in.Body.Stdin || len(in.Body.Input) > 0
-	e, err := sn.Exec(ctx, p, stdin)
+	streamed := wants(in.Accept, api.StreamType) || wants(in.Accept, "text/event-stream")
+	e, err := sn.Exec(ctx, p, stdin, streamed)
 	if err != nil {
 		return nil, problem(err)
 	}
@@ -129,6 +130,7 @@ const aliveEvery = 15 * time.Second
 
 // serve sends a program's output until it ends or nobody listens.
 func (s *Server) serve(c huma.Context, e *session.Exec, from isolation.Offsets, out stream) {
+	defer e.Unfollow()
 	ctx, cancel := context.WithCancel(c.Context())
 	defer cancel()
 	flush := func() {}

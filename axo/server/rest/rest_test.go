@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -26,11 +28,12 @@ import (
 
 type server struct {
 	*httptest.Server
-	keys map[string]string // by tenant
-	stop func() error
+	keys   map[string]string // by tenant
+	socket string            // the same, on a unix socket
+	stop   func() error
 }
 
-func start(t testing.TB) *server {
+func start(t testing.TB, change ...func(*session.Config)) *server {
 	t.Helper()
 	var reg isolation.Registry
 	reg.Add(isolation.TierOCI, mem.New(mem.Config{Features: func(f *isolation.Features) { f.Tier = isolation.TierOCI }}))
@@ -38,7 +41,11 @@ func start(t testing.TB) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := session.Open(t.Context(), session.Config{Engine: e, Dir: t.TempDir()})
+	sc := session.Config{Engine: e, Dir: t.TempDir()}
+	for _, f := range change {
+		f(&sc)
+	}
+	m, err := session.Open(t.Context(), sc)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,10 +60,18 @@ func start(t testing.TB) *server {
 			t.Fatal(err)
 		}
 	}
-	s.Server = httptest.NewServer(rest.New(rest.Config{Sessions: m, Engine: e, Find: keys.Find, Version: "test"}))
+	s.Server = httptest.NewUnstartedServer(rest.New(rest.Config{Sessions: m, Engine: e, Find: keys.Find, Version: "test"}))
+	s.socket = filepath.Join(dir, "socket")
+	l, err := net.Listen("unix", s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.Config.Serve(l) // ends with stop
+	s.Start()
 	s.stop = sync.OnceValue(func() error {
 		s.CloseClientConnections()
 		s.Close()
+		_ = s.Config.Close() // the other listener
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		var errs []error
