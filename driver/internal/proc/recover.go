@@ -129,8 +129,10 @@ func (r recovering) recover(ctx context.Context, id string) (*sandbox, error) {
 	sb.place, sb.spec, sb.created = x.Place, x.Spec, x.Created
 	sb.paused = x.Paused
 	for _, l := range x.Left {
-		if p := sb.resume(l); l.Ended {
-			select { // what is known of it is here then, also if the place is paused
+		// Of one that has ended there may be output that comes only when somebody
+		// attaches; but what a paused place has to say it says now.
+		if p := sb.resume(l); l.Ended && x.Paused {
+			select {
 			case <-p.done:
 			case <-ctx.Done():
 			}
