@@ -129,10 +129,9 @@ func (r recovering) recover(ctx context.Context, id string) (*sandbox, error) {
 	sb.place, sb.spec, sb.created = x.Place, x.Spec, x.Created
 	sb.paused = x.Paused
 	for _, l := range x.Left {
-		// Of one that has ended there may be output that comes only when somebody
-		// attaches; but what a paused place has to say it says now.
-		if p := sb.resume(l); l.Ended && x.Paused {
-			select {
+		p := sb.resume(l)
+		if l.Ended && (x.Paused || p.restComes()) {
+			select { // what is known of it is here then, also if the place is paused
 			case <-p.done:
 			case <-ctx.Done():
 			}
@@ -160,6 +159,23 @@ func (s *sandbox) resume(l Left) *Process {
 	p.task.Begin()
 	go p.run(!l.Ended)
 	return p
+}
+
+// restComes reports whether all output of a process that has ended comes without
+// anybody who attaches: what is held for the first who does leaves room for it.
+func (p *Process) restComes() bool {
+	for _, h := range p.held {
+		if h == nil {
+			continue
+		}
+		h.mu.Lock()
+		held := h.known - h.acked
+		h.mu.Unlock()
+		if held > holdBytes*3/4 {
+			return false
+		}
+	}
+	return true
 }
 
 // leaveTimeout bounds what a driver that is closed waits for.
