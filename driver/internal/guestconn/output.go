@@ -141,12 +141,7 @@ func (o *Output) await() bool {
 
 // impatient is called when nothing has come for a while.
 func (o *Output) impatient() {
-	o.mu.Lock()
-	// Held output of which nobody has taken any yet: the guest has no credit for more,
-	// or none for the piece that it has in hand.
-	full := o.manual && o.taken+len(o.buf) > wire.InitialWindow-32<<10
-	o.mu.Unlock()
-	if full || o.still.Load() {
+	if o.still.Load() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		if !o.over {
