@@ -76,9 +76,7 @@ func (h *host) works(t *testing.T) {
 // a release: the template was made with it.
 func newVMHost(t *testing.T) *host {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("looks at processes of the user nobody")
-	}
+	testprog.Root(t, "looks at processes of the user nobody")
 	h := newHost(t, "failpoint")
 	guest := testprog.Guest(t)
 	t.Setenv("AXO_GUEST_PATH", guest)

@@ -23,6 +23,8 @@ import (
 	"github.com/axocoatl/isolation/client"
 	"github.com/axocoatl/isolation/driver/mem"
 	"github.com/axocoatl/isolation/engine"
+
+	"github.com/axocoatl/isolation/internal/testprog"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -137,12 +139,7 @@ func TestDaemonForItsOwnerAlone(t *testing.T) {
 
 // An ordinary user of the host gets at nothing of a daemon that another has.
 func TestAnotherUserCannotConnect(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("AXO_REQUIRE") != "" {
-			t.Fatal("it needs root, to become another user")
-		}
-		t.Skip("SKIPPED, NOT PROVED: it needs root, to become another user")
-	}
+	testprog.Root(t, "to become another user")
 	// The directory itself is open, so that the files' own modes are what is tested.
 	dir, err := os.MkdirTemp("", "axo-server-")
 	if err != nil {

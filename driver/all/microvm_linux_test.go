@@ -238,8 +238,8 @@ func TestMicroVM(t *testing.T) {
 			os.Symlink("/etc/shadow", filepath.Join(dir, "link"))); err != nil {
 			t.Fatal(err)
 		}
-		r := inVM(script("cat /work/sub/f /one; readlink /work/link; touch /work/x 2>&1 | grep -c 'Read-only'; ls -la /dev | grep -c axo"))
-		r.Spec.Mounts = []isolation.Mount{{Source: dir, Destination: "/work", ReadOnly: true}, {Source: filepath.Join(dir, "sub/f"), Destination: "/one", ReadOnly: true}}
+		r := inVM(script("cat /given/sub/f /one; readlink /given/link; touch /given/x 2>&1 | grep -c 'Read-only'; ls -la /dev | grep -c axo"))
+		r.Spec.Mounts = []isolation.Mount{{Source: dir, Destination: "/given", ReadOnly: true}, {Source: filepath.Join(dir, "sub/f"), Destination: "/one", ReadOnly: true}}
 		if out, exit := run(t, e, r); out != "text\ntext\n/etc/shadow\n1\n0\n" {
 			t.Errorf("%v: %q", exit, out)
 		}
@@ -247,11 +247,11 @@ func TestMicroVM(t *testing.T) {
 		if _, err := e.Run(t.Context(), r); !errors.Is(err, isolation.ErrInvalidArgument) {
 			t.Errorf("on /etc: %v", err)
 		}
-		r.Spec.Mounts = []isolation.Mount{{Source: dir + "/none", Destination: "/work", ReadOnly: true}}
+		r.Spec.Mounts = []isolation.Mount{{Source: dir + "/none", Destination: "/given", ReadOnly: true}}
 		if _, err := e.Run(t.Context(), r); !errors.Is(err, isolation.ErrNotFound) {
 			t.Errorf("one that is not there: %v", err)
 		}
-		r.Tier, r.Spec.Mounts = nil, []isolation.Mount{{Source: dir, Destination: "/work"}}
+		r.Tier, r.Spec.Mounts = nil, []isolation.Mount{{Source: dir, Destination: "/given"}}
 		d, err := e.Explain(t.Context(), r)
 		if err != nil || d.Got != isolation.TierOCI || !slices.ContainsFunc(d.Skipped, func(s engine.Skip) bool { return strings.Contains(s.Reason, "copies") }) {
 			t.Errorf("a writable one: %+v, %v", d, err)

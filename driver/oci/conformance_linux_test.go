@@ -204,9 +204,7 @@ func TestConformanceOrdinaryUser(t *testing.T) {
 // TestConformanceGrantedUser runs what is about users as somebody who is not root
 // and has been granted a range of ids.
 func TestConformanceGrantedUser(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: takes root to grant ids in a mount namespace of its own")
-	}
+	testprog.Root(t, "to grant ids in a mount namespace of its own")
 	for _, program := range []string{"newuidmap", "newgidmap"} {
 		if _, err := exec.LookPath(program); err != nil {
 			if os.Getenv("AXO_REQUIRE") != "" {

@@ -75,6 +75,19 @@ func Worker(t testing.TB) string { t.Helper(); return command(t, "axo-wasm") }
 // Guest builds axo-guest and returns its path.
 func Guest(t testing.TB) string { t.Helper(); return command(t, "axo-guest") }
 
+// Root skips a test of what only root can do, or look at; where the tests are
+// required it fails, since CI is root.
+func Root(t testing.TB, why string) {
+	t.Helper()
+	switch {
+	case os.Geteuid() == 0:
+	case os.Getenv("AXO_REQUIRE") != "":
+		t.Fatalf("takes root: %s", why)
+	default:
+		t.Skipf("SKIPPED, NOT PROVED: takes root: %s", why)
+	}
+}
+
 func command(t testing.TB, name string) string {
 	t.Helper()
 	dir := t.TempDir()

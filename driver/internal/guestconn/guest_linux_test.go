@@ -166,12 +166,7 @@ type sandbox struct {
 // newCommand is a guest that is the first process of its namespaces, with the plan
 // of a file.
 func newCommand(t testing.TB, doc string, args ...string) *sandbox {
-	if os.Getuid() != 0 {
-		if os.Getenv("AXO_REQUIRE") != "" {
-			t.Fatal("needs root")
-		}
-		t.Skip("SKIPPED: needs root")
-	}
+	testprog.Root(t, "namespaces with all users")
 	s := &sandbox{t: t, cmd: exec.Command("/proc/self/exe", args...)}
 	s.cmd.Env = []string{planEnv + "=" + doc, guestEnv + "=" + guestProgram}
 	s.cmd.Stderr = &s.stderr

@@ -1,15 +1,14 @@
 package ids
 
 import (
-	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/axocoatl/isolation/internal/testprog"
 )
 
 func TestRanges(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("ranges are root's")
-	}
+	testprog.Root(t, "ranges are root's")
 	file := filepath.Join(t.TempDir(), "ids")
 	a, b := Ranges{fileName: file}, Ranges{fileName: file} // as in two programs
 	seen := map[int]*Range{}

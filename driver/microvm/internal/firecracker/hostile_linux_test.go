@@ -16,6 +16,8 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/microvm/internal/jail"
 	"github.com/axocoatl/isolation/internal/spawn"
+
+	"github.com/axocoatl/isolation/internal/testprog"
 )
 
 // TestMain is a hostile Firecracker when it is started as one.
@@ -220,9 +222,7 @@ func TestHostile(t *testing.T) {
 
 // TestJail is what a program finds around it, from outside and within.
 func TestJail(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("looks at another user's process")
-	}
+	testprog.Root(t, "looks at another user's process")
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
