@@ -13,7 +13,7 @@ import (
 )
 
 func main() {
-	c := inside.Config{Name: "cgroup2", Programs: programs}
+	c := inside.Config{Name: "cgroup2", Programs: programs, OneThread: true}
 	var only, run string
 	flag.StringVar(&c.Package, "kernel", "", "Debian package with the kernel")
 	flag.StringVar(&c.Log, "log", "build/cgroup2.log", "file for all that the tests say")

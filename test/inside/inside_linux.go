@@ -40,6 +40,10 @@ type Config struct {
 	Env       []string
 	CPU       string // of QEMU; "": max
 	MemoryMiB int    // 0: 3072
+	// OneThread has its processors take turns on one thread of the host. With one
+	// each, a kernel that changes its own code while it runs (tracepoints, static
+	// keys) waits for ever at times; without, it is faster.
+	OneThread bool
 }
 
 // Run makes the machine, runs it, and prints how the jobs went. It returns an

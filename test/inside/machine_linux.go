@@ -68,8 +68,12 @@ func (m *machine) run(ctx context.Context, port string) error {
 	if memory == 0 {
 		memory = 3072
 	}
+	threads := "multi"
+	if m.OneThread {
+		threads = "single"
+	}
 	c := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-M", "microvm", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", cpu, "-m", strconv.Itoa(memory), "-smp", "2",
+		"-M", "microvm", "-accel", "tcg,thread="+threads+",tb-size=256", "-cpu", cpu, "-m", strconv.Itoa(memory), "-smp", "2",
 		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
 		"-kernel", m.kernel.VMLinux(), "-initrd", m.initrd(),
 		// Without the rate of its clock an emulated machine measures it, which
