@@ -103,6 +103,9 @@ type LimitHit struct {
 type Output struct {
 	Bytes   int64 `json:"bytes"`             // all that the program wrote
 	Dropped int64 `json:"dropped,omitempty"` // of these, what did not reach the caller
+	// Cut: the sandbox went, or said nothing more, before the output's end came.
+	// The program may have written more than Bytes.
+	Cut bool `json:"cut,omitempty"`
 }
 
 // Usage is what a run used. Zero times and sizes were not measured or are

@@ -248,9 +248,14 @@ func openTree(path string) (*tree, error) {
 func (t *tree) close() { unix.Close(t.fd) }
 
 func (t *tree) open(name string, flags uint64) (int, error) {
-	return unix.Openat2(t.fd, name, &unix.OpenHow{
-		Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	for tries := 100; ; tries-- {
+		fd, err := unix.Openat2(t.fd, name, &how)
+		// A rename or a mount anywhere on the host disturbs the kernel's check of "..".
+		if err != unix.EAGAIN && err != unix.EINTR || tries == 0 {
+			return fd, err
+		}
+	}
 }
 
 // parent opens the directory that a name is in, making it and those above.

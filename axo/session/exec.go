@@ -130,6 +130,15 @@ func (e *Exec) closeLogs() {
 	}
 }
 
+// removeLogs is called before their files are removed.
+func (e *Exec) removeLogs() {
+	for _, l := range []*log{e.stdout, e.stderr} {
+		if l != nil {
+			l.remove()
+		}
+	}
+}
+
 func (s *Session) closeInputs() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -299,6 +308,7 @@ func (s *Session) retire() {
 	}
 	s.mu.Unlock()
 	for _, e := range ended[:over] {
+		e.removeLogs()
 		if err := os.RemoveAll(s.execDir(e.id)); err != nil {
 			s.m.config.Logger.Error("remove what is known of a program", "session", s.id, "exec", e.id, "error", err)
 		}

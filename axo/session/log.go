@@ -36,6 +36,7 @@ type log struct {
 	err     error                // of the first write that failed; guarded by mu
 	changed chan struct{}        // closed and replaced when something changes; guarded by mu
 	readers map[*reader]struct{} // guarded by mu
+	gone    bool                 // its files are being removed: only who reads already has them; guarded by mu
 }
 
 // openLog finds what is there of a log, and goes on at its end.
@@ -186,6 +187,30 @@ func (l *log) close() {
 	}
 }
 
+// remove says that the files are about to be removed. Who reads by now keeps open
+// what he has not read: the end of a program is told with all of its output, or it is
+// said to be gone, to a reader that comes later.
+func (l *log) remove() {
+	l.close()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gone {
+		return
+	}
+	l.gone = true
+	for r := range l.readers {
+		r.kept = map[int64]*os.File{}
+		for i, at := range l.starts {
+			if i+1 < len(l.starts) && l.starts[i+1] <= r.at || at == r.from && r.file != nil {
+				continue
+			}
+			if f, err := os.Open(l.path(at)); err == nil {
+				r.kept[at] = f
+			}
+		}
+	}
+}
+
 // bounds returns the offsets of the first byte that is kept and of the end.
 func (l *log) bounds() (start, end int64) {
 	l.mu.Lock()
@@ -205,7 +230,8 @@ type reader struct {
 	l    *log
 	at   int64 // guarded by l.mu
 	file *os.File
-	from int64 // where file begins
+	from int64              // where file begins; guarded by l.mu, as file is
+	kept map[int64]*os.File // of a log whose files are removed: what is left, by its beginning; guarded by l.mu
 }
 
 // read returns a reader from an offset on: FailedPrecondition if it is not kept
@@ -214,6 +240,8 @@ func (l *log) read(at int64) (*reader, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch start := l.startLocked(); {
+	case l.gone:
+		return nil, fmt.Errorf("the output was removed: %w", isolation.ErrNotFound)
 	case at < start:
 		return nil, fmt.Errorf("output before byte %d is not kept any more: %w", start, isolation.ErrFailedPrecondition)
 	case at > l.end:
@@ -246,21 +274,17 @@ func (r *reader) now(p []byte) (int, <-chan struct{}, error) {
 	r.l.mu.Lock()
 	at, closed, changed := r.at, r.l.closed, r.l.changed
 	segment, limit := r.l.segmentLocked(at)
+	// Nothing is dropped that this reader has not read.
+	err := r.openLocked(segment, at == limit)
 	r.l.mu.Unlock()
+	if err != nil {
+		return 0, nil, err
+	}
 	if at == limit {
 		if closed {
 			return 0, nil, io.EOF
 		}
 		return 0, changed, nil
-	}
-	// Nothing is dropped that this reader has not read.
-	if r.file == nil || r.from != segment {
-		r.closeFile()
-		f, err := os.Open(r.l.path(segment))
-		if err != nil {
-			return 0, nil, err
-		}
-		r.file, r.from = f, segment
 	}
 	n, err := r.file.ReadAt(p[:min(int64(len(p)), limit-at)], at-segment)
 	r.l.mu.Lock()
@@ -273,6 +297,20 @@ func (r *reader) now(p []byte) (int, <-chan struct{}, error) {
 		err = nil
 	}
 	return n, changed, err
+}
+
+// openLocked opens a segment, unless it is open, or nothing is to be read.
+func (r *reader) openLocked(segment int64, nothing bool) (err error) {
+	if nothing || r.file != nil && r.from == segment {
+		return nil
+	}
+	r.closeFileLocked()
+	f := r.kept[segment]
+	if delete(r.kept, segment); f == nil {
+		f, err = os.Open(r.l.path(segment))
+	}
+	r.file, r.from = f, segment
+	return err
 }
 
 // segmentLocked returns where the segment with an offset begins, and where what
@@ -293,16 +331,20 @@ func (l *log) segmentLocked(at int64) (start, limit int64) {
 
 // close lets go of the log.
 func (r *reader) close() {
-	r.closeFile()
 	r.l.mu.Lock()
 	defer r.l.mu.Unlock()
+	r.closeFileLocked()
+	for _, f := range r.kept {
+		f.Close()
+	}
+	r.kept = nil
 	if _, ok := r.l.readers[r]; ok {
 		delete(r.l.readers, r)
 		r.l.changeLocked()
 	}
 }
 
-func (r *reader) closeFile() {
+func (r *reader) closeFileLocked() {
 	if r.file != nil {
 		r.file.Close()
 		r.file = nil

@@ -178,3 +178,56 @@ func TestLogReaderGivesUp(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestLogIsReadAfterItsFilesAreGone: who reads when a session is deleted still gets
+// the rest; who comes later is told that it is gone.
+func TestLogIsReadAfterItsFilesAreGone(t *testing.T) {
+	dir := t.TempDir()
+	l, err := openLog(dir, "stdout", 16<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := pattern(3*segmentBytes + 12345)
+	if _, err := l.Write(want); err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, segmentBytes)
+	for _, at := range []int64{0, 5, segmentBytes, 2*segmentBytes + 7, int64(len(want))} {
+		r, err := l.read(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []byte
+		if at == 5 { // it has the first file open
+			n, err := r.next(t.Context(), p[:100])
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, p[:n]...)
+		}
+		t.Cleanup(func() {
+			defer r.close()
+			for {
+				n, err := r.next(context.Background(), p)
+				got = append(got, p[:n]...)
+				if errors.Is(err, io.EOF) {
+					break
+				} else if err != nil {
+					t.Errorf("from %d: %v", at, err)
+					break
+				}
+			}
+			if !bytes.Equal(got, want[at:]) {
+				t.Errorf("from %d: %d bytes, want %d, or others", at, len(got), len(want)-int(at))
+			}
+		})
+	}
+	l.remove()
+	l.remove()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.read(0); !errors.Is(err, isolation.ErrNotFound) {
+		t.Errorf("a reader that comes later: %v, want NotFound", err)
+	}
+}

@@ -386,7 +386,7 @@ func (s *Session) remove(ctx context.Context, why string) error {
 	}
 	s.mu.Lock()
 	for _, e := range s.execs {
-		e.closeLogs()
+		e.removeLogs()
 	}
 	s.mu.Unlock()
 	// The record goes last: what is left before is found by it.

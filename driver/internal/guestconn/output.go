@@ -30,6 +30,7 @@ type Output struct {
 	pauses   time.Duration
 	patience time.Duration // finishPatience
 	finished bool
+	cut      bool // it was over before the guest said so
 
 	still *atomic.Bool // the guest is: that it says nothing means nothing
 }
@@ -61,7 +62,7 @@ func (o *Output) put(b []byte) error {
 	if o.finish != nil {
 		o.pauses += o.patience - time.Until(o.until)
 		if o.quota -= len(b); o.quota < 0 || o.pauses > finishPauses*o.patience {
-			o.over, o.finished = true, true
+			o.over, o.finished, o.cut = true, true, true
 			o.change.Broadcast()
 			return nil
 		}
@@ -157,6 +158,7 @@ func (o *Output) impatient() {
 func (o *Output) hangUp() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.cut = o.cut || !o.over
 	o.over, o.finished = true, true
 	if o.finish != nil {
 		o.finish.Stop()
@@ -175,6 +177,13 @@ func (o *Output) Finish() bool {
 		o.finish = time.AfterFunc(o.patience, o.impatient)
 	}
 	return true
+}
+
+// Cut reports whether the guest did not say that this was all.
+func (o *Output) Cut() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.cut
 }
 
 // Lingers is false: what background programs write is the guest's to drop.

@@ -2,6 +2,7 @@ package guestconn
 
 import (
 	"context"
+	"io"
 	"testing"
 
 	"github.com/axocoatl/isolation"
@@ -93,5 +94,71 @@ func TestDeleteIsNotHeldUp(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestDeletedIsCanceled: a program that a deletion took away was canceled, also when
+// the deletion had to kill all at once, and when the program's end was told but not
+// all of its output.
+func TestDeletedIsCanceled(t *testing.T) {
+	program := isolation.ProcessSpec{Args: []string{"x"}}
+	for name, guest := range map[string]func(l *liar, f wire.Frame){
+		"running": func(*liar, wire.Frame) {},
+		"ended": func(l *liar, f wire.Frame) {
+			l.say(wire.Exit, f.Stream, (&wire.ExitMessage{Cause: wire.CauseExited}).Append(nil))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			asked := make(chan struct{})
+			sb := lyingSandbox(t, func(l *liar) {
+				f, _ := l.next(wire.Exec)
+				l.spawned(f.Stream)
+				guest(l, f)
+				_, _ = l.next(wire.Exec)
+				close(asked)
+			})
+			p, err := sb.Exec(t.Context(), program, isolation.Stdio{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			never := make(chan error, 1)
+			go func() {
+				_, err := sb.Exec(context.Background(), program, isolation.Stdio{})
+				never <- err
+			}()
+			<-asked
+			if err := sb.Delete(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-never; err == nil {
+				t.Error("a program that was never started: no error")
+			}
+			if e, err := p.Wait(t.Context()); err != nil || e.Reason != isolation.ReasonCanceled {
+				t.Errorf("%v, %v; want canceled", e, err)
+			}
+		})
+	}
+}
+
+// TestOutputIsCut: of a program that has ended, in a sandbox that went before it had
+// said all that the program wrote, the result says so.
+func TestOutputIsCut(t *testing.T) {
+	t.Parallel()
+	sb := lyingSandbox(t, func(l *liar) {
+		f, _ := l.next(wire.Exec)
+		l.spawned(f.Stream)
+		l.say(wire.Stdout, f.Stream, []byte("abc"))
+		l.say(wire.Stderr, f.Stream, nil)
+		l.say(wire.Exit, f.Stream, (&wire.ExitMessage{Cause: wire.CauseExited}).Append(nil))
+		l.Close()
+	})
+	p, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"x"}}, isolation.Stdio{Stdout: io.Discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := p.Wait(t.Context())
+	if err != nil || !e.Success() || e.Stdout != (isolation.Output{Bytes: 3, Cut: true}) || e.Stderr != (isolation.Output{}) {
+		t.Errorf("%v, %v, %+v, %+v", e, err, e.Stdout, e.Stderr)
 	}
 }

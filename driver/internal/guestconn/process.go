@@ -412,6 +412,6 @@ func (p *Process) Forget() {
 // An output that was asked to finish is taken to be at its end when it has said
 // nothing for so long, or when its pauses together are so many times as long.
 const (
-	finishPatience = 2 * time.Second
+	finishPatience = 5 * time.Second
 	finishPauses   = 5
 )

@@ -138,12 +138,17 @@ func (s *Stream) write(b []byte) bool {
 }
 
 // end stops all delivery and accounts for it. A Write that is under way counts
-// as dropped: nobody can tell what it will take.
+// as dropped: nobody can tell what it will take. A source with a method Cut tells
+// that its end was not that of the output.
 func (s *Stream) end() isolation.Output {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.cut = true
-	return isolation.Output{Bytes: s.bytes, Dropped: s.dropped + s.inflight}
+	o := isolation.Output{Bytes: s.bytes, Dropped: s.dropped + s.inflight}
+	if src, ok := s.src.(interface{ Cut() bool }); ok {
+		o.Cut = src.Cut()
+	}
+	return o
 }
 
 // Close makes the pump of an ended stream return and waits for it, unless it

@@ -130,6 +130,14 @@ func (p *Process) run(watch bool) {
 	p.endHeld()
 	p.task.Settle(&st)
 
+	if p.sb.killed.Load() && (st.Signal == isolation.SIGKILL || st.Lost || stdout.Cut || stderr.Cut) {
+		// What ended it, or kept its output from coming, was the deletion, whose
+		// kill of all may come before the one of this program.
+		p.cause.CompareAndSwap(nil, &cause{reason: isolation.ReasonCanceled, detail: deletedDetail})
+		if p.cause.Load().reason != "" {
+			st.Signal, st.Forced, st.Lost = isolation.SIGKILL, true, false
+		}
+	}
 	p.exit = p.verdict(st)
 	p.exit.Stdout, p.exit.Stderr = stdout, stderr
 	p.exit.Survivors = st.Survivors

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/axocoatl/isolation"
@@ -27,6 +28,7 @@ type sandbox struct {
 	created    time.Time
 	createTook time.Duration
 	place      Place
+	killed     atomic.Bool   // with all that is in it, by a deletion
 	turn       chan struct{} // has one element while somebody pauses or resumes
 
 	mu       sync.Mutex // guards what follows; never held across a start or a kill
@@ -359,12 +361,20 @@ func (s *sandbox) begun(ctx context.Context) error {
 	if s.await(patience) == nil {
 		return nil
 	}
-	killed := s.place.Kill(ctx)
+	killed := s.kill(ctx)
 	// What has begun meanwhile is killed with the rest.
 	if err := s.await(ctx); err != nil {
 		return errors.Join(fmt.Errorf("what is under way has not ended: %w", err), killed)
 	}
 	return nil
+}
+
+// deletedDetail is of the programs that a deletion ends.
+const deletedDetail = "the sandbox was deleted"
+
+func (s *sandbox) kill(ctx context.Context) error {
+	s.killed.Store(true)
+	return s.place.Kill(ctx)
 }
 
 func (s *sandbox) remove(ctx context.Context) error {
@@ -378,9 +388,9 @@ func (s *sandbox) remove(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	for _, p := range live {
-		p.Stop(isolation.ReasonCanceled, 0, "the sandbox was deleted")
+		p.Stop(isolation.ReasonCanceled, 0, deletedDetail)
 	}
-	killed := s.place.Kill(ctx)
+	killed := s.kill(ctx)
 	for _, p := range live {
 		select {
 		case <-p.done:
