@@ -52,7 +52,7 @@ func TestExitJSON(t *testing.T) {
 			Wall: 1500 * time.Microsecond, CPU: 1, PeakMemoryBytes: -1, ReadBytes: 1, WrittenBytes: 2, Fuel: 1 << 63,
 			Phases: Phases{1, 2, 3, 4, 5},
 		},
-		Stdout: Output{10, 3}, Stderr: Output{Bytes: 1}, Survivors: 2,
+		Stdout: Output{Bytes: 10, Dropped: 3}, Stderr: Output{Bytes: 1, Cut: true}, Survivors: 2,
 	}
 	b, err := json.Marshal(exit)
 	if err != nil {
@@ -62,7 +62,7 @@ func TestExitJSON(t *testing.T) {
 		`"limits_hit":[{"limit":"memory","count":2,"value":1099511627776}],` +
 		`"usage":{"wall_ms":1.5,"cpu_ms":0.000001,"peak_memory_bytes":-1,"read_bytes":1,"written_bytes":2,"fuel":9223372036854775808,` +
 		`"phases":{"select_ms":0.000001,"create_ms":0.000002,"start_ms":0.000003,"run_ms":0.000004,"teardown_ms":0.000005}},` +
-		`"stdout":{"bytes":10,"dropped":3},"stderr":{"bytes":1},"survivors":2}`
+		`"stdout":{"bytes":10,"dropped":3},"stderr":{"bytes":1,"cut":true},"survivors":2}`
 	if string(b) != want {
 		t.Errorf("JSON is\n%s\nwant\n%s", b, want)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/engine"
@@ -16,7 +17,7 @@ const (
 	exitTrap     = 120 // the module trapped
 	exitFuel     = 121 // the fuel ran out
 	exitOutput   = 122 // the output limit was exceeded
-	exitLost     = 123 // what carried the program died
+	exitLost     = 123 // what carried the program died, or some of its output may be missing
 	exitTimeout  = 124 // the wall or CPU time ran out
 	exitEngine   = 125 // the engine failed
 	exitRefused  = 126 // no tier may run it, or the input is bad
@@ -51,6 +52,25 @@ func (e *statusError) Error() string {
 }
 
 func (e *statusError) Unwrap() error { return e.err }
+
+// ended is how axo ends after a program; with say it tells what the status does not.
+func ended(e isolation.Exit, cause error, say bool) error {
+	status := &statusError{code: statusOf(e, cause)}
+	switch {
+	case e.Reason != isolation.ReasonExited:
+		status.err = errors.New(e.String())
+	case e.Stdout.Cut || e.Stderr.Cut:
+		// A caller that goes by the status would take it for whole.
+		status.code, status.err = exitLost, fmt.Errorf("%v, but its output may not be whole: the sandbox went, or said nothing more, before its end", e)
+	}
+	if !say {
+		status.err = nil
+	}
+	if status.code == exitOK {
+		return nil
+	}
+	return status
+}
 
 // statusOf returns the exit status for how a program ended.
 func statusOf(e isolation.Exit, cause error) int {

@@ -81,14 +81,7 @@ func run(c *cobra.Command, r engine.Request, interactive, asJSON bool) error {
 			return &statusError{exitEngine, err}
 		}
 	}
-	status := &statusError{code: statusOf(res.Exit, context.Cause(c.Context()))}
-	if !asJSON && res.Exit.Reason != isolation.ReasonExited {
-		status.err = errors.New(res.Exit.String())
-	}
-	if status.code == exitOK {
-		return nil
-	}
-	return status
+	return ended(res.Exit, context.Cause(c.Context()), !asJSON)
 }
 
 // failure is what --json prints when the engine could not run something.

@@ -282,14 +282,7 @@ func execIn(c *cobra.Command, id string, p isolation.ProcessSpec, interactive, t
 		if err != nil {
 			return err
 		}
-		status := &statusError{code: statusOf(exit, context.Cause(ctx))}
-		if exit.Reason != isolation.ReasonExited {
-			status.err = errors.New(exit.String())
-		}
-		if status.code == exitOK {
-			return nil
-		}
-		return status
+		return ended(exit, context.Cause(ctx), true)
 	})
 }
 
