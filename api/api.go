@@ -51,6 +51,7 @@ type Sandbox struct {
 	Spec     isolation.Spec    `json:"spec"`
 	Decision engine.Decision   `json:"decision"`
 	Metadata map[string]string `json:"metadata,omitempty"`
+	From     string            `json:"from,omitempty" doc:"The snapshot or sandbox that it is a copy of"`
 	Created  time.Time         `json:"created"`
 	Active   time.Time         `json:"active" doc:"When something happened last"`
 	IdleMS   int64             `json:"idle_ms"`
@@ -62,6 +63,54 @@ type Sandbox struct {
 // Sandboxes is a list.
 type Sandboxes struct {
 	Sandboxes []Sandbox `json:"sandboxes" nullable:"false"`
+}
+
+// Copy is what a copy of a sandbox has of its own; zero times are the daemon's
+// defaults. The rest is as it was.
+type Copy struct {
+	ID       string            `json:"id,omitempty"`
+	Metadata map[string]string `json:"metadata,omitempty"`
+	IdleMS   int64             `json:"idle_ms,omitempty"`
+	LifeMS   int64             `json:"life_ms,omitempty"`
+}
+
+// Fork asks for copies of a sandbox, with what runs in it.
+type Fork struct {
+	Copies []Copy `json:"copies" minItems:"1" maxItems:"64" nullable:"false"`
+}
+
+// TakeSnapshot asks for a snapshot of a sandbox.
+type TakeSnapshot struct {
+	Name string `json:"name,omitempty" doc:"Its name among the tenant's; made if there is none"`
+}
+
+// SnapshotStatus is what a snapshot is at a moment.
+type SnapshotStatus string
+
+// The statuses.
+const (
+	SnapshotTaking   SnapshotStatus = "taking"
+	SnapshotReady    SnapshotStatus = "ready"
+	SnapshotDeleting SnapshotStatus = "deleting"
+)
+
+// Snapshot is a sandbox on disk, of which others are made.
+type Snapshot struct {
+	ID       string         `json:"id"`
+	Name     string         `json:"name"`
+	Status   SnapshotStatus `json:"status" enum:"taking,ready,deleting"`
+	Sandbox  string         `json:"sandbox" doc:"Of which it was taken"`
+	Durable  bool           `json:"durable" doc:"What is made of it outlives the daemon"`
+	Tier     isolation.Tier `json:"tier"`
+	Engine   string         `json:"engine"`
+	Spec     isolation.Spec `json:"spec"`
+	Programs []string       `json:"programs" nullable:"false" doc:"Ids of those that run in it"`
+	Created  time.Time      `json:"created"`
+}
+
+// Snapshots is a list.
+type Snapshots struct {
+	Snapshots []Snapshot `json:"snapshots" nullable:"false"`
 }
 
 // Touch sets times anew; zero leaves one as it is. It counts as activity.

@@ -78,7 +78,8 @@ it to its limits, and tells the truth about how it ended.`,
 	root.PersistentFlags().StringSlice("allow-engines", nil, "use no other engines than these, such as runsc,wazero (default $AXO_ALLOW_ENGINES, else all)")
 	root.PersistentFlags().String("state-dir", "", "directory for compiled modules, probes and the journal (default $AXO_STATE_DIR, else "+defaultStateDir()+")")
 	root.AddCommand(newRun(), newExplain(), newDoctor(), newImage(), newRuntime(), newKernel(), newTemplate(), newSetup(), newVersion(),
-		newServe(), newKey(), newCreate(), newPs(), newExec(), newShell(), newLogs(), newCp(), newKill(), newPause(), newResume(), newRm())
+		newServe(), newKey(), newCreate(), newPs(), newExec(), newShell(), newLogs(), newCp(), newKill(), newPause(), newResume(), newRm(),
+		newSnapshot(), newSnapshots(), newFork())
 	return root
 }
 

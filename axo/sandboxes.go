@@ -7,11 +7,13 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/axocoatl/isolation"
@@ -70,6 +72,7 @@ func withDaemon(c *cobra.Command, f func(context.Context, *client.Driver) error)
 func newCreate() *cobra.Command {
 	var f requestFlags
 	var in api.Create
+	var snapshot string
 	var metadata []string
 	var idle, life time.Duration
 	var asJSON bool
@@ -101,8 +104,19 @@ func newCreate() *cobra.Command {
 				}
 				in.Metadata[k] = v
 			}
+			if snapshot != "" {
+				if err := ownFlags(c, "from-snapshot", "id", "metadata", "idle", "life", "json"); err != nil {
+					return err
+				}
+			}
 			return withDaemon(c, func(ctx context.Context, d *client.Driver) error {
-				sb, err := d.Make(ctx, in)
+				var sb api.Sandbox
+				var err error
+				if snapshot != "" {
+					sb, err = d.Restore(ctx, snapshot, api.Copy{ID: in.ID, Metadata: in.Metadata, IdleMS: in.IdleMS, LifeMS: in.LifeMS})
+				} else {
+					sb, err = d.Make(ctx, in)
+				}
 				switch {
 				case err != nil:
 					return err
@@ -120,8 +134,19 @@ func newCreate() *cobra.Command {
 	c.Flags().DurationVar(&idle, "idle", 0, "delete it when nothing happens in it for so long")
 	c.Flags().DurationVar(&life, "life", 0, "delete it after this time in any case")
 	c.Flags().BoolVar(&in.Ephemeral, "ephemeral", false, "it may go with the daemon")
+	c.Flags().StringVar(&snapshot, "from-snapshot", "", "make it of this snapshot (axo snapshots ls), as it was then")
 	c.Flags().BoolVar(&asJSON, "json", false, "print all that is known of it")
 	return c
+}
+
+// ownFlags refuses flags of a command beside one that leaves no choice to them.
+func ownFlags(c *cobra.Command, with string, may ...string) (err error) {
+	c.LocalNonPersistentFlags().Visit(func(f *pflag.Flag) {
+		if f.Name != with && !slices.Contains(may, f.Name) {
+			err = fmt.Errorf("--%s does not go with --%s", f.Name, with)
+		}
+	})
+	return err
 }
 
 func newPs() *cobra.Command {

@@ -70,3 +70,12 @@ func (e *Engine) Recover(ctx context.Context) ([]Recovered, error) {
 	wg.Wait()
 	return all, errors.Join(errs...)
 }
+
+// RecoveryID is the id by which [Engine.RecoverOne] finds a detached sandbox: that
+// of one which was made ahead is not its caller's.
+func RecoveryID(sb isolation.Sandbox) string {
+	if x, ok := isolation.As[interface{ RecoveryID() string }](sb); ok {
+		return x.RecoveryID()
+	}
+	return sb.ID()
+}

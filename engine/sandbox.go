@@ -116,7 +116,12 @@ type sandbox struct {
 }
 
 // Unwrap lets abilities be found.
-func (s *sandbox) Unwrap() any { return s.Sandbox }
+func (s *sandbox) Unwrap() any {
+	if f, ok := isolation.As[isolation.Forker](s.Sandbox); ok {
+		return forking{f, s}
+	}
+	return s.Sandbox
+}
 
 // Exec implements isolation.Sandbox.
 func (s *sandbox) Exec(ctx context.Context, p isolation.ProcessSpec, stdio isolation.Stdio) (isolation.Process, error) {

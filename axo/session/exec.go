@@ -41,6 +41,8 @@ func (s *Session) Exec(ctx context.Context, p isolation.ProcessSpec, stdin, foll
 	fail := func(err error) (*Exec, error) {
 		return nil, &isolation.Error{Op: "exec", ID: s.id, Outcome: isolation.NotStarted, Err: err}
 	}
+	s.copying.RLock()
+	defer s.copying.RUnlock()
 	sb, err := s.use(ctx)
 	if err != nil {
 		return fail(err)
@@ -89,7 +91,7 @@ func (e *Exec) start(ctx context.Context, sb isolation.Sandbox, follow bool) err
 	dir := e.s.execDir(e.id)
 	err := os.Mkdir(dir, 0o700)
 	if err == nil {
-		err = save(filepath.Join(dir, execFile), e.rec)
+		err = save(e.s.execFile(e.id), e.rec)
 	}
 	if err == nil {
 		err = e.openLogs()
@@ -185,7 +187,7 @@ func (e *Exec) ended(exit isolation.Exit, err error) {
 	}
 	rec := e.rec
 	e.mu.Unlock()
-	if err := save(filepath.Join(e.s.execDir(e.id), execFile), rec); err != nil {
+	if err := save(e.s.execFile(e.id), rec); err != nil {
 		e.s.m.config.Logger.Error("write how a program ended", "session", e.s.id, "exec", e.id, "error", err)
 	}
 	failpoint.Hit(failpoint.ExecEnded)
@@ -219,7 +221,7 @@ func (s *Session) loadExecs(sb isolation.Sandbox) {
 			continue
 		}
 		e := &Exec{s: s, id: f.Name(), done: make(chan struct{})}
-		err := load(filepath.Join(s.execDir(e.id), execFile), &e.rec)
+		err := load(s.execFile(e.id), &e.rec)
 		if errors.Is(err, os.ErrNotExist) {
 			err = os.RemoveAll(s.execDir(e.id)) // its start had hardly begun
 			if err == nil {

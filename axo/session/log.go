@@ -69,6 +69,15 @@ func openLog(dir, name string, keep int64) (*log, error) {
 	return l, nil
 }
 
+// beginLog makes a log that begins at an offset: what was before is another's.
+func beginLog(dir, name string, at int64) error {
+	f, err := os.OpenFile((&log{dir: dir, name: name}).path(at), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
 func (l *log) path(start int64) string {
 	return filepath.Join(l.dir, l.name+"."+strconv.FormatInt(start, 10))
 }

@@ -24,6 +24,8 @@ import (
 type Engine interface {
 	Create(context.Context, engine.Request) (isolation.Sandbox, engine.Decision, error)
 	RecoverOne(ctx context.Context, engine string, r engine.Request) (isolation.Sandbox, error)
+	Restore(ctx context.Context, snapshot string, r engine.Request) (isolation.Sandbox, engine.Decision, error)
+	RemoveSnapshot(ctx context.Context, engine, name string) error
 	Close() error
 }
 
@@ -51,6 +53,7 @@ type Config struct {
 // memory, CPUs or disk is bounded, a session must say how much it wants.
 type Quota struct {
 	Sandboxes   int     `json:"sandboxes,omitempty" toml:"sandboxes"`
+	Snapshots   int     `json:"snapshots,omitempty" toml:"snapshots"`
 	MemoryBytes int64   `json:"memory_bytes,omitempty" toml:"memory_bytes"`
 	CPUs        float64 `json:"cpus,omitempty" toml:"cpus"`
 	DiskBytes   int64   `json:"disk_bytes,omitempty" toml:"disk_bytes"`
@@ -67,6 +70,9 @@ type Request struct {
 	AllowUnenforced bool            `json:"allow_unenforced,omitempty"`
 	// Ephemeral lets the sandbox go with the process that made it.
 	Ephemeral bool `json:"ephemeral,omitempty"`
+	// From is the snapshot or session that it is a copy of; it is set by Restore and
+	// Fork.
+	From string `json:"from,omitempty"`
 
 	ID       string            `json:"-"` // empty: made
 	Metadata map[string]string `json:"-"`
@@ -103,7 +109,9 @@ type Manager struct {
 
 	mu       sync.Mutex
 	sessions map[string]*Session // guarded by mu; those being made too
-	closed   bool                // guarded by mu
+	// snapshots by id; guarded by mu
+	snapshots map[string]*Snapshot
+	closed    bool // guarded by mu
 }
 
 const (
@@ -147,9 +155,9 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("sessions: %w", err)
 	}
-	m := &Manager{config: c, sessions: map[string]*Session{}}
+	m := &Manager{config: c, sessions: map[string]*Session{}, snapshots: map[string]*Snapshot{}}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
-	if err := m.recoverAll(ctx); err != nil {
+	if err := errors.Join(m.recoverSnapshots(ctx), m.recoverAll(ctx)); err != nil {
 		m.cancel()
 		return nil, err
 	}
@@ -164,7 +172,7 @@ func (m *Manager) Create(ctx context.Context, tenant string, r Request) (*Sessio
 	if err != nil {
 		return nil, &isolation.Error{Op: "create", ID: r.ID, Outcome: isolation.NotStarted, Err: err}
 	}
-	if err := s.create(ctx); err != nil {
+	if err := s.create(ctx, func(ctx context.Context) error { return s.build(ctx, nil, s.fresh) }); err != nil {
 		return nil, err
 	}
 	return s, nil

@@ -27,10 +27,12 @@ const recordVersion = 1
 
 // record is a session on disk: DIR/ID/session.json.
 type record struct {
-	Version  int               `json:"version"`
-	ID       string            `json:"id"`
-	Tenant   string            `json:"tenant"`
-	Instance string            `json:"instance"`
+	Version  int    `json:"version"`
+	ID       string `json:"id"`
+	Tenant   string `json:"tenant"`
+	Instance string `json:"instance"`
+	// Sandbox is the id that the driver has it by; "": the session's.
+	Sandbox  string            `json:"sandbox,omitempty"`
 	Phase    string            `json:"phase"`
 	Reason   string            `json:"reason,omitempty"` // why it is lost
 	Request  Request           `json:"request"`
@@ -120,5 +122,16 @@ func (r record) check(id string) error {
 }
 
 func (s *Session) dir() string { return filepath.Join(s.m.config.Dir, s.id) }
+
+// sandboxID is the id that the driver has a session's sandbox by. A record that
+// cannot be read names nothing.
+func (s *Session) sandboxID(r record) string {
+	if r.ID != s.id || r.Sandbox == "" {
+		return s.id
+	}
+	return r.Sandbox
+}
+
+func (s *Session) execFile(id string) string { return filepath.Join(s.execDir(id), execFile) }
 
 func (s *Session) execDir(id string) string { return filepath.Join(s.dir(), execsDir, id) }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/engine"
 	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
@@ -29,6 +30,9 @@ type Session struct {
 
 	ready  chan struct{} // closed when it is made, or found again
 	execWG sync.WaitGroup
+	// copying is held for writing while the sandbox is copied: no program is started
+	// meanwhile, and nobody pauses it.
+	copying sync.RWMutex
 
 	mu      sync.Mutex
 	rec     record             // guarded by mu
@@ -57,7 +61,7 @@ func (s *Session) Info() api.Sandbox {
 	i := api.Sandbox{
 		ID: s.id, Instance: s.instance, Status: s.statusLocked(), Durable: s.rec.Durable, Spec: s.rec.Request.Spec, Decision: s.rec.Decision,
 		Metadata: maps.Clone(s.metadata), Created: s.created, Active: s.active, Expires: s.rec.Expires,
-		IdleMS: s.rec.Idle.Milliseconds(), Execs: s.liveLocked(), Reason: s.rec.Reason,
+		IdleMS: s.rec.Idle.Milliseconds(), Execs: s.liveLocked(), Reason: s.rec.Reason, From: s.rec.Request.From,
 	}
 	switch {
 	case s.corrupt != nil:
@@ -112,14 +116,18 @@ func (s *Session) durable() bool {
 	return s.rec.Durable
 }
 
-// create makes the sandbox. After an error nothing is left.
-func (s *Session) create(ctx context.Context) error {
+// create makes the sandbox, by build. After an error nothing is left.
+func (s *Session) create(ctx context.Context, build func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s.mu.Lock()
 	s.cancel = cancel
 	s.mu.Unlock()
-	err := s.build(ctx)
+	return s.made(build(ctx))
+}
+
+// made ends the making of the sandbox, which may have failed.
+func (s *Session) made(err error) error {
 	s.mu.Lock()
 	s.cancel, s.active = nil, s.m.config.Now()
 	s.gone = err != nil
@@ -138,41 +146,74 @@ func (s *Session) create(ctx context.Context) error {
 	return err
 }
 
-func (s *Session) build(ctx context.Context) error {
-	fail := func(err error) error {
-		return &isolation.Error{Op: "create", ID: s.id, Outcome: isolation.NotStarted, Err: err}
-	}
-	if err := os.MkdirAll(filepath.Join(s.dir(), execsDir), 0o700); err != nil {
-		return fail(err)
-	}
-	if err := save(filepath.Join(s.dir(), sessionFile), s.rec); err != nil {
-		return fail(err)
-	}
-	failpoint.Hit(failpoint.SessionRecorded)
+// made is a sandbox that was made, and how it was chosen.
+type made struct {
+	sandbox  isolation.Sandbox
+	decision engine.Decision
+}
+
+// fresh makes a sandbox as the session's request says.
+func (s *Session) fresh(ctx context.Context) (made, error) {
 	r := s.rec.Request.engineRequest(s.id, s.tenant)
 	r.Spec.Detached = s.rec.Durable
 	sb, d, err := s.m.config.Engine.Create(ctx, r)
+	return made{sb, d}, err
+}
+
+// build writes down what is to be made, has it made, and writes down that it is
+// there, with the programs that run in it.
+func (s *Session) build(ctx context.Context, programs []program, make func(context.Context) (made, error)) error {
+	fail := func(err error) error {
+		return &isolation.Error{Op: "create", ID: s.id, Outcome: isolation.NotStarted, Err: err}
+	}
+	if err := s.begin(); err != nil {
+		return fail(err)
+	}
+	failpoint.Hit(failpoint.SessionRecorded)
+	m, err := make(ctx)
 	if err != nil {
 		return err // it says all of this itself
 	}
 	failpoint.Hit(failpoint.SessionMade)
+	if err := s.live(ctx, m, programs); err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		return fail(errors.Join(err, m.sandbox.Delete(undo)))
+	}
+	failpoint.Hit(failpoint.SessionLive)
+	return nil
+}
+
+// begin writes down that the session is being made.
+func (s *Session) begin() error {
+	if err := os.MkdirAll(filepath.Join(s.dir(), execsDir), 0o700); err != nil {
+		return err
+	}
+	return save(filepath.Join(s.dir(), sessionFile), s.rec)
+}
+
+// live writes down that the sandbox is there, and goes on with its programs.
+func (s *Session) live(ctx context.Context, m made, programs []program) error {
+	if err := s.writePrograms(programs); err != nil {
+		return err
+	}
 	s.mu.Lock()
-	s.rec.Phase, s.rec.Decision = phaseLive, d
+	s.rec.Phase, s.rec.Decision, s.rec.Sandbox = phaseLive, m.decision, engine.RecoveryID(m.sandbox)
 	rec := s.rec
 	s.mu.Unlock()
-	err = save(filepath.Join(s.dir(), sessionFile), rec)
+	err := save(filepath.Join(s.dir(), sessionFile), rec)
 	if err == nil {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer cancel()
-		return fail(errors.Join(err, sb.Delete(undo)))
+		return err
 	}
-	failpoint.Hit(failpoint.SessionLive)
 	s.mu.Lock()
-	s.sb = sb
+	s.sb = m.sandbox
 	s.mu.Unlock()
+	if len(programs) > 0 {
+		s.loadExecs(m.sandbox)
+	}
 	return nil
 }
 
@@ -241,6 +282,8 @@ func (s *Session) Resume(ctx context.Context) error {
 }
 
 func (s *Session) freeze(ctx context.Context, paused bool, do func(isolation.Pauser) error) error {
+	s.copying.RLock()
+	defer s.copying.RUnlock()
 	p, err := ability[isolation.Pauser](ctx, s, "to be paused")
 	if err != nil {
 		return err
@@ -399,7 +442,7 @@ func (s *Session) remove(ctx context.Context, why string) error {
 // find returns the sandbox of a session that this process does not have, or nil
 // if there is none any more.
 func (s *Session) find(ctx context.Context, rec record) (isolation.Sandbox, error) {
-	sb, err := s.m.config.Engine.RecoverOne(ctx, rec.Decision.Engine, rec.Request.engineRequest(s.id, s.tenant))
+	sb, err := s.m.config.Engine.RecoverOne(ctx, rec.Decision.Engine, rec.Request.engineRequest(s.sandboxID(rec), s.tenant))
 	var unsupported *isolation.UnsupportedError
 	if errors.Is(err, isolation.ErrNotFound) || errors.As(err, &unsupported) {
 		return nil, nil
@@ -470,7 +513,7 @@ func (s *Session) revive(ctx context.Context) {
 	s.mu.Lock()
 	rec := s.rec
 	s.mu.Unlock()
-	sb, err := s.m.config.Engine.RecoverOne(ctx, rec.Decision.Engine, rec.Request.engineRequest(s.id, s.tenant))
+	sb, err := s.m.config.Engine.RecoverOne(ctx, rec.Decision.Engine, rec.Request.engineRequest(s.sandboxID(rec), s.tenant))
 	var unsupported *isolation.UnsupportedError
 	switch {
 	case errors.Is(err, isolation.ErrNotFound) || errors.As(err, &unsupported):

@@ -69,6 +69,13 @@ const (
 	ExecStarted     = "exec.started"      // it runs, and nobody has been told
 	ExecEnded       = "exec.ended"        // its end is written down, and nobody has been told
 	Recovered       = "session.recovered" // a new process has found all there is
+
+	SnapshotRecorded = "snapshot.recorded" // its record, nothing else yet
+	SnapshotTaken    = "snapshot.taken"    // it is the driver's, and a record that it is being taken
+	SnapshotKept     = "snapshot.kept"     // all of it, and nobody has been told
+	SnapshotDeleting = "snapshot.deleting" // a record that it is to go, and all of it
+	ForkRecorded     = "fork.recorded"     // the records of copies, nothing else yet
+	Forked           = "fork.made"         // the copies are there, and records that they are being made
 )
 
 // Wasm, OCI and None are the points that a run of each tier comes to, Image those
@@ -84,6 +91,8 @@ var (
 	Template = []string{VMDisk, VMStarted, VMBooted, VMStopped, VMWhole, VMPlaced}
 	None     = []string{NoneRecorded, NoneGroup, NoneStarted, NoneEnded, NoneRemoved, Created, Exited, Deleted, JournalHalf}
 
+	// Copy are those of the daemon where a sandbox is copied.
+	Copy = []string{SnapshotRecorded, SnapshotTaken, SnapshotKept, SnapshotDeleting, ForkRecorded, Forked}
 	// Session are those of the daemon.
 	Session = []string{SessionRecorded, SessionMade, SessionLive, ExecRecorded, ExecStarted, ExecEnded, SessionDeleting, SessionUnmade}
 )

@@ -173,6 +173,7 @@ func (s *Server) register() {
 	huma.Register(s.api, op("stat-sandbox", "GET", "/v1/sandboxes/{id}/stats", "What it uses", "sandboxes"), s.stats)
 	s.registerExecs()
 	s.registerFiles()
+	s.registerSnapshots()
 }
 
 func (s *Server) health(context.Context, *none) (*body[api.Health], error) {

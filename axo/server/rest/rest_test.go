@@ -293,6 +293,45 @@ func TestAnotherTenantSeesNothing(t *testing.T) {
 	}
 }
 
+func TestSnapshotsOverHTTP(t *testing.T) {
+	s := start(t)
+	sb := s.create(t, "a", api.Create{})
+	base := "/v1/sandboxes/" + sb.ID
+	s.call(t, "a", "PUT", base+"/files?path=/tmp/f", "then", nil)
+	var x api.Snapshot
+	if st := s.call(t, "a", "POST", base+"/snapshots", api.TakeSnapshot{Name: "one"}, &x); st != 201 || x.Name != "one" || x.Status != api.SnapshotReady {
+		t.Fatalf("%d %+v", st, x)
+	}
+	s.call(t, "a", "PUT", base+"/files?path=/tmp/f", "now", nil)
+	var all api.Snapshots
+	if st := s.call(t, "a", "GET", "/v1/snapshots", nil, &all); st != 200 || len(all.Snapshots) != 1 || all.Snapshots[0].ID != x.ID {
+		t.Errorf("%d %+v", st, all)
+	}
+	var copies api.Sandboxes
+	if st := s.call(t, "a", "POST", base+"/fork", api.Fork{Copies: []api.Copy{{ID: "f1"}, {}}}, &copies); st != 201 || len(copies.Sandboxes) != 2 {
+		t.Errorf("%d %+v", st, copies)
+	}
+	var back api.Sandbox
+	if st := s.call(t, "a", "POST", "/v1/snapshots/one/restore", api.Copy{ID: "back"}, &back); st != 201 || back.From != x.ID {
+		t.Errorf("%d %+v", st, back)
+	}
+	for id, want := range map[string]string{"back": "then", "f1": "now"} {
+		var got []byte
+		if s.call(t, "a", "GET", "/v1/sandboxes/"+id+"/files?path=/tmp/f", nil, &got); string(got) != want {
+			t.Errorf("%s has %q", id, got)
+		}
+	}
+	if st := s.call(t, "a", "POST", "/v1/snapshots/one/restore", api.Copy{ID: "back"}, nil); st != 409 {
+		t.Errorf("an id in use: %d", st)
+	}
+	if st := s.call(t, "a", "DELETE", "/v1/snapshots/"+x.ID, nil, nil); st != 204 {
+		t.Errorf("delete: %d", st)
+	}
+	if st := s.call(t, "a", "GET", "/v1/snapshots/one", nil, nil); st != 404 {
+		t.Errorf("after delete: %d", st)
+	}
+}
+
 func TestNothingOfTheHost(t *testing.T) {
 	s := start(t)
 	none := isolation.TierNone
