@@ -141,8 +141,8 @@ func newCreate() *cobra.Command {
 
 // ownFlags refuses flags of a command beside one that leaves no choice to them.
 func ownFlags(c *cobra.Command, with string, may ...string) (err error) {
-	c.LocalNonPersistentFlags().Visit(func(f *pflag.Flag) {
-		if f.Name != with && !slices.Contains(may, f.Name) {
+	c.Flags().Visit(func(f *pflag.Flag) {
+		if f.Name != with && !slices.Contains(may, f.Name) && c.InheritedFlags().Lookup(f.Name) == nil {
 			err = fmt.Errorf("--%s does not go with --%s", f.Name, with)
 		}
 	})

@@ -247,6 +247,13 @@ func (s *Session) loadExecs(sb isolation.Sandbox) {
 	}
 }
 
+// How often, and after what time each, a copy is asked again for output that it must
+// have.
+const (
+	copyTries = 100
+	copyTry   = 20 * time.Millisecond
+)
+
 // attach goes on with a program that nobody saw the end of, and reports whether it
 // ever began.
 func (s *Session) attach(sb isolation.Sandbox, e *Exec) bool {
@@ -268,6 +275,14 @@ func (s *Session) attach(sb isolation.Sandbox, e *Exec) bool {
 	ctx, cancel := context.WithTimeout(s.m.ctx, time.Minute)
 	defer cancel()
 	proc, err := a.Attach(ctx, e.id, from, e.stdio())
+	for range copyTries {
+		if !errors.Is(err, isolation.ErrInvalidArgument) || s.rec.Request.From == "" {
+			break
+		}
+		// In a copy the last of what its origin has of the output is on its way still.
+		time.Sleep(copyTry)
+		proc, err = a.Attach(ctx, e.id, from, e.stdio())
+	}
 	if errors.Is(err, isolation.ErrFailedPrecondition) && e.stdin != nil {
 		// Its input has ended.
 		e.stdin.close()

@@ -74,12 +74,13 @@ func (s *Session) Fork(ctx context.Context, requests []Request) (_ []*Session, e
 		}
 	}
 	failpoint.Hit(failpoint.ForkRecorded)
-	programs, goOn, err := s.still(ctx)
+	st, err := s.still(ctx)
 	if err != nil {
 		return fail(err)
 	}
 	born, err = forker.Fork(ctx, ids)
-	if err = errors.Join(err, goOn()); err != nil {
+	programs := st.programs()
+	if err = errors.Join(err, st.goOn(ctx)); err != nil {
 		return nil, err
 	}
 	failpoint.Hit(failpoint.Forked)

@@ -35,6 +35,7 @@ type record struct {
 	Sandbox  string            `json:"sandbox,omitempty"`
 	Phase    string            `json:"phase"`
 	Reason   string            `json:"reason,omitempty"` // why it is lost
+	Still    bool              `json:"still,omitempty"`  // its programs stand still only until a copy of it is made
 	Request  Request           `json:"request"`
 	Durable  bool              `json:"durable"` // the sandbox outlives this process
 	Decision engine.Decision   `json:"decision"`

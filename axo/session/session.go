@@ -293,7 +293,13 @@ func (s *Session) freeze(ctx context.Context, paused bool, do func(isolation.Pau
 	}
 	s.mu.Lock()
 	s.paused, s.active = paused, s.m.config.Now()
+	still := s.rec.Still
 	s.mu.Unlock()
+	if still { // a copy's pause that did not end by itself
+		if err := s.setStill(false); err != nil {
+			return err
+		}
+	}
 	kind := "resumed"
 	if paused {
 		kind = "paused"
@@ -529,6 +535,19 @@ func (s *Session) revive(ctx context.Context) {
 	paused := false
 	if st, err := sb.State(ctx); err == nil {
 		paused = st.Status == isolation.StatusPaused
+	}
+	if rec.Still {
+		// Who copied it was killed: nobody has asked that it stands still.
+		if p, ok := isolation.As[isolation.Pauser](sb); ok && paused {
+			if err := p.Resume(ctx); err != nil {
+				s.m.config.Logger.Error("session was being copied, and does not go on", "session", s.id, "error", err)
+			} else {
+				paused = false
+			}
+		}
+		if err := s.setStill(paused); err != nil {
+			s.m.config.Logger.Error("write that a session goes on", "session", s.id, "error", err)
+		}
 	}
 	s.mu.Lock()
 	s.sb, s.unknown, s.paused = sb, nil, paused

@@ -116,12 +116,13 @@ func (s *Session) take(ctx context.Context, x *Snapshot, taker isolation.Snapsho
 		return fail(err)
 	}
 	failpoint.Hit(failpoint.SnapshotRecorded)
-	programs, goOn, err := s.still(ctx)
+	st, err := s.still(ctx)
 	if err != nil {
 		return fail(err)
 	}
 	err = taker.Snapshot(ctx, x.rec.ID)
-	if err = errors.Join(err, goOn()); err != nil {
+	programs := st.programs()
+	if err = errors.Join(err, st.goOn(ctx)); err != nil {
 		return err
 	}
 	failpoint.Hit(failpoint.SnapshotTaken)
@@ -137,35 +138,57 @@ func (s *Session) take(ctx context.Context, x *Snapshot, taker isolation.Snapsho
 	return nil
 }
 
-// still stops the programs of a session while it is copied, so that it is known
-// how much of their output was its own: the rest is its copies'. The returned
-// function lets them go on.
-func (s *Session) still(ctx context.Context) (programs []program, goOn func() error, err error) {
-	goOn = func() error { return nil }
+// stillness is a session whose programs stand still while it is copied.
+type stillness struct {
+	s      *Session
+	live   []*Exec
+	pauser isolation.Pauser // nil: they need not go on again
+}
+
+// still stops the programs of a session while it is copied, so that it can be told
+// afterwards how much of their output was its own. Whoever comes after a crash finds
+// by the record that they are to go on.
+func (s *Session) still(ctx context.Context) (*stillness, error) {
 	s.mu.Lock()
 	sb, paused := s.sb, s.paused
-	var live []*Exec
+	st := &stillness{s: s}
 	for _, e := range s.execs {
 		if e.live() {
-			live = append(live, e)
+			st.live = append(st.live, e)
 		}
 	}
 	s.mu.Unlock()
-	if len(live) == 0 {
-		return nil, goOn, nil
+	p, ok := isolation.As[isolation.Pauser](sb)
+	if len(st.live) == 0 || paused || !ok {
+		return st, nil
 	}
-	if p, ok := isolation.As[isolation.Pauser](sb); ok && !paused {
-		if err := p.Pause(ctx); err != nil {
-			return nil, nil, err
-		}
-		goOn = func() error {
-			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-			defer cancel()
-			return p.Resume(undo)
-		}
+	if err := s.setStill(true); err != nil {
+		return nil, err
 	}
-	slices.SortFunc(live, func(a, b *Exec) int { return strings.Compare(a.id, b.id) })
-	for _, e := range live {
+	if err := p.Pause(ctx); err != nil {
+		return nil, errors.Join(err, s.setStill(false))
+	}
+	st.pauser = p
+	return st, nil
+}
+
+func (s *Session) setStill(still bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := s.rec
+	next.Still = still
+	if err := save(filepath.Join(s.dir(), sessionFile), next); err != nil {
+		return err
+	}
+	s.rec = next
+	return nil
+}
+
+// programs are those that run in a copy that was just made. What has come of their
+// output by now is the session's: the copy holds all that it has not acknowledged.
+func (st *stillness) programs() (list []program) {
+	slices.SortFunc(st.live, func(a, b *Exec) int { return strings.Compare(a.id, b.id) })
+	for _, e := range st.live {
 		p := program{ID: e.id}
 		e.mu.Lock()
 		p.Record = e.rec
@@ -175,9 +198,22 @@ func (s *Session) still(ctx context.Context) (programs []program, goOn func() er
 		}
 		_, p.From.Stdout = e.stdout.bounds()
 		_, p.From.Stderr = e.stderr.bounds()
-		programs = append(programs, p)
+		list = append(list, p)
 	}
-	return programs, goOn, nil
+	return list
+}
+
+// goOn lets the programs go on.
+func (st *stillness) goOn(ctx context.Context) error {
+	if st.pauser == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	if err := st.pauser.Resume(ctx); err != nil {
+		return err
+	}
+	return st.s.setStill(false)
 }
 
 // reserveSnapshot takes the name. Its turn is the caller's.

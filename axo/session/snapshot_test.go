@@ -222,7 +222,10 @@ func TestCopiesNotThere(t *testing.T) {
 	}
 	deleteAll(t, l)
 
-	d := mem.New(mem.Config{Features: func(f *isolation.Features) { f.Tier, f.Abilities = isolation.TierOCI, nil; f.Options = append(f.Options, isolation.OptionDetached) }})
+	d := mem.New(mem.Config{Features: func(f *isolation.Features) {
+		f.Tier, f.Abilities = isolation.TierOCI, nil
+		f.Options = append(f.Options, isolation.OptionDetached)
+	}})
 	var reg isolation.Registry
 	reg.Add(isolation.TierOCI, d)
 	e, err := engine.New(engine.Config{Registry: reg})

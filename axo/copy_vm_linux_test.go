@@ -1,0 +1,201 @@
+package main
+
+import (
+	"bytes"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/axocoatl/isolation/internal/failpoint"
+)
+
+// counts is a program that writes numbers without a pause to speak of, and keeps the
+// last in its memory alone.
+const counts = `i=0; while :; do i=$((i+1)); echo $i; [ $((i % 200)) = 0 ] && sleep 0.02; done`
+
+// must runs a command against the daemon.
+func (h *host) must(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := h.do(args...)
+	if err != nil {
+		t.Fatalf("axo %v: %v\n%s", args, err, out)
+	}
+	return out
+}
+
+// numbers reads the output of a program that counts, from an offset on, until there
+// are so many lines.
+func (h *host) numbers(t *testing.T, box string, from int64, lines int) []string {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(h.dir, "axo"), "--state-dir", h.state, "logs", "--stdout", strconv.FormatInt(from, 10), box, "count")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait() //nolint:errcheck // it is killed
+	defer cmd.Process.Kill()
+	var got bytes.Buffer
+	buf := make([]byte, 4096)
+	for bytes.Count(got.Bytes(), []byte("\n")) < lines+1 {
+		n, err := out.Read(buf)
+		got.Write(buf[:n])
+		if err != nil {
+			t.Fatalf("%s: %v %s", box, err, said.String())
+		}
+	}
+	list := strings.Split(got.String(), "\n")
+	return list[1:lines] // the first may be a part of one
+}
+
+// begins tells where the output of a program in a copy begins.
+func (h *host) begins(t *testing.T, box string) int64 {
+	t.Helper()
+	m := regexp.MustCompile(`"from": (\d+)`).FindStringSubmatch(h.must(t, "ps", "--json", box))
+	if m == nil {
+		t.Fatal("nothing is known of its output")
+	}
+	n, err := strconv.ParseInt(m[1], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// consecutive fails unless each number is one more than the one before.
+func consecutive(t *testing.T, who string, list []string) {
+	t.Helper()
+	for i := 1; i < len(list); i++ {
+		a, err1 := strconv.Atoi(list[i-1])
+		b, err2 := strconv.Atoi(list[i])
+		if err1 != nil || err2 != nil || b != a+1 {
+			t.Fatalf("%s: after %q comes %q", who, list[i-1], list[i])
+		}
+	}
+}
+
+// TestDaemonCopiesMachines copies a virtual machine of the daemon's with a program
+// that writes all the time: its copies go on with it, and no line is lost or doubled.
+// Then it kills the daemon at each point of copying. The next one has the sandbox, the
+// program in it goes on, and of copies that nobody was told of nothing is left.
+func TestDaemonCopiesMachines(t *testing.T) {
+	h := newVMHost(t)
+	d := h.serve(t, "")
+	h.must(t, "create", "--tier", "microvm", "--allow-emulated", "--id", "origin")
+	h.must(t, "exec", "-d", "--id", "count", "origin", "--", "sh", "-c", counts)
+	consecutive(t, "origin", h.numbers(t, "origin", 0, 300))
+	if got := strings.Fields(h.must(t, "fork", "-n", "2", "origin")); len(got) != 2 {
+		t.Fatalf("%q", got)
+	} else {
+		for _, id := range got {
+			consecutive(t, "a copy", h.numbers(t, id, h.begins(t, id), 300))
+		}
+		h.must(t, append([]string{"rm"}, got...)...)
+	}
+	if got := h.must(t, "snapshot", "origin", "then"); got != "then\n" {
+		t.Errorf("%q", got)
+	}
+	h.must(t, "create", "--from-snapshot", "then", "--id", "restored")
+	consecutive(t, "restored", h.numbers(t, "restored", h.begins(t, "restored"), 300))
+	consecutive(t, "origin", h.numbers(t, "origin", 0, 3000))
+	if out, err := h.do("create", "--from-snapshot", "then", "--memory", "1G"); err == nil || !strings.Contains(out, "does not go with") {
+		t.Errorf("%v %q", err, out)
+	}
+	h.must(t, "rm", "restored")
+	if got := h.must(t, "snapshots", "ls"); !strings.Contains(got, "then ") {
+		t.Errorf("%q", got)
+	}
+
+	pids := []int{d.Process.Pid}
+	for _, point := range failpoint.Copy {
+		if err := d.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		<-d.ended
+		d = h.serve(t, point)
+		pids = append(pids, d.Process.Pid)
+		if out, err := h.do("ps"); err != nil || !strings.Contains(out, "origin  running") {
+			t.Fatalf("%s: before: %v\n%s", point, err, out)
+		}
+		var acknowledged bool
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			var err error
+			switch point {
+			case failpoint.ForkRecorded, failpoint.Forked:
+				_, err = h.do("fork", "origin")
+			case failpoint.SnapshotDeleting:
+				_, err = h.do("snapshots", "rm", "then")
+			default:
+				_, err = h.do("snapshot", "origin", "late")
+			}
+			acknowledged = err == nil
+		}()
+		eventually(t, "the daemon to come to "+point, d.dead)
+		<-done
+		if st, ok := d.ProcessState.Sys().(syscall.WaitStatus); !ok || st.Signal() != syscall.SIGKILL || acknowledged {
+			t.Fatalf("%s: the daemon was not killed: %v\n%s", point, d.ProcessState, d.log)
+		}
+		d = h.serve(t, "")
+		pids = append(pids, d.Process.Pid)
+		boxes := strings.Split(strings.TrimSpace(h.must(t, "ps")), "\n")
+		if len(boxes) != 2 || !strings.HasPrefix(boxes[1], "origin  running") {
+			t.Errorf("%s: there are %q", point, boxes)
+		}
+		// What is kept goes back further than what is written now.
+		list := h.must(t, "ps", "--json", "origin")
+		at := regexp.MustCompile(`"to": (\d+)`).FindAllStringSubmatch(list, -1)
+		if len(at) < 2 {
+			t.Fatalf("%s: %s", point, list)
+		}
+		to, err := strconv.ParseInt(at[1][1], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		consecutive(t, point, h.numbers(t, "origin", max(0, to-2000), 600))
+		taken := h.must(t, "snapshots", "ls")
+		if kept := strings.Contains(taken, "late "); kept != (point == failpoint.SnapshotKept) {
+			t.Errorf("%s: snapshots are\n%s", point, taken)
+		} else if kept {
+			h.must(t, "snapshots", "rm", "late")
+		}
+		if there := strings.Contains(taken, "then "); there != (slices.Index(failpoint.Copy, point) < slices.Index(failpoint.Copy, failpoint.SnapshotDeleting)) {
+			t.Errorf("%s: snapshots are\n%s", point, taken)
+		}
+		if left := h.glob(t, filepath.Join(h.state, "snapshots", "snap-*")); len(left) > 1 {
+			t.Errorf("%s: left: %v", point, left)
+		}
+	}
+	h.must(t, "rm", "origin")
+	if err := d.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-d.ended:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the daemon does not end")
+	}
+	for _, pid := range pids {
+		eventually(t, "its control groups to go", func() bool { return len(h.groups(t, pid)) == 0 })
+		h.clean(t, pid)
+		if left := append(h.machines(t, pid), h.socketDirs(t, pid)...); len(left) > 0 {
+			t.Errorf("left of %d: %v", pid, left)
+		}
+	}
+	for _, pattern := range []string{"serve/[!.]*", "serve/.snapshots/*", "sessions/*/*", "snapshots/snap-*"} {
+		if left := h.glob(t, filepath.Join(h.state, pattern)); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+	}
+}
