@@ -193,7 +193,7 @@ func TestDaemonCopiesMachines(t *testing.T) {
 			t.Errorf("left of %d: %v", pid, left)
 		}
 	}
-	for _, pattern := range []string{"serve/[!.]*", "serve/.snapshots/*", "sessions/*/*", "snapshots/snap-*"} {
+	for _, pattern := range []string{"serve/[^.]*", "serve/.snapshots/*", "sessions/*/*", "snapshots/snap-*"} {
 		if left := h.glob(t, filepath.Join(h.state, pattern)); len(left) > 0 {
 			t.Errorf("left: %v", left)
 		}
