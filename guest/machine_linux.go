@@ -27,6 +27,7 @@ type machine struct {
 	root   *os.File // O_PATH of the programs'
 	stage  *os.File // O_PATH of the file system of what they write
 	random *os.File
+	ids    map[string]*idFile // by name in idDir
 	groups groups
 	mark   atomic.Pointer[[]byte] // of the token of the last SYNC
 
@@ -222,10 +223,12 @@ func (g *guest) servePort(f *os.File, failed error) error {
 	again := &reopened{}
 	for {
 		_ = f.SetDeadline(time.Time{})
+		// Before the host is there: a copy of an emulated machine has the less to do.
+		s := &stream{in: f, out: f, keep: true, rest: again.rest}
+		l := newLink(s)
 		if err := connected(f); err != nil {
 			return err
 		}
-		s := &stream{in: f, out: f, keep: true, rest: again.rest}
 		answer := again.answer
 		again = &reopened{}
 		if s.write(answer, -1) != nil {
@@ -237,7 +240,6 @@ func (g *guest) servePort(f *os.File, failed error) error {
 			}
 			return nil
 		}
-		l := newLink(s)
 		if failed != nil {
 			_ = g.serveOne(l, failed)
 			l.end()
@@ -329,9 +331,15 @@ func (g *guest) machineRoot() error {
 	}
 	p.Root.Overlay = []plan.Layer{{Source: image}}
 	p.Staging = runDir + "/stage"
-	for name, data := range map[string]string{"machine-id": strings.Repeat("0", 32) + "\n", "boot_id": "00000000-0000-4000-8000-000000000000\n"} {
-		if err := os.WriteFile(filepath.Join(idDir, name), []byte(data), 0o444); err != nil {
+	m.ids = map[string]*idFile{}
+	for name, id := range map[string]string{"machine-id": strings.Repeat("0", 32), "boot_id": "00000000-0000-4000-8000-000000000000"} {
+		f, err := os.OpenFile(filepath.Join(idDir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o444)
+		if err != nil {
 			return err
+		}
+		m.ids[name] = &idFile{f: f}
+		if err := m.ids[name].set(id); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	var init, ns *os.File

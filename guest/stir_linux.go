@@ -21,11 +21,11 @@ func (m *machine) stir(entropy []byte) error {
 		b = append(b, 0)
 	}
 	fd := uintptr(fdOf(m.random))
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, fd, unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&b[0]))); e != 0 {
+	if _, _, e := unix.RawSyscall(unix.SYS_IOCTL, fd, unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&b[0]))); e != 0 {
 		return os.NewSyscallError("RNDADDENTROPY", e)
 	}
 	clear(b)
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, fd, rndReseedCRNG, 0); e != 0 {
+	if _, _, e := unix.RawSyscall(unix.SYS_IOCTL, fd, rndReseedCRNG, 0); e != 0 {
 		return os.NewSyscallError("RNDRESEEDCRNG", e)
 	}
 	return nil

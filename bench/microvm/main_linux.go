@@ -36,6 +36,7 @@ var (
 	accel = flag.String("accel", "", "kvm or tcg; empty: what works")
 	runs  = flag.Int("n", 20, "how often the short ones are measured")
 	many  = flag.Int("many", 100, "machines that live at once")
+	only  = flag.String("only", "", "what is measured, with commas between: create, claim, session, idle, alive; empty: all")
 )
 
 func main() {
@@ -71,9 +72,15 @@ func run(ctx context.Context) error {
 	fmt.Printf("%s, QEMU %s, %d MiB and %d processor(s) a machine, Linux %s; host: %d processors\n\n",
 		t.Shape.Accel, t.VMM, t.Shape.MemoryMiB, t.Shape.CPUs, t.Key.Kernel, runtime.NumCPU())
 	fmt.Println("| what | median | 10th to 90th percentile | processor time | n |\n|---|---|---|---|---|")
-	for _, f := range []func(context.Context) error{b.create, b.claim, b.session, b.idle, b.alive} {
-		if err := f(ctx); err != nil {
-			return err
+	for _, m := range []struct {
+		name string
+		f    func(context.Context) error
+	}{{"create", b.create}, {"claim", b.claim}, {"session", b.session}, {"idle", b.idle}, {"alive", b.alive}} {
+		if *only != "" && !slices.Contains(strings.Split(*only, ","), m.name) {
+			continue
+		}
+		if err := m.f(ctx); err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
 		}
 	}
 	return nil

@@ -250,7 +250,10 @@ func (b *builder) makeInitrd() error {
 func commandLine(s qemu.Shape, options string) string {
 	line := "console=ttyS0 quiet panic=-1 cryptomgr.notests ipv6.disable=1 audit=0 apparmor=0 rcupdate.rcu_expedited=1 " + options
 	if s.Accel == qemu.TCG {
-		line += " tsc=reliable no_timer_check"
+		// The less there is to translate the sooner is a copy there: the guest's runtime
+		// (an option that the kernel does not know is a variable of its first process)
+		// sends no signals to itself, and nobody counts how long programs wait for what.
+		line += " tsc=reliable no_timer_check psi=0 GODEBUG=asyncpreemptoff=1"
 		if khz := tscKHz(); khz > 0 {
 			line += fmt.Sprintf(" tsc_early_khz=%d", khz)
 		}

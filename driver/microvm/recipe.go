@@ -51,7 +51,7 @@ type Builder interface {
 // layout is the version of what this program makes of a recipe: devices and their
 // order, the plan of the guest, the kernel's command line, what warms it. Machines of another
 // one cannot be restored, or are not what they should be.
-const layout = 4
+const layout = 5
 
 // Key is all that a template depends on. One whose key is not what it would be
 // now is made anew.
