@@ -2,6 +2,7 @@ package isolation
 
 import (
 	"context"
+	"net"
 	"time"
 )
 
@@ -37,6 +38,8 @@ const (
 	AbilityWatch    = "watch"
 	AbilityStats    = "stats"
 	AbilityPrepare  = "prepare"
+	AbilityPorts    = "ports"  // PortDialer
+	AbilityListen   = "listen" // PortListener
 )
 
 // Attacher is an ability of a Sandbox, of one whose Spec is Detached at least: a
@@ -195,4 +198,26 @@ type Resizer interface {
 // Stats is an ability of a Sandbox: what it uses now, and used in all.
 type Stats interface {
 	Stats(ctx context.Context) (Usage, error)
+}
+
+// PortDialer is an ability of a Sandbox: connections to what listens inside it.
+type PortDialer interface {
+	// DialPort connects to a TCP port of the sandbox's loopback address, 127.0.0.1
+	// or else ::1. ctx bounds the connecting only. FailedPrecondition: nobody
+	// listens there; ResourceExhausted: there are too many connections.
+	//
+	// The connection has the method CloseWrite() error besides, which ends one
+	// direction as shutdown(2) does. It ends with the sandbox, and, unlike a
+	// process of a detached one, with the host side.
+	DialPort(ctx context.Context, port uint16) (net.Conn, error)
+}
+
+// PortListener is an ability of a Sandbox: the host side serves connections that
+// programs inside make to a port of their own loopback address, which is the only
+// address that they have.
+type PortListener interface {
+	// ListenPort listens on a TCP port of 127.0.0.1 inside the sandbox. When it
+	// returns, programs can connect. AlreadyExists: something inside listens there.
+	// ctx bounds the call. After Close of the listener nobody can connect.
+	ListenPort(ctx context.Context, port uint16) (net.Listener, error)
 }

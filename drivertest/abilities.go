@@ -29,6 +29,8 @@ var abilityChecks = []check{
 	{"directories", checkDirectories},
 	{"watch", checkWatch},
 	{"prepare", checkPrepare},
+	{"dial a port", checkDialPort},
+	{"listen on a port", checkListenPort},
 }
 
 func abilityNames() []string {
@@ -36,7 +38,7 @@ func abilityNames() []string {
 		isolation.AbilityAttach, isolation.AbilityPause, isolation.AbilitySnapshot, isolation.AbilityRestore,
 		isolation.AbilityFork, isolation.AbilityRecover, isolation.AbilityReset, isolation.AbilityResize,
 		isolation.AbilityFiles, isolation.AbilityStats, isolation.AbilityPrepare,
-		isolation.AbilityWatch,
+		isolation.AbilityWatch, isolation.AbilityPorts, isolation.AbilityListen,
 	}
 }
 
@@ -66,6 +68,8 @@ func checkAbilities(t testing.TB, s *suite) {
 		isolation.AbilityWatch:    has[isolation.Watcher](r.sb),
 		isolation.AbilityStats:    has[isolation.Stats](r.sb),
 		isolation.AbilityPrepare:  has[isolation.Preparer](r.sb),
+		isolation.AbilityPorts:    has[isolation.PortDialer](r.sb),
+		isolation.AbilityListen:   has[isolation.PortListener](r.sb),
 	}
 	for name, is := range found {
 		if told := slices.Contains(s.features.Abilities, name); told != is {

@@ -30,6 +30,8 @@ const (
 	ReadOften Program = "readoften" // (bytes, n) as ReadDisk, and each read goes to the device
 	Forks     Program = "forks"     // (n) has n children at once, which it then ends; exits 0, or 1 when one was refused
 	Lines     Program = "lines"     // (n, status) writes n lines to stdout and the same to stderr, their numbers from 0 as "%07d\n"; ends with the status
+	Serve     Program = "serve"     // (port) listens on it, writes "ready\n", sends back what each connection sends, to its end, for ever
+	Connect   Program = "connect"   // (port, text) connects to it, sends the text and its end, writes what comes; exits 1 when nobody listens
 	Survivors Program = "survivors" // (n) starts n children that sleep for a minute with its output open, and exits 0 at once
 )
 
@@ -37,7 +39,7 @@ const (
 func Programs() []Program {
 	return []Program{
 		Exit0, Exit7, Echo, Sleep, Ready, Flood, FloodErr, Both, Args, Env, Cwd, User, Hostname, Stubborn, Spin, Hog,
-		Crash, Fill, Files, Forks, Survivors, Lines, ReadDisk, ReadOften,
+		Crash, Fill, Files, Forks, Survivors, Lines, ReadDisk, ReadOften, Serve, Connect,
 	}
 }
 

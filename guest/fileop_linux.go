@@ -11,7 +11,8 @@ import (
 
 var native = binary.NativeEndian
 
-// fileOp is a file operation under way. It ends with its connection.
+// fileOp is a file operation under way, or a connection of a port: data goes both
+// ways as the credit allows. It ends with the host's connection.
 type fileOp struct {
 	s      *session
 	stream uint32
@@ -40,13 +41,18 @@ func (s *session) file(stream uint32, m *wire.FileMessage) error {
 		s.files.Add(-1)
 		return s.answer(wire.Fail, stream, nil, &classError{classExhausted, fmt.Errorf("%d file operations are under way", maxFileOps)})
 	}
-	o := &fileOp{s: s, stream: stream, credit: wire.InitialWindow}
-	o.change = sync.NewCond(&o.mu)
+	o := newFileOp(s, stream)
 	if err := s.open(stream, o); err != nil {
 		return err
 	}
 	go o.run(m)
 	return nil
+}
+
+func newFileOp(s *session, stream uint32) *fileOp {
+	o := &fileOp{s: s, stream: stream, credit: wire.InitialWindow}
+	o.change = sync.NewCond(&o.mu)
+	return o
 }
 
 func (o *fileOp) run(m *wire.FileMessage) {
@@ -113,11 +119,12 @@ func (o *fileOp) endLocked() {
 	o.change.Broadcast()
 }
 
-// onEnd has f called when the operation is ended.
+// onEnd has f called when the operation is ended, and what was set before not any
+// more; nil: nothing.
 func (o *fileOp) onEnd(f func()) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.atEnd = f; o.ended {
+	if o.atEnd = f; o.ended && f != nil {
 		f()
 	}
 }

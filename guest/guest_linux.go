@@ -118,6 +118,7 @@ type guest struct {
 
 	needsSync atomic.Bool
 	ready     preparedSlot
+	ports     ports
 
 	mu        sync.Mutex
 	processes map[string]*process // by id: those that run, and those whose end was not acknowledged

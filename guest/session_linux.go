@@ -19,6 +19,7 @@ type session struct {
 	l *link
 
 	files atomic.Int32 // file operations under way
+	conns atomic.Int32 // connections of ports, and those that are waited for
 
 	mu      sync.Mutex
 	streams map[uint32]talker
@@ -150,6 +151,12 @@ func (s *session) frame(f wire.Frame) error {
 			return err
 		}
 		return s.file(f.Stream, &m)
+	case wire.Port:
+		var m wire.PortMessage
+		if err := m.Parse(f.Body); err != nil {
+			return err
+		}
+		return s.port(f.Stream, &m)
 	case wire.Sync, wire.Mount, wire.Power:
 		return s.machine(f)
 	case wire.Usage:

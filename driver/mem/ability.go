@@ -40,6 +40,12 @@ func (s *sandbox) wear(d *Driver) isolation.Sandbox {
 	if told(isolation.AbilityWatch) {
 		v = watcher{v, h}
 	}
+	if told(isolation.AbilityPorts) {
+		v = portDialer{v, h}
+	}
+	if told(isolation.AbilityListen) {
+		v = portListener{v, h}
+	}
 	return v
 }
 

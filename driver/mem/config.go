@@ -36,6 +36,7 @@ var enforced = []isolation.Limit{
 // abilities are those that mem has.
 var abilities = []string{
 	isolation.AbilityAttach, isolation.AbilityPause, isolation.AbilityReset, isolation.AbilityStats,
+	isolation.AbilityPorts, isolation.AbilityListen,
 	isolation.AbilityFiles, isolation.AbilityWatch, isolation.AbilityRecover, isolation.AbilitySnapshot, isolation.AbilityRestore, isolation.AbilityFork,
 }
 

@@ -34,6 +34,8 @@ import (
 //	files N               opens N files, or fails
 //	forks N               starts N children and waits until they ended
 //	survivors N           starts N children and ends before them
+//	serve P               listens on port P and sends back what it gets
+//	connect P S           connects to port P, sends S, writes the answer
 func Builtin() map[string]Program {
 	return map[string]Program{
 		"exit0":     func(*Proc) int { return 0 },
@@ -62,6 +64,8 @@ func Builtin() map[string]Program {
 		"forks":     forks,
 		"lines":     lines,
 		"survivors": survivors,
+		"serve":     serve,
+		"connect":   connect,
 	}
 }
 

@@ -44,6 +44,7 @@ type sandbox struct {
 	lost    bool                // guarded by mu
 	deleted bool                // guarded by mu; Delete was called
 	gone    bool                // guarded by mu; Delete is through
+	ports   map[uint16]string   // guarded by mu; what is listened on, by whom
 }
 
 var _ isolation.Sandbox = (*sandbox)(nil)
@@ -51,7 +52,7 @@ var _ isolation.Sandbox = (*sandbox)(nil)
 func newSandbox(d *Driver, id string, spec isolation.Spec, began time.Time) *sandbox {
 	s := &sandbox{
 		host: d.host, id: id, spec: spec, created: time.Now(), making: time.Since(began),
-		changed: make(chan struct{}), live: map[string]*process{}, files: newTree(),
+		changed: make(chan struct{}), live: map[string]*process{}, files: newTree(), ports: map[uint16]string{},
 	}
 	s.holder.Store(d)
 	s.ctx, s.cancel = context.WithCancel(context.Background())

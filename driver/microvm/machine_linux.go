@@ -519,6 +519,9 @@ func (m *machine) Prepare(ctx context.Context, language string) error {
 // Files implements [proc.Filer].
 func (m *machine) Files() proc.Files { return &guestconn.Files{Conn: m.Conn} }
 
+// Ports implements [proc.Porter].
+func (m *machine) Ports() proc.Ports { return &guestconn.Ports{Conn: m.Conn} }
+
 // Lost reports whether nothing can be run any more.
 func (m *machine) Lost() bool {
 	select {

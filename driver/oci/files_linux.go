@@ -93,6 +93,9 @@ func (c *conn) pidfd(stream uint32) *os.File {
 // Files implements [proc.Filer].
 func (c *container) Files() proc.Files { return &guestconn.Files{Conn: c.conn.rest} }
 
+// Ports implements [proc.Porter].
+func (c *container) Ports() proc.Ports { return &guestconn.Ports{Conn: c.conn.rest} }
+
 // resizePatience is how long a guest may take to take so little.
 const resizePatience = 5 * time.Second
 

@@ -197,6 +197,9 @@ func (s *piped) Prepare(ctx context.Context, language string) error {
 // their user by setfsuid(2), which gVisor has not.
 func (s *piped) Files() proc.Files { return nil }
 
+// Ports implements [proc.Porter].
+func (s *piped) Ports() proc.Ports { return &guestconn.Ports{Conn: s.Conn} }
+
 // Lost reports whether the sandbox has ended by itself.
 func (s *piped) Lost() bool { return ended(s.Conn.Gone()) }
 

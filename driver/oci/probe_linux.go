@@ -33,7 +33,7 @@ func (e *builtin) Features() isolation.Features {
 			{Name: "capabilities", Present: true, Detail: "none, no_new_privs; profile session: docker's, of the sandbox's own users only"},
 			{Name: "seccomp", Present: true, Detail: "moby's default profile"},
 		},
-		Abilities: []string{isolation.AbilityPrepare, isolation.AbilityFiles, isolation.AbilityWatch},
+		Abilities: []string{isolation.AbilityPrepare, isolation.AbilityFiles, isolation.AbilityWatch, isolation.AbilityPorts, isolation.AbilityListen},
 		Options: []isolation.Option{
 			isolation.OptionCwd, isolation.OptionHostname, isolation.OptionMounts, isolation.OptionWritable,
 			isolation.OptionTerminal, isolation.OptionRootPath,

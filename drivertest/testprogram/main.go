@@ -97,6 +97,10 @@ func do(program string, args []string) (int, error) {
 	case "lines":
 		status, err := strconv.Atoi(arg(1, "0"))
 		return status, errors.Join(err, lines(int(n)))
+	case "serve":
+		return 1, serve(arg(0, ""))
+	case "connect":
+		return 0, connect(arg(0, ""), arg(1, ""))
 	case "survivors":
 		return 0, survivors(n)
 	}

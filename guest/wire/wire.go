@@ -66,16 +66,17 @@ const (
 	Prepare  Type = 27 // host: start an interpreter ahead
 	Prepared Type = 28 // guest: it is ready
 	Usage    Type = 29 // host: what has the process used; guest: this
+	Port     Type = 30 // host: a connection of the sandbox's network; guest: it is there
 )
 
-const maxType = Usage
+const maxType = Port
 
 var typeNames = [...]string{
 	Hello: "HELLO", Sync: "SYNC", Exec: "EXEC", Attach: "ATTACH", Stdin: "STDIN", StdinEOF: "STDIN_EOF",
 	Stdout: "STDOUT", Stderr: "STDERR", Exit: "EXIT", Kill: "KILL", Resize: "RESIZE", Ping: "PING", Pong: "PONG",
 	Window: "WINDOW", File: "FILE", Mount: "MOUNT", Power: "POWER", Load: "LOAD", Loaded: "LOADED",
 	Compile: "COMPILE", Compiled: "COMPILED", Fail: "FAIL", Wait: "WAIT", Run: "RUN",
-	Spawn: "SPAWN", Spawned: "SPAWNED", Prepare: "PREPARE", Prepared: "PREPARED", Usage: "USAGE",
+	Spawn: "SPAWN", Spawned: "SPAWNED", Prepare: "PREPARE", Prepared: "PREPARED", Usage: "USAGE", Port: "PORT",
 }
 
 func (t Type) String() string {

@@ -62,6 +62,8 @@ func samples() map[string]struct {
 		"file":          {File, &FileMessage{FileRename, "/a", "/b", 0o644, true, true, true, "1000:1000"}},
 		"file-entry":    {File, &FileEntry{"a", 0o100644, 1, 2, 3, 4, "../b", 5}},
 		"file-event":    {Stdout, &FileEvent{"/a", EventCreate | EventMeta}},
+		"port":          {Port, &PortMessage{PortAccept, 3128}},
+		"port-done":     {Port, &PortMessage{}},
 	}
 }
 
@@ -70,7 +72,7 @@ func samples() map[string]struct {
 func guestOnly(name string) bool {
 	switch name {
 	case "spawn", "spawned", "attached", "attach", "prepare", "prepared", "resize", "kill", "usage", "sync", "sync-snapshot", "mount", "power",
-		"file", "file-entry", "file-event":
+		"file", "file-entry", "file-event", "port", "port-done":
 		return true
 	}
 	return strings.HasPrefix(name, "guest-")

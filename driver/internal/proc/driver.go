@@ -74,6 +74,18 @@ type Files interface {
 	isolation.Watcher
 }
 
+// Porter is a Place whose network's ports can be reached; see
+// [isolation.PortDialer] and [isolation.PortListener].
+type Porter interface {
+	Ports() Ports
+}
+
+// Ports are the abilities of a place with ports.
+type Ports interface {
+	isolation.PortDialer
+	isolation.PortListener
+}
+
 // Resizer is a Task with a terminal whose size can be set.
 type Resizer interface {
 	Resize(ctx context.Context, size isolation.TerminalSize) error
@@ -162,6 +174,9 @@ func (s *sandbox) wear() isolation.Sandbox {
 		if files := f.Files(); files != nil {
 			out = filing{out, s, files}
 		}
+	}
+	if p, ok := s.place.(Porter); ok {
+		out = porting{out, s, p.Ports()}
 	}
 	if _, ok := s.place.(Attachable); ok || s.spec.Detached {
 		out = attaching{out, s}
