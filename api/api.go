@@ -203,6 +203,10 @@ type Rename struct {
 	To   string `json:"to"`
 }
 
+// TunnelProtocol is what a request to a port's address upgrades to: the connection
+// is then that to the port, byte for byte.
+const TunnelProtocol = "axo-tcp"
+
 // Tiers is what this host can run.
 type Tiers struct {
 	Engines []engine.EngineReport `json:"engines" nullable:"false"`

@@ -4,12 +4,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -148,6 +151,27 @@ func TestScripts(t *testing.T) {
 					time.Sleep(20 * time.Millisecond)
 				}
 				ts.Fatalf("%s does not come", args[0])
+			},
+			// fetch FILE PATH: what is at PATH of the HTTP server whose address FILE has.
+			"fetch": func(ts *testscript.TestScript, neg bool, args []string) {
+				if neg || len(args) != 2 {
+					ts.Fatalf("usage: fetch FILE PATH")
+				}
+				var err error
+				for range 1000 {
+					var resp *http.Response
+					var b []byte
+					if b, err = os.ReadFile(ts.MkAbs(args[0])); err == nil {
+						if resp, err = http.Get("http://" + strings.TrimSpace(string(b)) + args[1]); err == nil {
+							defer resp.Body.Close()
+							_, err = io.Copy(ts.Stdout(), resp.Body)
+							ts.Check(err)
+							return
+						}
+					}
+					time.Sleep(20 * time.Millisecond)
+				}
+				ts.Fatalf("no answer: %v", err)
 			},
 			// zeros N FILE: a sparse file of N bytes.
 			"zeros": func(ts *testscript.TestScript, _ bool, args []string) {

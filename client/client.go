@@ -62,6 +62,7 @@ func (d *Driver) Name() string {
 // abilities are those that can be had over the wire.
 var abilities = []string{
 	isolation.AbilityAttach, isolation.AbilityPause, isolation.AbilityFiles, isolation.AbilityWatch, isolation.AbilityStats, isolation.AbilityResize,
+	isolation.AbilityPorts,
 }
 
 // Probe implements isolation.Driver: the daemon probes its engines, and the first

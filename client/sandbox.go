@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -48,6 +49,7 @@ var (
 	_ isolation.Directories = (*sandbox)(nil)
 	_ isolation.Watcher     = (*sandbox)(nil)
 	_ isolation.Stats       = (*sandbox)(nil)
+	_ isolation.PortDialer  = (*sandbox)(nil)
 )
 
 // ID implements isolation.Sandbox.
@@ -313,6 +315,18 @@ func (s *sandbox) do(ctx context.Context, op, method, path string, query url.Val
 // Stats implements isolation.Stats.
 func (s *sandbox) Stats(ctx context.Context) (u isolation.Usage, err error) {
 	return u, s.do(ctx, "stats", "GET", "/stats", nil, nil, &u)
+}
+
+// DialPort implements isolation.PortDialer.
+func (s *sandbox) DialPort(ctx context.Context, port uint16) (net.Conn, error) {
+	err := s.there()
+	if err == nil {
+		var c net.Conn
+		if c, err = s.d.remote.upgrade(ctx, s.path+"/ports/"+strconv.Itoa(int(port)), api.TunnelProtocol, s.match()); err == nil {
+			return c, nil
+		}
+	}
+	return nil, s.fail("dial port", "", err)
 }
 
 func named(name string) url.Values { return url.Values{"path": {name}} }

@@ -15,16 +15,7 @@ import (
 
 // raw registers a handler whose bodies are not JSON, and documents it.
 func (s *Server) raw(o huma.Operation, h func(http.ResponseWriter, *http.Request) error) {
-	for _, name := range pathValue.FindAllStringSubmatch(o.Path, -1) {
-		o.Parameters = append(o.Parameters, &huma.Param{Name: name[1], In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}})
-	}
-	if o.Responses == nil {
-		o.Responses = map[string]*huma.Response{"204": {Description: "Done"}}
-	}
-	o.Responses["default"] = &huma.Response{
-		Description: "Problem", Content: map[string]*huma.MediaType{api.ProblemType: {Schema: &huma.Schema{Ref: "#/components/schemas/Problem"}}},
-	}
-	s.api.OpenAPI().AddOperation(&o)
+	s.document(&o)
 	s.mux.HandleFunc(o.Method+" "+o.Path, func(w http.ResponseWriter, r *http.Request) {
 		out := &once{ResponseWriter: w}
 		if err := h(out, r); err != nil {
@@ -35,6 +26,19 @@ func (s *Server) raw(o huma.Operation, h func(http.ResponseWriter, *http.Request
 			writeProblem(w, err)
 		}
 	})
+}
+
+func (s *Server) document(o *huma.Operation) {
+	for _, name := range pathValue.FindAllStringSubmatch(o.Path, -1) {
+		o.Parameters = append(o.Parameters, &huma.Param{Name: name[1], In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}})
+	}
+	if o.Responses == nil {
+		o.Responses = map[string]*huma.Response{"204": {Description: "Done"}}
+	}
+	o.Responses["default"] = &huma.Response{
+		Description: "Problem", Content: map[string]*huma.MediaType{api.ProblemType: {Schema: &huma.Schema{Ref: "#/components/schemas/Problem"}}},
+	}
+	s.api.OpenAPI().AddOperation(o)
 }
 
 var pathValue = regexp.MustCompile(`\{(\w+)\}`)

@@ -174,6 +174,7 @@ func (s *Server) register() {
 	s.registerExecs()
 	s.registerFiles()
 	s.registerSnapshots()
+	s.registerPorts()
 }
 
 func (s *Server) health(context.Context, *none) (*body[api.Health], error) {

@@ -36,7 +36,7 @@ type server struct {
 func start(t testing.TB, change ...func(*session.Config)) *server {
 	t.Helper()
 	var reg isolation.Registry
-	reg.Add(isolation.TierOCI, mem.New(mem.Config{Features: func(f *isolation.Features) { f.Tier = isolation.TierOCI }}))
+	reg.Add(isolation.TierOCI, mem.New(mem.Config{Programs: map[string]mem.Program{"web": web}, Features: func(f *isolation.Features) { f.Tier = isolation.TierOCI }}))
 	e, err := engine.New(engine.Config{Registry: reg})
 	if err != nil {
 		t.Fatal(err)

@@ -78,7 +78,7 @@ func FuzzGuest(f *testing.F) {
 	for _, v := range all {
 		f.Add(v)
 		// The same for the streams that there are.
-		for stream := byte(1); stream < 7; stream++ {
+		for stream := byte(1); stream < 9; stream++ {
 			v := bytes.Clone(v)
 			v[8] = stream
 			f.Add(append(wire.Append(nil, wire.Spawned, 1, (&wire.SpawnedMessage{PID: 1, StdinCredit: 100}).Append(nil)), v...))
@@ -145,6 +145,19 @@ func FuzzGuest(f *testing.F) {
 		})
 		do(func() { _ = files.WriteFile(ctx, "/w", 0o644, strings.NewReader("content")) })
 		do(func() { _, _ = files.Stat(ctx, "/s") })
+		do(func() {
+			p, err := (&Ports{Conn: c}).DialPort(ctx, 80)
+			if err != nil {
+				return
+			}
+			go func() { _, _ = p.Write(make([]byte, 1<<20)) }()
+			_ = p.SetReadDeadline(time.Now().Add(5 * time.Second))
+			_, _ = io.Copy(io.Discard, p)
+			p.Close()
+		})
+		do(func() {
+			_ = (&Ports{Conn: c}).ask(ctx, wire.PortListen, 80)
+		})
 		do(func() {
 			short, cancel := context.WithCancel(ctx)
 			defer cancel()

@@ -128,7 +128,7 @@ func TestSilentGuest(t *testing.T) {
 			for n := range 2000 {
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Microsecond)
 				var err error
-				switch n % 8 {
+				switch n % 10 {
 				case 0:
 					err = c.Ping(ctx)
 				case 1:
@@ -145,6 +145,10 @@ func TestSilentGuest(t *testing.T) {
 					_, err = files.Watch(ctx, "/x", true)
 				case 7:
 					err = c.Prepare(ctx, "python", nil)
+				case 8:
+					_, err = (&Ports{Conn: c}).DialPort(ctx, 80)
+				case 9:
+					_, err = (&Ports{Conn: c}).ListenPort(ctx, 80)
 				}
 				cancel()
 				if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errUnanswered) {

@@ -120,12 +120,13 @@ type portConn struct {
 	c      *Conn
 	port   uint16
 	stream uint32
-	answer chan struct{} // closed when it is made, or cannot be: failed
+	answer chan struct{} // closed when it is made, or cannot be
 	over   chan struct{} // closed when nothing is sent any more
 
 	mu               sync.Mutex
 	change           *sync.Cond
-	failed           error
+	isMade           bool
+	failed           error  // why it is not, or is no more
 	in               []byte // came, and was not read
 	taken            int    // was read, and no credit given for it
 	credit           int    // of what is sent
@@ -155,6 +156,7 @@ func (s *portConn) frame(f wire.Frame) error {
 		if err := m.Parse(f.Body); err != nil {
 			return err
 		}
+		s.isMade = true
 		close(s.answer)
 	case f.Type == wire.Stdout && made && !s.inEnd:
 		if len(f.Body) == 0 {
@@ -209,21 +211,17 @@ func (s *portConn) overLocked() {
 	}
 	if !isClosed(s.over) {
 		close(s.over)
-		go s.leave()
+		s.c.forget(s.stream)
+		s.c.wake()
 	}
 }
 
-// leave is without the lock, which who calls frame holds.
-func (s *portConn) leave() {
-	s.c.forget(s.stream)
-	s.c.wake()
-}
-
-// made returns the connection once it was answered.
+// made returns the connection once it was answered. One that has ended since is
+// still read.
 func (s *portConn) made() (net.Conn, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.failed != nil {
+	if !s.isMade {
 		return nil, s.failed
 	}
 	return s, nil
@@ -379,7 +377,7 @@ func (s *portConn) setLocked(l *limit, t time.Time) {
 	close(l.moved)
 	moved := make(chan struct{})
 	l.moved, l.passed = moved, false
-	go s.c.wake() // who waits for room has the old one
+	s.c.wake() // who waits for room has the old one
 	switch d := time.Until(t); {
 	case t.IsZero():
 	case d <= 0:
@@ -401,5 +399,5 @@ func (s *portConn) setPassedLocked(l *limit) {
 	close(l.moved)
 	l.moved = make(chan struct{})
 	s.change.Broadcast()
-	go s.c.wake()
+	s.c.wake()
 }
