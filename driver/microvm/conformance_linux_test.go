@@ -2,6 +2,7 @@ package microvm_test
 
 import (
 	"encoding/json"
+	"flag"
 	"io"
 	"os"
 	"os/exec"
@@ -66,6 +67,9 @@ func sessions(t testing.TB, c microvm.Config) (microvm.Config, func(t testing.TB
 // more patience, and less to move.
 func TestConformance(t *testing.T) {
 	c := config(t)
+	if flag.Lookup("test.run").Value.String() == "" && testVMM == "" { // all tests run
+		startStandIn(t)
+	}
 	dc := drivertest.Config{
 		Command: command, Lose: loseMachine, Leftovers: leftovers, Patience: 90 * time.Second, Large: 4 << 20, Parallel: 4,
 	}

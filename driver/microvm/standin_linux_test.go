@@ -1,11 +1,14 @@
 package microvm_test
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/axocoatl/isolation"
@@ -23,17 +26,50 @@ func TestStandIn(t *testing.T) {
 		t.Skip("this is it")
 	}
 	config(t) // says what the host lacks
+	startStandIn(t)
+	<-standInRun.done
+	if err := standInRun.err; err != nil || strings.Contains(standInRun.out.String(), "no tests to run") {
+		t.Errorf("%v\n%s", err, standInRun.out.String())
+	}
+}
+
+// besideRun is a run of tests in another process.
+type besideRun struct {
+	stop func() // waits for its end
+	done chan struct{}
+	out  bytes.Buffer // once it is done
+	err  error
+}
+
+var standInRun *besideRun // nil: not started
+
+// startStandIn starts what TestStandIn waits for, once. Each of its machines keeps
+// one processor busy, as each of TestConformance's does.
+func startStandIn(t *testing.T) {
+	t.Helper()
+	if standInRun != nil {
+		return
+	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, run := range []string{"^(TestGuest|TestDirs|TestClonesDiffer|TestLost|TestTemplateIsChecked)$", "^TestConformance$/^(probe|lifecycle|exec)$"} {
-		c := exec.CommandContext(t.Context(), self, "-test.run="+run, "-test.count=1")
-		c.Env = append(os.Environ(), "AXO_TEST_VMM="+standIn)
-		if out, err := c.CombinedOutput(); err != nil {
-			t.Errorf("%s: %v\n%s", run, err, out)
-		}
+	const run = "^(TestGuest|TestDirs|TestClonesDiffer|TestLost|TestTemplateIsChecked)$|^TestConformance$/^(probe|lifecycle|exec)$"
+	ctx, cancel := context.WithCancel(context.Background()) // it outlives this test
+	r := &besideRun{done: make(chan struct{})}
+	r.stop = func() { cancel(); <-r.done }
+	c := exec.CommandContext(ctx, self, "-test.run="+run, "-test.count=1")
+	c.Env = append(os.Environ(), "AXO_TEST_VMM="+standIn)
+	c.Stdout, c.Stderr = &r.out, &r.out
+	if err := c.Start(); err != nil {
+		cancel()
+		t.Fatal(err)
 	}
+	standInRun = r
+	go func() {
+		defer close(r.done)
+		r.err = c.Wait()
+	}()
 }
 
 // TestHalfMade: a Firecracker that is none, and one that cannot start its machine,

@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	code := m.Run()
+	if standInRun != nil {
+		standInRun.stop()
+	}
 	os.RemoveAll(work)
 	os.Exit(code)
 }
