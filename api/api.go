@@ -180,6 +180,30 @@ type Run struct {
 	AllowEmulated   bool                  `json:"allow_emulated,omitempty"`
 	AllowUnenforced bool                  `json:"allow_unenforced,omitempty"`
 	Input           []byte                `json:"input,omitempty" doc:"All of its standard input"`
+	// Async has the answer come at once, with 202 and a RunStatus: the run goes on.
+	Async bool `json:"async,omitempty" doc:"Answer at once; the run goes on by itself"`
+}
+
+// RunStatus is what is known of a run that goes on by itself.
+type RunStatus struct {
+	ID      string                `json:"id"`
+	Key     string                `json:"key,omitempty" doc:"The Idempotency-Key of its request"`
+	Running bool                  `json:"running"`
+	Spec    isolation.Spec        `json:"spec" doc:"Without the data of a module"`
+	Process isolation.ProcessSpec `json:"process"`
+	Started time.Time             `json:"started"`
+	Ended   *time.Time            `json:"ended,omitempty"`
+	// Result is there when it has ended, unless Problem alone is. At the end of a
+	// stream it is without the output, which the stream had.
+	Result  *engine.Result `json:"result,omitempty"`
+	Problem *Problem       `json:"problem,omitempty" doc:"Why it could not be run, or why nobody knows how it ended"`
+	Stdout  Kept           `json:"stdout"`
+	Stderr  Kept           `json:"stderr"`
+}
+
+// RunStatuses is a list.
+type RunStatuses struct {
+	Runs []RunStatus `json:"runs" nullable:"false"`
 }
 
 // File is what is known of a file of a sandbox.
@@ -216,4 +240,117 @@ type Tiers struct {
 type Health struct {
 	Status  string `json:"status" enum:"ready,draining"`
 	Version string `json:"version"`
+}
+
+// Image is a container image of the daemon's host.
+type Image struct {
+	Digest       string    `json:"digest" doc:"Of its manifest"`
+	Names        []string  `json:"names" nullable:"false"`
+	Platform     string    `json:"platform"`
+	Created      time.Time `json:"created,omitzero"`
+	Added        time.Time `json:"added"`
+	Size         int64     `json:"size" doc:"Of its blobs, in bytes"`
+	UnpackedSize int64     `json:"unpacked_size"`
+	Layers       int       `json:"layers"`
+	Entrypoint   []string  `json:"entrypoint,omitempty"`
+	Cmd          []string  `json:"cmd,omitempty"`
+	User         string    `json:"user,omitempty"`
+	WorkingDir   string    `json:"working_dir,omitempty"`
+}
+
+// Images is a list.
+type Images struct {
+	Images []Image `json:"images" nullable:"false"`
+}
+
+// Pull fetches an image from a registry.
+type Pull struct {
+	Reference string `json:"reference" minLength:"1" maxLength:"1024" doc:"As for docker pull"`
+	Platform  string `json:"platform,omitempty" doc:"os/architecture, optionally /variant; the host's if there is none"`
+	Insecure  bool   `json:"insecure,omitempty" doc:"Plain HTTP is allowed"`
+}
+
+// PullProgress is an event of a pull.
+type PullProgress struct {
+	Stage   string `json:"stage"`
+	Digest  string `json:"digest"`
+	Done    int64  `json:"done"`
+	Total   int64  `json:"total"`
+	Message string `json:"message,omitempty"`
+}
+
+// RemovedImage is what was removed.
+type RemovedImage struct {
+	Digest string   `json:"digest"`
+	Names  []string `json:"names" nullable:"false"`
+	Image  bool     `json:"image" doc:"False: it is still there under other names"`
+}
+
+// Template is one of virtual machines: a machine that was booted once, of which the
+// sandboxes of tier microvm are copies.
+type Template struct {
+	Name      string    `json:"name"`
+	Engine    string    `json:"engine"`
+	Digest    string    `json:"digest"`
+	Source    string    `json:"source" doc:"What its root disk was made of"`
+	Accel     string    `json:"accel"`
+	MemoryMiB int       `json:"memory_mib"`
+	CPUs      int       `json:"cpus"`
+	Kernel    string    `json:"kernel"`
+	DiskBytes int64     `json:"disk_bytes"`
+	Built     time.Time `json:"built"`
+}
+
+// Templates is a list.
+type Templates struct {
+	Templates []Template `json:"templates" nullable:"false"`
+}
+
+// BuildTemplate makes a template, of an image or of the host's system.
+type BuildTemplate struct {
+	Name      string   `json:"name" minLength:"1"`
+	Engine    string   `json:"engine,omitempty" doc:"firecracker or qemu; what works here if there is none"`
+	Image     string   `json:"image,omitempty" doc:"Make the root disk of this image; of the host's system if there is none"`
+	Packages  []string `json:"packages,omitempty" doc:"Of the host, with the host's system"`
+	Kernel    string   `json:"kernel,omitempty" doc:"Release or digest; the newest import if there is none"`
+	Session   bool     `json:"session,omitempty" doc:"For the profile session: root and sudo work inside"`
+	MemoryMiB int      `json:"memory_mib,omitempty" minimum:"0" doc:"640 if there is none"`
+	CPUs      int      `json:"cpus,omitempty" minimum:"0" doc:"1 if there is none"`
+	Accel     string   `json:"accel,omitempty" doc:"kvm or tcg; what works here if there is none"`
+}
+
+// Pool is an engine's sandboxes that are made before anybody asks.
+type Pool struct {
+	Engine string         `json:"engine"`
+	Tier   isolation.Tier `json:"tier"`
+
+	Hits     int64 `json:"hits" doc:"Handed out from a shelf"`
+	Misses   int64 `json:"misses" doc:"Made while the caller waited"`
+	Made     int64 `json:"made" doc:"Ahead"`
+	Failures int64 `json:"failures" doc:"Of making ahead"`
+	Aged     int64 `json:"aged" doc:"Removed for their age"`
+	Spoiled  int64 `json:"spoiled" doc:"Ended while they stood ready"`
+	Stuck    int64 `json:"stuck" doc:"Could not be removed"`
+
+	Idle     int     `json:"idle"`
+	Making   int     `json:"making"`
+	Removing int     `json:"removing"`
+	Out      int     `json:"out" doc:"Handed out and not deleted"`
+	Shelves  []Shelf `json:"shelves" nullable:"false"`
+}
+
+// Shelf is what a pool has of one kind.
+type Shelf struct {
+	Spec     isolation.Spec `json:"spec" doc:"Without the data of a module"`
+	Learned  bool           `json:"learned,omitempty" doc:"It was asked for, and nobody has configured it"`
+	Size     int            `json:"size"`
+	Idle     int            `json:"idle"`
+	Making   int            `json:"making"`
+	OldestMS float64        `json:"oldest_ms,omitempty" doc:"Age of the oldest that stands ready"`
+	Error    string         `json:"error,omitempty" doc:"Of the last attempt to make one, if it failed"`
+}
+
+// Pools is a list.
+type Pools struct {
+	Pools []Pool `json:"pools" nullable:"false"`
 }

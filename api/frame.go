@@ -14,7 +14,7 @@ const StreamType = "application/vnd.axo.stream"
 // FrameKind says what a frame is.
 type FrameKind byte
 
-// The kinds. A stream begins with a process and ends with a process that has
+// The kinds. A stream begins with a process or a run and ends with one that has
 // ended, or with a problem; one that ends otherwise was cut off.
 const (
 	FrameStdout  FrameKind = 1 // bytes of output
@@ -22,6 +22,7 @@ const (
 	FrameProcess FrameKind = 3 // JSON of a Process
 	FrameProblem FrameKind = 4 // JSON of a Problem
 	FrameAlive   FrameKind = 5 // nothing: the server is there
+	FrameRun     FrameKind = 6 // JSON of a RunStatus
 )
 
 // MaxFrame bounds a payload.

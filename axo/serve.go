@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -55,6 +56,12 @@ again. SIGTERM ends it when requests under way have ended.`,
 			c.StateDir, c.Engine, c.Version = dir, e, version
 			c.Sessions.Quota = func(string) session.Quota { return quota }
 			c.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
+			images, err := openImages(cmd)
+			if err != nil {
+				return errors.Join(err, e.Close())
+			}
+			defer images.Close()
+			c.Images, c.Templates = images, templatesOf{driverConfig(dir), c.Logger}
 			c.Sessions.OnEvent = func(e session.Event) {
 				args := []any{"tenant", e.Tenant, "sandbox", e.Session}
 				if e.Exec != "" {

@@ -27,6 +27,9 @@ func newTemplate() *cobra.Command {
 	return c
 }
 
+// defaultTemplateMiB is the memory of a template of which nobody has said how much.
+const defaultTemplateMiB = 640
+
 // templateFlags are those of template build and setup.
 type templateFlags struct {
 	microvm.Recipe
@@ -35,7 +38,7 @@ type templateFlags struct {
 }
 
 func (f *templateFlags) register(fs *pflag.FlagSet) {
-	fs.IntVar(&f.MemoryMiB, "memory", 640, "memory of the machine in MiB; 64 of it are the kernel's and the guest's")
+	fs.IntVar(&f.MemoryMiB, "memory", defaultTemplateMiB, "memory of the machine in MiB; 64 of it are the kernel's and the guest's")
 	fs.IntVar(&f.CPUs, "cpus", 1, "processors of the machine")
 	fs.StringVar(&f.engine, "engine", "", "firecracker or qemu; default: firecracker where it is installed and KVM can be opened, else qemu")
 	fs.StringVar(&f.Accel, "accel", "", "kvm or tcg (emulated); default: what works here")

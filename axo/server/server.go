@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/server/rest"
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/tenant"
@@ -30,7 +31,12 @@ type Config struct {
 	// process's alone while it runs.
 	StateDir string
 	Engine   *engine.Engine
-	Sessions session.Config // Engine, Dir, Logger are set here
+	Sessions session.Config     // Engine, Dir, Logger are set here
+	Runs     session.RunsConfig // likewise
+	// Images, Templates and Pools are what rest.Config says.
+	Images    rest.Images
+	Templates rest.Templates
+	Pools     func() []api.Pool
 	// Socket is the unix socket's path; empty: StateDir/axo.sock.
 	Socket string
 	// Listen is an address of TCP, such as 127.0.0.1:7330; empty: none.
@@ -89,10 +95,17 @@ func Run(ctx context.Context, c Config) (err error) {
 		err = errors.Join(err, sessions.Close(end))
 	}()
 
+	rc := c.Runs
+	rc.Engine, rc.Dir, rc.Logger = c.Engine, filepath.Join(c.StateDir, "runs"), c.Logger
+	runs, err := session.OpenRuns(rc)
+	if err != nil {
+		return err
+	}
+
 	var draining atomic.Bool
 	stopping := make(chan struct{})
 	handler := rest.New(rest.Config{
-		Sessions: sessions, Engine: c.Engine, Find: keys.Find, Version: c.Version,
+		Sessions: sessions, Runs: runs, Engine: c.Engine, Images: c.Images, Templates: c.Templates, Pools: c.Pools, Find: keys.Find, Version: c.Version,
 		Draining: draining.Load, Stopping: stopping, Logger: c.Logger,
 	})
 	listeners, err := c.listen()
@@ -143,6 +156,7 @@ func Run(ctx context.Context, c Config) (err error) {
 			_ = s.Close()
 		}
 	}
+	runs.Close(end)
 	if err != nil {
 		return err // the sweeper ends with ctx, which the caller ends
 	}

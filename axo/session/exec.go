@@ -20,18 +20,14 @@ import (
 // Exec is a program of a session, running or ended. It is safe for concurrent
 // use.
 type Exec struct {
-	s              *Session
-	id             string
-	stdout, stderr *log
-	stdin          *input        // nil: it has none
-	done           chan struct{} // closed when rec says how it ended
+	s  *Session
+	id string
+	outputs
+	stdin *input // nil: it has none
 
-	mu sync.Mutex
-	// first are readers from the beginning, from before it was started, for the
-	// first who follows; guarded by mu
-	first [2]*reader
-	rec   execRecord        // guarded by mu
-	proc  isolation.Process // nil: ended before this process began; guarded by mu
+	mu   sync.Mutex
+	rec  execRecord        // guarded by mu
+	proc isolation.Process // nil: ended before this process began; guarded by mu
 }
 
 // Exec starts a program. ctx bounds the start only. With stdin its input is what
@@ -53,7 +49,7 @@ func (s *Session) Exec(ctx context.Context, p isolation.ProcessSpec, stdin, foll
 	if err := isolation.ValidateID(p.ExecID); err != nil {
 		return fail(err)
 	}
-	e := &Exec{s: s, id: p.ExecID, done: make(chan struct{}), rec: execRecord{Version: recordVersion, Process: p, Stdin: stdin, Started: s.m.config.Now()}}
+	e := &Exec{s: s, id: p.ExecID, outputs: newOutputs(), rec: execRecord{Version: recordVersion, Process: p, Stdin: stdin, Started: s.m.config.Now()}}
 	if stdin {
 		e.stdin = newInput(0)
 	}
@@ -97,9 +93,7 @@ func (e *Exec) start(ctx context.Context, sb isolation.Sandbox, follow bool) err
 		err = e.openLogs()
 	}
 	if err == nil && follow {
-		if e.first[0], err = e.stdout.read(0); err == nil {
-			e.first[1], err = e.stderr.read(0)
-		}
+		err = e.reserve()
 	}
 	if err != nil {
 		return &isolation.Error{Op: "exec", ID: e.s.id, Outcome: isolation.NotStarted, Err: err}
@@ -116,30 +110,7 @@ func (e *Exec) start(ctx context.Context, sb isolation.Sandbox, follow bool) err
 	return nil
 }
 
-func (e *Exec) openLogs() (err error) {
-	dir := e.s.execDir(e.id)
-	if e.stdout, err = openLog(dir, "stdout", e.s.m.config.Keep); err == nil {
-		e.stderr, err = openLog(dir, "stderr", e.s.m.config.Keep)
-	}
-	return err
-}
-
-func (e *Exec) closeLogs() {
-	for _, l := range []*log{e.stdout, e.stderr} {
-		if l != nil {
-			l.close()
-		}
-	}
-}
-
-// removeLogs is called before their files are removed.
-func (e *Exec) removeLogs() {
-	for _, l := range []*log{e.stdout, e.stderr} {
-		if l != nil {
-			l.remove()
-		}
-	}
-}
+func (e *Exec) openLogs() error { return e.open(e.s.execDir(e.id), e.s.m.config.Keep) }
 
 func (s *Session) closeInputs() {
 	s.mu.Lock()
@@ -220,7 +191,7 @@ func (s *Session) loadExecs(sb isolation.Sandbox) {
 		if known {
 			continue
 		}
-		e := &Exec{s: s, id: f.Name(), done: make(chan struct{})}
+		e := &Exec{s: s, id: f.Name(), outputs: newOutputs()}
 		err := load(s.execFile(e.id), &e.rec)
 		if errors.Is(err, os.ErrNotExist) {
 			err = os.RemoveAll(s.execDir(e.id)) // its start had hardly begun
@@ -329,15 +300,6 @@ func (s *Session) retire() {
 		if err := os.RemoveAll(s.execDir(e.id)); err != nil {
 			s.m.config.Logger.Error("remove what is known of a program", "session", s.id, "exec", e.id, "error", err)
 		}
-	}
-}
-
-func (e *Exec) live() bool {
-	select {
-	case <-e.done:
-		return false
-	default:
-		return true
 	}
 }
 
@@ -514,116 +476,6 @@ func (e *Exec) GiveStdin(ctx context.Context, r io.Reader, where int64, end bool
 	}
 	if end {
 		e.stdin.close()
-	}
-	return nil
-}
-
-// Stream names an output.
-type Stream int
-
-// The streams.
-const (
-	Stdout Stream = 1
-	Stderr Stream = 2
-)
-
-// reader returns the one that was there from the start, if it is wanted, or another.
-func (e *Exec) reader(i int, l *log, at int64) (*reader, error) {
-	e.mu.Lock()
-	r := e.first[i]
-	if at == 0 {
-		e.first[i] = nil
-	}
-	e.mu.Unlock()
-	if r != nil && at == 0 {
-		return r, nil
-	}
-	return l.read(at)
-}
-
-// Unfollow is for who does not follow after all. It may be called after he did.
-func (e *Exec) Unfollow() {
-	e.mu.Lock()
-	first := e.first
-	e.first = [2]*reader{}
-	e.mu.Unlock()
-	for _, r := range first {
-		if r != nil {
-			r.close()
-		}
-	}
-}
-
-// Follow gives sink the output of both streams from offsets on, as it comes, and
-// returns when there is no more and the program has ended. What sink is given is
-// good until it returns. While it is slow the program is held back, in time.
-func (e *Exec) Follow(ctx context.Context, from isolation.Offsets, sink func(Stream, []byte) error) error {
-	out, err := e.reader(0, e.stdout, from.Stdout)
-	if err != nil {
-		return fmt.Errorf("stdout: %w", err)
-	}
-	defer out.close()
-	errs, err := e.reader(1, e.stderr, from.Stderr)
-	if err != nil {
-		return fmt.Errorf("stderr: %w", err)
-	}
-	defer errs.close()
-	p := make([]byte, 64<<10)
-	for {
-		n, more, err := out.now(p)
-		if n > 0 {
-			if err := sink(Stdout, p[:n]); err != nil {
-				return err
-			}
-			// The other one is looked at as well: neither waits for the other.
-		}
-		n2, more2, err2 := errs.now(p)
-		if n2 > 0 {
-			if err := sink(Stderr, p[:n2]); err != nil {
-				return err
-			}
-		}
-		ended, ended2 := errors.Is(err, io.EOF), errors.Is(err2, io.EOF)
-		switch {
-		case err != nil && !ended:
-			return fmt.Errorf("stdout: %w", err)
-		case err2 != nil && !ended2:
-			return fmt.Errorf("stderr: %w", err2)
-		case ended && ended2:
-			select {
-			case <-e.done:
-				return nil
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-		case n > 0 || n2 > 0:
-			if err := context.Cause(ctx); err != nil {
-				return err
-			}
-			continue
-		}
-		// A nil channel is never ready: the stream that has ended.
-		select {
-		case <-more:
-		case <-more2:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
-// Holds reports whether output is kept from these offsets on: FailedPrecondition
-// if it is not any more, InvalidArgument if it is not there yet.
-func (e *Exec) Holds(from isolation.Offsets) error {
-	for _, s := range []struct {
-		l  *log
-		at int64
-	}{{e.stdout, from.Stdout}, {e.stderr, from.Stderr}} {
-		r, err := s.l.read(s.at)
-		if err != nil {
-			return fmt.Errorf("%s: %w", s.l.name, err)
-		}
-		r.close()
 	}
 	return nil
 }

@@ -66,7 +66,7 @@ func (s *Session) Fork(ctx context.Context, requests []Request) (_ []*Session, e
 		c.mu.Lock()
 		c.cancel, c.rec.Decision = cancel, source.Decision
 		c.mu.Unlock()
-		copies, ids[i] = append(copies, c), c.id
+		copies, ids[i] = append(copies, c), c.key
 	}
 	for _, c := range copies {
 		if err := c.begin(); err != nil {

@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -108,7 +109,7 @@ type Manager struct {
 	wg     sync.WaitGroup
 
 	mu       sync.Mutex
-	sessions map[string]*Session // guarded by mu; those being made too
+	sessions map[string]*Session // by key; guarded by mu; those being made too
 	// snapshots by id; guarded by mu
 	snapshots map[string]*Snapshot
 	closed    bool // guarded by mu
@@ -215,7 +216,8 @@ func (m *Manager) reserve(tenant string, r Request) (*Session, error) {
 	if m.closed {
 		return nil, errClosed
 	}
-	if m.sessions[r.ID] != nil {
+	key := keyOf(tenant, r.ID)
+	if m.sessions[key] != nil {
 		return nil, fmt.Errorf("session %s is there already: %w", r.ID, isolation.ErrAlreadyExists)
 	}
 	if err := m.admitLocked(tenant, r.Spec.Resources); err != nil {
@@ -223,7 +225,7 @@ func (m *Manager) reserve(tenant string, r Request) (*Session, error) {
 	}
 	now := c.Now()
 	s := &Session{
-		m: m, id: r.ID, tenant: tenant, instance: newID(""), metadata: maps.Clone(r.Metadata), created: now,
+		m: m, id: r.ID, key: key, tenant: tenant, instance: newID(""), metadata: maps.Clone(r.Metadata), created: now,
 		rec: record{
 			Version: recordVersion, ID: r.ID, Tenant: tenant, Phase: phaseCreating, Request: r, Durable: !r.Ephemeral,
 			Metadata: maps.Clone(r.Metadata), Created: now, Idle: r.Idle, Expires: now.Add(r.Life),
@@ -231,7 +233,7 @@ func (m *Manager) reserve(tenant string, r Request) (*Session, error) {
 		active: now, ready: make(chan struct{}), execs: map[string]*Exec{},
 	}
 	s.rec.Instance = s.instance
-	m.sessions[r.ID] = s
+	m.sessions[key] = s
 	return s, nil
 }
 
@@ -275,8 +277,8 @@ func (m *Manager) admitLocked(tenant string, want isolation.Resources) error {
 func (m *Manager) Get(tenant, id string) (*Session, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := m.sessions[id]
-	if s == nil || s.tenant != tenant {
+	s := m.sessions[keyOf(tenant, id)]
+	if s == nil {
 		return nil, fmt.Errorf("session %.80q: %w", id, isolation.ErrNotFound)
 	}
 	return s, nil
@@ -313,8 +315,8 @@ next:
 func (m *Manager) forget(s *Session) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.sessions[s.id] == s {
-		delete(m.sessions, s.id)
+	if m.sessions[s.key] == s {
+		delete(m.sessions, s.key)
 	}
 }
 
@@ -388,6 +390,13 @@ func (m *Manager) event(s *Session, kind, exec string, fields ...string) {
 	m.config.OnEvent(e)
 }
 
+// keyOf is what a session has its directory by, and the driver its sandbox: ids are
+// a tenant's own, so that none finds out, or takes, what another has.
+func keyOf(tenant, id string) string {
+	h := sha256.Sum256([]byte(tenant + "/" + id)) // no tenant's name has a slash
+	return id[:min(len(id), 40)] + "." + hex.EncodeToString(h[:10])
+}
+
 func newID(prefix string) string {
 	var b [10]byte
 	_, _ = rand.Read(b[:]) // it never fails
@@ -406,7 +415,7 @@ func (m *Manager) recoverAll(ctx context.Context) error {
 		if !f.IsDir() || isolation.ValidateID(f.Name()) != nil {
 			continue
 		}
-		s := &Session{m: m, id: f.Name(), ready: make(chan struct{}), execs: map[string]*Exec{}, active: m.config.Now()}
+		s := &Session{m: m, id: f.Name(), key: f.Name(), ready: make(chan struct{}), execs: map[string]*Exec{}, active: m.config.Now()}
 		if err := load(filepath.Join(s.dir(), sessionFile), &s.rec); errors.Is(err, os.ErrNotExist) {
 			// It was killed before anything else was there.
 			if err := os.RemoveAll(s.dir()); err != nil {
@@ -414,14 +423,16 @@ func (m *Manager) recoverAll(ctx context.Context) error {
 			}
 			continue
 		} else if err == nil {
-			err = s.rec.check(s.id)
+			err = s.rec.check(s.key)
 			s.tenant, s.instance, s.metadata, s.created = s.rec.Tenant, s.rec.Instance, s.rec.Metadata, s.rec.Created
-			s.corrupt = err
+			if s.corrupt = err; keyOf(s.tenant, s.rec.ID) == s.key {
+				s.id = s.rec.ID
+			}
 		} else {
 			s.corrupt = err
 		}
 		m.mu.Lock()
-		m.sessions[s.id] = s
+		m.sessions[s.key] = s
 		m.mu.Unlock()
 		limit <- struct{}{}
 		wg.Go(func() {

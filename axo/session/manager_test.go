@@ -476,7 +476,7 @@ func TestCorruptRecord(t *testing.T) {
 			}
 			second := p.open(t)
 			second.mu.Lock()
-			again := second.sessions["s"]
+			again := second.sessions[keyOf("a", "s")]
 			second.mu.Unlock()
 			if again == nil {
 				t.Fatal("it is not known any more")

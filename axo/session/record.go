@@ -25,13 +25,13 @@ const (
 // recordVersion is the form of records. One of a later form is not touched.
 const recordVersion = 1
 
-// record is a session on disk: DIR/ID/session.json.
+// record is a session on disk: DIR/KEY/session.json.
 type record struct {
 	Version  int    `json:"version"`
 	ID       string `json:"id"`
 	Tenant   string `json:"tenant"`
 	Instance string `json:"instance"`
-	// Sandbox is the id that the driver has it by; "": the session's.
+	// Sandbox is the id that the driver has it by; "": the session's key.
 	Sandbox  string            `json:"sandbox,omitempty"`
 	Phase    string            `json:"phase"`
 	Reason   string            `json:"reason,omitempty"` // why it is lost
@@ -46,7 +46,7 @@ type record struct {
 	Expires time.Time     `json:"expires"`
 }
 
-// execRecord is a program on disk: DIR/ID/execs/EXEC/exec.json.
+// execRecord is a program on disk: DIR/KEY/execs/EXEC/exec.json.
 type execRecord struct {
 	Version int                   `json:"version"`
 	Process isolation.ProcessSpec `json:"process"`
@@ -110,11 +110,11 @@ func load(path string, v any) error {
 	return nil
 }
 
-func (r record) check(id string) error {
+func (r record) check(key string) error {
 	switch {
 	case r.Version != recordVersion:
 		return fmt.Errorf("the record has version %d, this program knows %d", r.Version, recordVersion)
-	case r.ID != id:
+	case keyOf(r.Tenant, r.ID) != key:
 		return fmt.Errorf("the record is of another session, %.80q", r.ID)
 	case r.Phase != phaseCreating && r.Phase != phaseLive && r.Phase != phaseLost && r.Phase != phaseDeleting:
 		return fmt.Errorf("the record has the phase %.80q", r.Phase)
@@ -122,13 +122,13 @@ func (r record) check(id string) error {
 	return nil
 }
 
-func (s *Session) dir() string { return filepath.Join(s.m.config.Dir, s.id) }
+func (s *Session) dir() string { return filepath.Join(s.m.config.Dir, s.key) }
 
 // sandboxID is the id that the driver has a session's sandbox by. A record that
 // cannot be read names nothing.
 func (s *Session) sandboxID(r record) string {
 	if r.ID != s.id || r.Sandbox == "" {
-		return s.id
+		return s.key
 	}
 	return r.Sandbox
 }

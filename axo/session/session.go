@@ -22,6 +22,8 @@ import (
 type Session struct {
 	m  *Manager
 	id string
+	// key is what its directory and its sandbox are called; see keyOf.
+	key string
 	// These never change once ready is closed.
 	tenant   string
 	instance string
@@ -154,7 +156,7 @@ type made struct {
 
 // fresh makes a sandbox as the session's request says.
 func (s *Session) fresh(ctx context.Context) (made, error) {
-	r := s.rec.Request.engineRequest(s.id, s.tenant)
+	r := s.rec.Request.engineRequest(s.key, s.tenant)
 	r.Spec.Detached = s.rec.Durable
 	sb, d, err := s.m.config.Engine.Create(ctx, r)
 	return made{sb, d}, err

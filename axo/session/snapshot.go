@@ -400,7 +400,7 @@ func (m *Manager) Restore(ctx context.Context, tenant, snapshot string, r Reques
 	s.rec.Decision = rec.Source.Decision
 	if err := s.create(ctx, func(ctx context.Context) error {
 		return s.build(ctx, rec.Programs, func(ctx context.Context) (made, error) {
-			er := s.rec.Request.engineRequest(s.id, s.tenant)
+			er := s.rec.Request.engineRequest(s.key, s.tenant)
 			er.Spec.Detached = s.rec.Durable
 			er.Tier, er.Engine = &rec.Source.Decision.Got, rec.Source.Decision.Engine
 			sb, d, err := m.config.Engine.Restore(ctx, rec.ID, er)

@@ -47,13 +47,15 @@ func query(name, doc, typ string) *huma.Param {
 }
 
 // streams tells of the other forms of the answer.
-func streams(o *huma.Operation) {
+func streams(o *huma.Operation) { streamsOf(o, "Process") }
+
+func streamsOf(o *huma.Operation, schema string) {
 	o.Responses = map[string]*huma.Response{strconv.Itoa(max(o.DefaultStatus, 200)): {
-		Description: "A process; or, as the Accept header wants it, frames or events of its output, and a process last",
+		Description: "What is known of it; or, as the Accept header wants it, frames or events of its output, and what is known last",
 		Content: map[string]*huma.MediaType{
-			api.StreamType:      {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary", Description: "Frames: one byte of kind (1 stdout, 2 stderr, 3 process, 4 problem, 5 nothing), four of length, big-endian, the payload"}},
-			"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString, Description: "Events stdout and stderr with base64 data, process and problem with JSON; ids are offsets STDOUT:STDERR"}},
-			"application/json":  {Schema: &huma.Schema{Ref: "#/components/schemas/Process"}},
+			api.StreamType:      {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary", Description: "Frames: one byte of kind (1 stdout, 2 stderr, 3 process, 4 problem, 5 nothing, 6 run), four of length, big-endian, the payload"}},
+			"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString, Description: "Events stdout and stderr with base64 data, process or run and problem with JSON; ids are offsets STDOUT:STDERR"}},
+			"application/json":  {Schema: &huma.Schema{Ref: "#/components/schemas/" + schema}},
 		},
 	}}
 }
@@ -102,6 +104,27 @@ func texts(list [][]byte) []string {
 }
 
 func (s *Server) answer(e *session.Exec, accept string, from isolation.Offsets, status int) *start {
+	return s.answerWith(followed{
+		program: e, kind: api.FrameProcess, info: func() any { return e.Info() },
+		end: func(ctx context.Context) (any, error) {
+			_, err := e.Wait(ctx)
+			return e.Info(), err
+		},
+	}, accept, from, status)
+}
+
+// followed is a program whose output is an answer.
+type followed struct {
+	program interface {
+		Follow(context.Context, isolation.Offsets, func(session.Stream, []byte) error) error
+		Unfollow()
+	}
+	kind api.FrameKind                      // of what tells of it
+	info func() any                         // what is known of it
+	end  func(context.Context) (any, error) // what is known when it has ended
+}
+
+func (s *Server) answerWith(f followed, accept string, from isolation.Offsets, status int) *start {
 	begin := func(c huma.Context, contentType string) io.Writer {
 		c.SetHeader("Content-Type", contentType)
 		c.SetStatus(status)
@@ -109,18 +132,17 @@ func (s *Server) answer(e *session.Exec, accept string, from isolation.Offsets, 
 	}
 	switch {
 	case wants(accept, api.StreamType):
-		return &start{func(c huma.Context) { s.serve(c, e, from, &frames{begin(c, api.StreamType)}) }}
+		return &start{func(c huma.Context) { s.serve(c, f, from, &frames{begin(c, api.StreamType)}) }}
 	case wants(accept, "text/event-stream"):
-		return &start{func(c huma.Context) { s.serve(c, e, from, &events{begin(c, "text/event-stream"), from}) }}
+		return &start{func(c huma.Context) { s.serve(c, f, from, &events{begin(c, "text/event-stream"), from}) }}
 	}
-	return &start{func(c huma.Context) { _ = json.NewEncoder(begin(c, "application/json")).Encode(e.Info()) }}
+	return &start{func(c huma.Context) { _ = json.NewEncoder(begin(c, "application/json")).Encode(f.info()) }}
 }
 
 // stream is a form in which output is sent.
 type stream interface {
 	output(session.Stream, []byte) error
-	process(api.Process) error
-	problem(*api.Problem) error
+	value(api.FrameKind, any) error
 	alive() error
 }
 
@@ -129,15 +151,15 @@ type stream interface {
 const aliveEvery = 15 * time.Second
 
 // serve sends a program's output until it ends or nobody listens.
-func (s *Server) serve(c huma.Context, e *session.Exec, from isolation.Offsets, out stream) {
-	defer e.Unfollow()
+func (s *Server) serve(c huma.Context, f followed, from isolation.Offsets, out stream) {
+	defer f.program.Unfollow()
 	ctx, cancel := context.WithCancel(c.Context())
 	defer cancel()
 	flush := func() {}
 	if f, ok := c.BodyWriter().(http.Flusher); ok {
 		flush = f.Flush
 	}
-	if out.process(e.Info()) != nil {
+	if out.value(f.kind, f.info()) != nil {
 		return
 	}
 	flush()
@@ -149,7 +171,7 @@ func (s *Server) serve(c huma.Context, e *session.Exec, from isolation.Offsets, 
 	pieces, taken := make(chan piece), make(chan error)
 	ended := make(chan error, 1)
 	go func() {
-		ended <- e.Follow(ctx, from, func(from session.Stream, p []byte) error {
+		ended <- f.program.Follow(ctx, from, func(from session.Stream, p []byte) error {
 			select {
 			case pieces <- piece{from, p}:
 				return <-taken
@@ -167,7 +189,7 @@ func (s *Server) serve(c huma.Context, e *session.Exec, from isolation.Offsets, 
 			flush()
 			taken <- err
 		case <-s.config.Stopping:
-			_ = out.problem(api.ProblemOf(errStopping))
+			_ = out.value(api.FrameProblem, api.ProblemOf(errStopping))
 			flush()
 			return
 		case <-tick.C:
@@ -176,14 +198,15 @@ func (s *Server) serve(c huma.Context, e *session.Exec, from isolation.Offsets, 
 			}
 			flush()
 		case err := <-ended:
+			var last any
 			if err == nil {
-				_, err = e.Wait(ctx)
+				last, err = f.end(ctx)
 			}
 			switch {
 			case err == nil:
-				_ = out.process(e.Info())
+				_ = out.value(f.kind, last)
 			case ctx.Err() == nil:
-				_ = out.problem(api.ProblemOf(err))
+				_ = out.value(api.FrameProblem, api.ProblemOf(err))
 			}
 			flush()
 			return
@@ -198,13 +221,8 @@ type frames struct{ w io.Writer }
 func (f *frames) output(s session.Stream, p []byte) error {
 	return api.WriteFrame(f.w, api.FrameKind(s), p)
 }
-func (f *frames) process(p api.Process) error {
-	return api.WriteJSONFrame(f.w, api.FrameProcess, p)
-}
-func (f *frames) problem(p *api.Problem) error {
-	return api.WriteJSONFrame(f.w, api.FrameProblem, p)
-}
-func (f *frames) alive() error { return api.WriteFrame(f.w, api.FrameAlive, nil) }
+func (f *frames) value(k api.FrameKind, v any) error { return api.WriteJSONFrame(f.w, k, v) }
+func (f *frames) alive() error                       { return api.WriteFrame(f.w, api.FrameAlive, nil) }
 
 // events are server-sent events. Their ids are the offsets from which the stream
 // goes on after them.
@@ -229,16 +247,12 @@ func (e *events) output(s session.Stream, p []byte) error {
 	return e.event(name, base64.StdEncoding.EncodeToString(p))
 }
 
-func (e *events) process(p api.Process) error { return e.json("process", p) }
-
-func (e *events) problem(p *api.Problem) error { return e.json("problem", p) }
-
-func (e *events) json(name string, v any) error {
+func (e *events) value(k api.FrameKind, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	return e.event(name, string(b))
+	return e.event(map[api.FrameKind]string{api.FrameProcess: "process", api.FrameRun: "run", api.FrameProblem: "problem"}[k], string(b))
 }
 
 func (e *events) alive() error {
@@ -280,17 +294,13 @@ func (s *Server) getExec(ctx context.Context, in *InExec) (*body[api.Process], e
 
 func (s *Server) wait(ctx context.Context, in *struct {
 	InExec
-	TimeoutMS int64 `query:"timeout_ms" minimum:"0" doc:"Answer after this time also if it runs on; 0: a minute"`
+	InWait
 }) (*body[api.Process], error) {
 	e, err := s.find(ctx, &in.InExec)
 	if err != nil {
 		return nil, problem(err)
 	}
-	limit := time.Minute
-	if in.TimeoutMS > 0 {
-		limit = time.Duration(min(in.TimeoutMS, time.Hour.Milliseconds())) * time.Millisecond
-	}
-	wctx, cancel := context.WithTimeout(ctx, limit)
+	wctx, cancel := context.WithTimeout(ctx, in.limit())
 	defer cancel()
 	if _, err := e.Wait(wctx); err != nil && wctx.Err() == nil {
 		return nil, problem(err)
@@ -298,28 +308,42 @@ func (s *Server) wait(ctx context.Context, in *struct {
 	return &body[api.Process]{e.Info()}, nil
 }
 
-func (s *Server) follow(ctx context.Context, in *struct {
-	InExec
+// InStream is where a stream is to begin, and its form.
+type InStream struct {
 	Accept string `header:"Accept"`
 	Last   string `header:"Last-Event-ID" doc:"Go on after this event"`
 	Stdout int64  `query:"stdout" minimum:"0" doc:"Offset to begin at"`
 	Stderr int64  `query:"stderr" minimum:"0" doc:"Offset to begin at"`
+}
+
+func (in InStream) offsets() (isolation.Offsets, error) {
+	from := isolation.Offsets{Stdout: in.Stdout, Stderr: in.Stderr}
+	if in.Last == "" {
+		return from, nil
+	}
+	out, errs, ok := strings.Cut(in.Last, ":")
+	var err1, err2 error
+	from.Stdout, err1 = strconv.ParseInt(out, 10, 64)
+	from.Stderr, err2 = strconv.ParseInt(errs, 10, 64)
+	if !ok || errors.Join(err1, err2) != nil || from.Stdout < 0 || from.Stderr < 0 {
+		return from, fmt.Errorf("Last-Event-ID %.80q: want STDOUT:STDERR: %w", in.Last, isolation.ErrInvalidArgument)
+	}
+	return from, nil
+}
+
+func (s *Server) follow(ctx context.Context, in *struct {
+	InExec
+	InStream
 }) (*start, error) {
 	e, err := s.find(ctx, &in.InExec)
 	if err != nil {
 		return nil, problem(err)
 	}
-	from := isolation.Offsets{Stdout: in.Stdout, Stderr: in.Stderr}
-	if in.Last != "" {
-		out, errs, ok := strings.Cut(in.Last, ":")
-		var err1, err2 error
-		from.Stdout, err1 = strconv.ParseInt(out, 10, 64)
-		from.Stderr, err2 = strconv.ParseInt(errs, 10, 64)
-		if !ok || errors.Join(err1, err2) != nil || from.Stdout < 0 || from.Stderr < 0 {
-			return nil, problem(fmt.Errorf("Last-Event-ID %.80q: want STDOUT:STDERR: %w", in.Last, isolation.ErrInvalidArgument))
-		}
+	from, err := in.offsets()
+	if err == nil {
+		err = e.Holds(from)
 	}
-	if err := e.Holds(from); err != nil {
+	if err != nil {
 		return nil, problem(err)
 	}
 	return s.answer(e, in.Accept, from, http.StatusOK), nil

@@ -26,13 +26,20 @@ import (
 type Engine interface {
 	Run(context.Context, engine.Request) (*engine.Result, error)
 	Explain(context.Context, engine.Request) (engine.Decision, error)
+	Tiers(context.Context) []engine.EngineReport
 	Doctor(context.Context) []engine.EngineReport
 }
 
 // Config makes a Server.
 type Config struct {
 	Sessions *session.Manager
+	Runs     *session.Runs
 	Engine   Engine
+	// Images, Templates and Pools are those of the host; nil: there are none to be
+	// had.
+	Images    Images
+	Templates Templates
+	Pools     func() []api.Pool
 	// Find returns whose a key is: *tenant.Keys has it.
 	Find    func(secret string) (tenant.Key, error)
 	Version string
@@ -159,9 +166,10 @@ func (s *Server) register() {
 	huma.Register(s.api, op("health", "GET", "/v1/health", "Does it answer?", "daemon", func(o *huma.Operation) {
 		o.Security = []map[string][]string{{}}
 	}), s.health)
-	huma.Register(s.api, op("list-tiers", "GET", "/v1/tiers", "Probe every engine of this host", "engine"), s.tiers)
+	huma.Register(s.api, op("list-tiers", "GET", "/v1/tiers", "What each engine of this host can do; an admin may have them probed anew", "engine"), s.tiers)
 	huma.Register(s.api, op("explain", "POST", "/v1/explain", "What would run this, and why; nothing is run", "engine", large), s.explain)
-	huma.Register(s.api, op("run", "POST", "/v1/runs", "Run one program in a sandbox of its own, and wait for its end", "engine", large), s.run)
+	s.registerRuns()
+	s.registerHost()
 
 	huma.Register(s.api, op("create-sandbox", "POST", "/v1/sandboxes", "Make a sandbox that stays", "sandboxes", large, created), s.create)
 	huma.Register(s.api, op("list-sandboxes", "GET", "/v1/sandboxes", "The tenant's sandboxes, the oldest first", "sandboxes"), s.list)
@@ -185,8 +193,25 @@ func (s *Server) health(context.Context, *none) (*body[api.Health], error) {
 	return &body[api.Health]{h}, nil
 }
 
-func (s *Server) tiers(ctx context.Context, _ *none) (*body[api.Tiers], error) {
-	return &body[api.Tiers]{api.Tiers{Engines: s.config.Engine.Doctor(ctx)}}, nil
+func (s *Server) tiers(ctx context.Context, in *struct {
+	Fresh bool `query:"fresh" doc:"Probe every engine anew; for admins"`
+}) (*body[api.Tiers], error) {
+	list := s.config.Engine.Tiers
+	if in.Fresh {
+		if err := admin(ctx, "to probe engines anew"); err != nil {
+			return nil, problem(err)
+		}
+		list = s.config.Engine.Doctor
+	}
+	return &body[api.Tiers]{api.Tiers{Engines: list(ctx)}}, nil
+}
+
+// admin refuses what is for admins.
+func admin(ctx context.Context, what string) error {
+	if caller(ctx).Role == tenant.RoleAdmin {
+		return nil
+	}
+	return fmt.Errorf("%s takes a key of an admin's: %w", what, isolation.ErrPermissionDenied)
 }
 
 // hostPaths refuses what would name something of the host's, or run a program
@@ -233,18 +258,6 @@ func (s *Server) explain(ctx context.Context, in *body[api.Run]) (*body[engine.D
 		return nil, problem(err)
 	}
 	return &body[engine.Decision]{d}, nil
-}
-
-func (s *Server) run(ctx context.Context, in *body[api.Run]) (*body[engine.Result], error) {
-	r, err := s.request(ctx, in.Body)
-	if err != nil {
-		return nil, problem(&isolation.Error{Op: "run", Outcome: isolation.NotStarted, Err: err})
-	}
-	res, err := s.config.Engine.Run(ctx, r)
-	if err != nil {
-		return nil, problem(err)
-	}
-	return &body[engine.Result]{*res}, nil
 }
 
 func (s *Server) create(ctx context.Context, in *body[api.Create]) (*body[api.Sandbox], error) {

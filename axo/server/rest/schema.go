@@ -50,6 +50,8 @@ func (textJSON) Schema(huma.Registry) *huma.Schema {
 	}}
 }
 
+func typeOf[T any]() reflect.Type { return reflect.TypeFor[T]() }
+
 // config is huma's, with the contract's types as their JSON has them.
 func config(version string) huma.Config {
 	c := huma.DefaultConfig("Axocoatl Isolation", version)

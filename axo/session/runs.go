@@ -1,0 +1,256 @@
+package session
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/engine"
+)
+
+// Runner runs one program in a sandbox of its own; *engine.Engine is one.
+type Runner interface {
+	Run(context.Context, engine.Request) (*engine.Result, error)
+}
+
+// RunsConfig makes Runs.
+type RunsConfig struct {
+	Engine Runner
+	// Dir keeps the records and outputs; it is made with mode 0700.
+	Dir string
+	// Keep is how much is kept of each stream, at least; 0: 16 MiB.
+	Keep int64
+	// MaxLive bounds the runs of a tenant that are under way; 0: 256. MaxEnded is how
+	// many that have ended are known, and Retain for how long; 0: 256, and an hour.
+	MaxLive, MaxEnded int
+	Retain            time.Duration
+	Logger            *slog.Logger     // nil: silent
+	Now               func() time.Time // nil: time.Now
+}
+
+// Runs has the runs that go on by themselves. It is safe for concurrent use.
+type Runs struct {
+	config RunsConfig
+	ctx    context.Context // ends what is under way
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu     sync.Mutex
+	all    map[string]*Run // guarded by mu
+	closed bool            // guarded by mu
+}
+
+// OpenRuns finds the runs that are known.
+func OpenRuns(c RunsConfig) (*Runs, error) {
+	if c.Keep == 0 {
+		c.Keep = 16 << 20
+	}
+	c.MaxLive, c.MaxEnded, c.Retain = cmp.Or(c.MaxLive, 256), cmp.Or(c.MaxEnded, 256), cmp.Or(c.Retain, time.Hour)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("runs: %w", err)
+	}
+	rs := &Runs{config: c, all: map[string]*Run{}}
+	rs.ctx, rs.cancel = context.WithCancel(context.Background())
+	list, err := os.ReadDir(c.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("runs: %w", err)
+	}
+	for _, f := range list {
+		if !f.IsDir() || isolation.ValidateID(f.Name()) != nil {
+			continue
+		}
+		if err := rs.find(f.Name()); err != nil {
+			// Only a person can say what it is.
+			c.Logger.Error("run cannot be read; it is left alone", "run", f.Name(), "error", err)
+		}
+	}
+	rs.Retire()
+	return rs, nil
+}
+
+// Start begins a run, or returns the one that was begun by the same request before.
+// A request is the same if it has the same key, which is the caller's; "": no other
+// is. One with the key and another digest is AlreadyExists; one of which it is known
+// that its program did not run does not count. With follow the caller calls Follow
+// from the beginning on, or Unfollow. A run is written down before it begins. The
+// error is of one that has not begun.
+func (rs *Runs) Start(tenant, key, digest string, req engine.Request, follow bool) (_ *Run, again bool, err error) {
+	fail := func(err error) error { return &isolation.Error{Op: "run", Outcome: isolation.NotStarted, Err: err} }
+	r := &Run{r: rs, id: newID("run-"), tenant: tenant, outputs: newOutputs()}
+	r.rec = runRecord{
+		Version: recordVersion, ID: r.id, Tenant: tenant, Key: key, Request: digest, Spec: req.Spec, Process: req.Process, Started: rs.config.Now(),
+	}
+	r.rec.Spec.Module.Data = nil
+	r.rec.Spec.Tenant = strings.TrimPrefix(req.Spec.Tenant, tenant+"/") // as it was asked for
+	ctx, cancel := context.WithCancel(rs.ctx)
+	r.cancel = cancel
+	rs.Retire()
+	if err = os.Mkdir(r.dir(), 0o700); err == nil {
+		err = r.open(r.dir(), rs.config.Keep)
+	}
+	if err == nil && follow {
+		err = r.reserve()
+	}
+	var other *Run
+	if err == nil {
+		other, err = rs.reserve(r)
+	}
+	if err != nil || other != nil {
+		cancel()
+		r.Unfollow()
+		if err = errors.Join(err, r.remove()); err != nil {
+			return nil, false, fail(err)
+		}
+		return other, true, nil
+	}
+	if err := save(filepath.Join(r.dir(), runFile), r.rec); err != nil {
+		cancel()
+		r.Unfollow()
+		err = fail(errors.Join(err, r.remove()))
+		rs.forget(r)
+		r.fail(err) // somebody may wait for it by its key
+		rs.wg.Done()
+		return nil, false, err
+	}
+	req.ID, req.Stdout, req.Stderr = r.id, r.stdout, r.stderr
+	go func() {
+		defer rs.wg.Done()
+		defer cancel()
+		r.do(ctx, req)
+	}()
+	return r, false, nil
+}
+
+// reserve enters a run, or returns the one that is the same.
+func (rs *Runs) reserve(r *Run) (*Run, error) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if rs.closed {
+		return nil, fmt.Errorf("the daemon is about to end: %w", isolation.ErrUnavailable)
+	}
+	live := 0
+	for _, other := range rs.all {
+		if other.tenant != r.tenant {
+			continue
+		}
+		if other.live() {
+			live++
+		}
+		if r.rec.Key == "" || other.rec.Key != r.rec.Key || other.notStarted() {
+			continue
+		}
+		if other.rec.Request != r.rec.Request {
+			return nil, fmt.Errorf("the key %.80q is that of another request: %w", r.rec.Key, isolation.ErrAlreadyExists)
+		}
+		return other, nil
+	}
+	if live >= rs.config.MaxLive {
+		return nil, fmt.Errorf("the tenant has %d runs under way, no more are taken; retry later: %w", live, isolation.ErrResourceExhausted)
+	}
+	rs.all[r.id] = r
+	rs.wg.Add(1)
+	return nil, nil
+}
+
+func (rs *Runs) forget(r *Run) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	delete(rs.all, r.id)
+}
+
+// Get returns a tenant's run. Another's is NotFound.
+func (rs *Runs) Get(tenant, id string) (*Run, error) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	r := rs.all[id]
+	if r == nil || r.tenant != tenant {
+		return nil, fmt.Errorf("run %.80q: %w", id, isolation.ErrNotFound)
+	}
+	return r, nil
+}
+
+// List returns a tenant's runs, the oldest first.
+func (rs *Runs) List(tenant string) (out []*Run) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	for _, r := range rs.all {
+		if r.tenant == tenant {
+			out = append(out, r)
+		}
+	}
+	slices.SortFunc(out, func(a, b *Run) int {
+		return cmp.Or(a.rec.Started.Compare(b.rec.Started), cmp.Compare(a.id, b.id))
+	})
+	return out
+}
+
+// Retire forgets the runs that ended too long ago, or longest ago when there are too
+// many. It is done for each new one.
+func (rs *Runs) Retire() {
+	now := rs.config.Now()
+	rs.mu.Lock()
+	ended := map[string][]*Run{}
+	for _, r := range rs.all {
+		if !r.live() {
+			ended[r.tenant] = append(ended[r.tenant], r)
+		}
+	}
+	var old []*Run
+	for _, list := range ended {
+		slices.SortFunc(list, func(a, b *Run) int { return b.endedAt().Compare(a.endedAt()) })
+		for i, r := range list {
+			if i >= rs.config.MaxEnded || now.Sub(r.endedAt()) > rs.config.Retain {
+				old = append(old, r)
+				delete(rs.all, r.id)
+			}
+		}
+	}
+	rs.mu.Unlock()
+	for _, r := range old {
+		if err := r.remove(); err != nil {
+			rs.config.Logger.Error("remove what is known of a run", "run", r.id, "error", err)
+		}
+	}
+}
+
+func (r *Run) endedAt() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.rec.Ended == nil {
+		return time.Time{}
+	}
+	return *r.rec.Ended
+}
+
+// Close takes no more runs, gives those under way the time that ctx has, and ends the
+// rest, whose results say so.
+func (rs *Runs) Close(ctx context.Context) {
+	rs.mu.Lock()
+	rs.closed = true
+	all := slices.Collect(maps.Values(rs.all))
+	rs.mu.Unlock()
+	for _, r := range all {
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+		}
+	}
+	rs.cancel()
+	rs.wg.Wait()
+}
