@@ -60,8 +60,8 @@ func TestAnotherTenantSeesNothing(t *testing.T) {
 		t.Fatal(st)
 	}
 
-	theirs := map[string]string{"id": sb.ID, "exec": p.ID, "snapshot": sn.Name, "run": run.ID}
-	nobodys := map[string]string{"id": "nothing", "exec": "x-0123456789abcdef0123", "snapshot": "nothing", "run": "run-0123456789abcdef0123"}
+	theirs := map[string]string{"id": sb.ID, "exec": p.ID, "snapshot": sn.Name, "run": run.ID, "port": "80", "path": "x"}
+	nobodys := map[string]string{"id": "nothing", "exec": "x-0123456789abcdef0123", "snapshot": "nothing", "run": "run-0123456789abcdef0123", "port": "80", "path": "x"}
 	bodies := map[string]any{
 		"touch-sandbox": api.Touch{}, "exec": api.Exec{Process: isolation.ProcessSpec{Args: []string{"exit0"}}}, "kill-exec": api.Kill{},
 		"resize-exec": isolation.TerminalSize{}, "write-stdin": "x", "write-file": "x", "make-directory": api.Mkdir{Path: "/x"},
@@ -99,11 +99,13 @@ func TestAnotherTenantSeesNothing(t *testing.T) {
 				return url
 			}
 			var got, none []byte
-			st := s.call(t, "b", method, fill(theirs), body, &got)
-			st2 := s.call(t, "b", method, fill(nobodys), body, &none)
+			upgrade := []string{"Upgrade", "axo-tcp", "Connection", "Upgrade"} // of dial-port
+			st := s.call(t, "b", method, fill(theirs), body, &got, upgrade...)
+			st2 := s.call(t, "b", method, fill(nobodys), body, &none, upgrade...)
 			// It is told apart from one that never was by nothing.
 			text := string(got)
-			for k, v := range theirs {
+			for _, k := range []string{"id", "exec", "snapshot", "run"} {
+				v := theirs[k]
 				text = strings.ReplaceAll(text, v, nobodys[k])
 			}
 			if st != 404 || st2 != 404 || text != string(none) {
