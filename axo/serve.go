@@ -10,15 +10,18 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/server"
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/tenant"
+	"github.com/axocoatl/isolation/driver/all"
 )
 
 func newServe() *cobra.Command {
 	var c server.Config
 	var quota session.Quota
 	var memory, disk string
+	var warm, warmVMs int
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Keep sandboxes for many callers, over HTTP",
@@ -49,7 +52,7 @@ again. SIGTERM ends it when requests under way have ended.`,
 			if err != nil {
 				return err
 			}
-			e, err := openEngine(cmd)
+			e, err := openEngine(cmd, func(c *all.Config) { c.Warm, c.WarmVMs, c.WarmDetached = warm, warmVMs, true })
 			if err != nil {
 				return err
 			}
@@ -61,7 +64,7 @@ again. SIGTERM ends it when requests under way have ended.`,
 				return errors.Join(err, e.Close())
 			}
 			defer images.Close()
-			c.Images, c.Templates = images, templatesOf{driverConfig(dir), c.Logger}
+			c.Images, c.Templates, c.Pools = images, templatesOf{driverConfig(dir), c.Logger}, func() []api.Pool { return poolsOf(e) }
 			c.Sessions.OnEvent = func(e session.Event) {
 				args := []any{"tenant", e.Tenant, "sandbox", e.Session}
 				if e.Exec != "" {
@@ -93,6 +96,8 @@ again. SIGTERM ends it when requests under way have ended.`,
 	f.DurationVar(&c.Sessions.Life, "life", 24*time.Hour, "delete a sandbox after this time, unless its maker says otherwise")
 	f.IntVar(&quota.Sandboxes, "tenant-sandboxes", 0, "how many sandboxes a tenant may have at once; 0: no bound")
 	f.Float64Var(&quota.CPUs, "tenant-cpus", 0, "how many cores a tenant's sandboxes may have together; 0: no bound")
+	f.IntVar(&warm, "warm", 2, "how many containers to keep ready of each kind that was asked for lately; 0: none")
+	f.IntVar(&warmVMs, "warm-vms", 0, "how many virtual machines to keep ready of each kind, paused; 0: none")
 	f.StringVar(&memory, "tenant-memory", "", "how much memory a tenant's sandboxes may have together, such as 4G")
 	f.StringVar(&disk, "tenant-disk", "", "how much a tenant's sandboxes may write together, such as 10G")
 	return cmd

@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/axocoatl/isolation/axo/server"
+	"github.com/axocoatl/isolation/axo/tenant"
+	"github.com/axocoatl/isolation/client"
 	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
@@ -152,4 +155,61 @@ func TestDaemonKilledAtEachFailpoint(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestDaemonKilledWithSandboxesReady: create is a claim of what stands ready; what stands
+// ready when the daemon is killed is gone with the next one, and what was handed out
+// is not.
+func TestDaemonKilledWithSandboxesReady(t *testing.T) {
+	h := newHost(t)
+	if !haveContainers(t, []string{"AXO_GUEST_PATH=" + filepath.Join(h.dir, "axo-guest")}) {
+		t.Skip("SKIPPED, NOT PROVED: this host has no containers")
+	}
+	d := h.serve(t, "")
+	kept := func() []string { return h.glob(t, filepath.Join(h.state, "sessions", "*", "*")) }
+	h.must(t, "create", "--id", "first")
+	eventually(t, "sandboxes to stand ready", func() bool { return len(kept()) == 3 })
+	h.must(t, "create", "--id", "second")
+	h.must(t, "exec", "second", "--", "sh", "-c", "echo kept > /tmp/f")
+	eventually(t, "another to take its place", func() bool { return len(kept()) == 4 })
+	c, err := client.New(client.Config{Address: "unix://" + server.SocketPath(h.state), Key: h.key(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if list, err := c.Pools(t.Context()); err != nil || list[0].Engine != "builtin" || list[0].Hits != 1 || list[0].Misses != 1 {
+		t.Errorf("%+v %v", list, err)
+	}
+	if err := d.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-d.ended
+	next := h.serve(t, "")
+	if left := kept(); len(left) != 2 {
+		t.Errorf("left: %v\n%s", left, h.must(t, "ps"))
+	}
+	if out := h.must(t, "exec", "second", "--", "cat", "/tmp/f"); out != "kept\n" {
+		t.Errorf("%q", out)
+	}
+	h.must(t, "rm", "first", "second")
+	if err := next.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-next.ended
+	for _, pid := range []int{d.Process.Pid, next.Process.Pid} {
+		eventually(t, "its control groups to go", func() bool { return len(h.groups(t, pid)) == 0 })
+		h.clean(t, pid)
+	}
+	if left := kept(); len(left) > 0 {
+		t.Errorf("left: %v\n%s", left, next.log)
+	}
+}
+
+func (h *host) key(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile(tenant.TokenPath(h.state))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(b))
 }

@@ -11,7 +11,33 @@ import (
 	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/driver/all"
 	"github.com/axocoatl/isolation/driver/microvm"
+	"github.com/axocoatl/isolation/engine"
+	"github.com/axocoatl/isolation/pool"
 )
+
+// poolsOf tells of the pools among an engine's drivers.
+func poolsOf(e *engine.Engine) []api.Pool {
+	out := []api.Pool{}
+	for _, r := range e.Registry().All() {
+		p, ok := isolation.As[interface{ Stats() pool.Stats }](r.Driver)
+		if !ok {
+			continue
+		}
+		st := p.Stats()
+		x := api.Pool{
+			Engine: r.Driver.Name(), Tier: r.Tier, Hits: st.Hits, Misses: st.Misses, Made: st.Made, Failures: st.Failures, Aged: st.Aged,
+			Spoiled: st.Spoiled, Stuck: st.Stuck, Idle: st.Idle, Making: st.Making, Removing: st.Removing, Out: st.Out, Shelves: []api.Shelf{},
+		}
+		for _, s := range st.Shelves {
+			s.Spec.Module.Data = nil
+			x.Shelves = append(x.Shelves, api.Shelf{
+				Spec: s.Spec, Learned: s.Learned, Size: s.Size, Idle: s.Idle, Making: s.Making, OldestMS: float64(s.Oldest.Microseconds()) / 1000, Error: s.Error,
+			})
+		}
+		out = append(out, x)
+	}
+	return out
+}
 
 // templatesOf has the templates of a state directory for the daemon's callers.
 type templatesOf struct {

@@ -73,8 +73,9 @@ func probeTimeout() (time.Duration, error) {
 	return d, nil
 }
 
-// openEngine makes the engine with all drivers. The caller closes it.
-func openEngine(c *cobra.Command) (*engine.Engine, error) {
+// openEngine makes the engine with all drivers, of which some things may be changed.
+// The caller closes it.
+func openEngine(c *cobra.Command, change ...func(*all.Config)) (*engine.Engine, error) {
 	dir, err := stateDir(c)
 	if err != nil {
 		return nil, err
@@ -85,6 +86,9 @@ func openEngine(c *cobra.Command) (*engine.Engine, error) {
 	}
 	config := driverConfig(dir)
 	config.Progress = func(step string) { fmt.Fprintf(c.ErrOrStderr(), "%s ...\n", step) }
+	for _, f := range change {
+		f(&config)
+	}
 	reg, err := all.Registry(config)
 	if err != nil {
 		return nil, &statusError{exitEngine, err}

@@ -71,6 +71,36 @@ func (e *Engine) Recover(ctx context.Context) ([]Recovered, error) {
 	return all, errors.Join(errs...)
 }
 
+// Discard ends and removes the detached sandboxes that nobody has and whose ids match,
+// such as those that a process made ahead and was killed before it told anybody of
+// them. The error says which could not be removed, or not be listed.
+func (e *Engine) Discard(ctx context.Context, match func(id string) bool) (discarded []string, err error) {
+	if err := e.begin(); err != nil {
+		return nil, err
+	}
+	defer e.runs.Done()
+	for _, c := range e.candidates {
+		r, ok := isolation.As[isolation.Recoverer](c.driver)
+		d, can := isolation.As[isolation.Discarder](c.driver)
+		if !ok || !can {
+			continue
+		}
+		list, lerr := r.Recoverable(ctx)
+		err = errors.Join(err, lerr)
+		for _, x := range list {
+			if x.Holder != 0 || !match(x.ID) {
+				continue
+			}
+			if derr := d.Discard(ctx, x.ID); derr != nil && !errors.Is(derr, isolation.ErrNotFound) {
+				err = errors.Join(err, derr)
+				continue
+			}
+			discarded = append(discarded, x.ID)
+		}
+	}
+	return discarded, err
+}
+
 // RecoveryID is the id by which [Engine.RecoverOne] finds a detached sandbox: that
 // of one which was made ahead is not its caller's.
 func RecoveryID(sb isolation.Sandbox) string {

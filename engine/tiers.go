@@ -3,7 +3,12 @@ package engine
 import (
 	"context"
 	"time"
+
+	"github.com/axocoatl/isolation"
 )
+
+// Registry returns the drivers that the engine was made with.
+func (e *Engine) Registry() isolation.Registry { return e.config.Registry }
 
 // Tiers tells what Doctor does, by what is known of engines that were probed before,
 // as a run would have it.

@@ -39,6 +39,13 @@ type Config struct {
 	// it is handed out: for virtual machines, whose kernels do not rest. Where
 	// the driver's sandboxes cannot be paused, making one fails.
 	Freeze bool
+	// Detached makes sandboxes ahead also where they are to outlive this process.
+	// One that was handed out has an id of the pool's with the driver, by which it is
+	// recovered: the method RecoveryID of a sandbox tells it. When this process is
+	// killed those that stand ready stay; MadeAhead tells them from others, and who
+	// comes next discards those that nobody was told of. false: such a sandbox is
+	// made when it is asked for.
+	Detached bool
 	// Resolve replaces what may mean another thing later by what it means now,
 	// such as the name of an image by its digest, so that a sandbox made ahead is
 	// handed out only for what it was made of. It is asked for each template at
@@ -103,7 +110,7 @@ func (c Config) Validate() error {
 		if err := t.Spec.Validate(); err != nil {
 			return errors.Join(bad("template %d", i), err)
 		}
-		k, ok := keyOf(t.Spec)
+		k, ok := c.keyOf(t.Spec)
 		ok = ok || c.Resolve != nil && named(t.Spec)
 		switch {
 		case t.Size < 1:

@@ -8,6 +8,12 @@ import (
 	"github.com/axocoatl/isolation"
 )
 
+// prefix is what the ids of sandboxes begin with that a pool makes.
+const prefix = "pool-"
+
+// MadeAhead reports whether a driver's sandbox has an id of a pool's.
+func MadeAhead(id string) bool { return strings.HasPrefix(id, prefix) }
+
 // key is what sandboxes of one shelf have in common.
 type key [sha256.Size]byte
 
@@ -39,10 +45,11 @@ func nameOf(spec isolation.Spec) string {
 
 // keyOf returns the shelf of a spec. A sandbox with directories of the host in
 // it cannot be made ahead: what is at their names may be another thing by then.
-// Neither can one of an image that is only named, nor one that is to outlive this
-// process: it has its id from the start, and nobody would know of it.
-func keyOf(spec isolation.Spec) (key, bool) {
-	if spec.Detached || len(spec.Mounts) > 0 || spec.Root.Path != "" || named(spec) {
+// Neither can one of an image that is only named, nor, unless that is wanted, one that
+// is to outlive this process: it has its id from the start, and nobody would know of
+// it.
+func (c Config) keyOf(spec isolation.Spec) (key, bool) {
+	if spec.Detached && !c.Detached || len(spec.Mounts) > 0 || spec.Root.Path != "" || named(spec) {
 		return key{}, false
 	}
 	b, err := json.Marshal(plain(spec))

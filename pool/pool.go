@@ -44,7 +44,7 @@ func New(c Config) (*Pool, error) {
 	}
 	c = c.withDefaults()
 	p := &Pool{
-		cfg: c, inner: c.Driver, prefix: "pool-" + rand.Text()[:12] + "-", wake: make(chan struct{}, 1),
+		cfg: c, inner: c.Driver, prefix: prefix + rand.Text()[:12] + "-", wake: make(chan struct{}, 1),
 		removals: make(chan struct{}, c.MaxRemovals), shelves: map[key]*shelf{}, out: map[string]*sandbox{},
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
@@ -55,7 +55,7 @@ func New(c Config) (*Pool, error) {
 			p.cancel()
 			return nil, err
 		}
-		k, ok := keyOf(t.Spec)
+		k, ok := c.keyOf(t.Spec)
 		if !ok || p.shelves[k] != nil {
 			p.cancel()
 			return nil, fmt.Errorf("pool: a template's image is named still, or is another's: %w", isolation.ErrInvalidArgument)
@@ -102,7 +102,7 @@ func (p *Pool) create(ctx context.Context, id string, spec isolation.Spec) (_ *s
 	defer p.work.Done()
 	p.follow(name, spec)
 	sb := &sandbox{p: p, id: id, created: time.Now(), theirs: spec.Detached}
-	k, alike := keyOf(spec)
+	k, alike := p.cfg.keyOf(spec)
 	if alike {
 		sb.inner, sb.innerID = p.claim(ctx, k, spec)
 	}

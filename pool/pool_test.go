@@ -489,3 +489,52 @@ func TestCloseDuringCreate(t *testing.T) {
 }
 
 func BenchmarkPool(b *testing.B) { drivertest.Benchmark(b, conformance(pool.Config{Learn: 4})) }
+
+// TestDetached: what is to outlive the pool is made ahead where that is wanted, is
+// recovered by the id that it has with the driver, and what stood ready when a process
+// was killed is told by its id.
+func TestDetached(t *testing.T) {
+	host := mem.NewHost()
+	d := mem.New(mem.Config{Host: host})
+	spec := isolation.Spec{Requirement: isolation.Shell, Detached: true}
+	p, err := pool.New(pool.Config{Driver: d, Detached: true, Templates: []pool.Template{{Spec: spec, Size: 2}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	full := func() bool { return p.Stats().Idle == 2 }
+	for range 1000 {
+		if full() {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	sb := create(t, p, "mine", spec)
+	id := sb.(interface{ RecoveryID() string }).RecoveryID()
+	if st := p.Stats(); st.Hits != 1 || id == "mine" || !pool.MadeAhead(id) || sb.ID() != "mine" {
+		t.Errorf("%+v, %s is recovered as %s", st, sb.ID(), id)
+	}
+	// Nothing of what stands ready is handed out, or left, when it closes.
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	next, err := pool.New(pool.Config{Driver: mem.New(mem.Config{Host: host}), Detached: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	r, ok := isolation.As[isolation.Recoverer](isolation.Driver(next))
+	if !ok {
+		t.Fatal("it recovers nothing")
+	}
+	list, err := r.Recoverable(t.Context())
+	if err != nil || len(list) != 1 || list[0].ID != id {
+		t.Errorf("%+v %v", list, err)
+	}
+	again, err := r.Recover(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Delete(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

@@ -39,6 +39,9 @@ func (a *attempt) begin() (first bool) {
 
 func (s *sandbox) ID() string { return s.id }
 
+// RecoveryID is the id by which it is recovered, if it is detached.
+func (s *sandbox) RecoveryID() string { return s.innerID }
+
 func (s *sandbox) notThere(op string) error {
 	return s.p.fail(op, s.id, isolation.NotStarted, isolation.ErrNotFound)
 }

@@ -109,7 +109,7 @@ func (r *ready) wake(ctx context.Context) error {
 // follow moves a template whose image is told by a name to the image that the name
 // has come to mean. What stands ready of the old one goes: nobody would get it.
 func (p *Pool) follow(name string, now isolation.Spec) {
-	k, ok := keyOf(now)
+	k, ok := p.cfg.keyOf(now)
 	if name == "" || !ok {
 		return
 	}

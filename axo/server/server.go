@@ -23,6 +23,7 @@ import (
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/engine"
+	"github.com/axocoatl/isolation/pool"
 )
 
 // Config makes a daemon.
@@ -95,6 +96,12 @@ func Run(ctx context.Context, c Config) (err error) {
 		err = errors.Join(err, sessions.Close(end))
 	}()
 
+	// What was made ahead and never handed out is nobody's.
+	if gone, err := c.Engine.Discard(ctx, func(id string) bool { return pool.MadeAhead(id) && !sessions.Owns(id) }); err != nil {
+		c.Logger.Warn("discard what an earlier daemon had ready; the next start tries again", "error", err)
+	} else if len(gone) > 0 {
+		c.Logger.Info("discarded what an earlier daemon had ready", "sandboxes", len(gone))
+	}
 	rc := c.Runs
 	rc.Engine, rc.Dir, rc.Logger = c.Engine, filepath.Join(c.StateDir, "runs"), c.Logger
 	runs, err := session.OpenRuns(rc)

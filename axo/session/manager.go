@@ -284,6 +284,19 @@ func (m *Manager) Get(tenant, id string) (*Session, error) {
 	return s, nil
 }
 
+// Owns reports whether a sandbox, by the id that its driver has it by, is a session's.
+func (m *Manager) Owns(id string) bool {
+	m.mu.Lock()
+	all := slices.Collect(maps.Values(m.sessions))
+	m.mu.Unlock()
+	return slices.ContainsFunc(all, func(s *Session) bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		// Of a record that cannot be read nobody knows which is its.
+		return s.corrupt != nil || s.sandboxID(s.rec) == id
+	})
+}
+
 // List returns a tenant's sessions that have all of the metadata, the oldest
 // first.
 func (m *Manager) List(tenant string, metadata map[string]string) []*Session {

@@ -41,6 +41,11 @@ type Config struct {
 	// Warm is how many containers are kept ready of each kind that was asked
 	// for; see package pool. It is for programs that stay: 0 keeps none.
 	Warm int
+	// WarmVMs is the same for virtual machines.
+	WarmVMs int
+	// WarmDetached keeps also such ready that outlive this process. Who sets it
+	// discards what a process before has left; see pool.Config.
+	WarmDetached bool
 	// NoCgroup leaves control groups alone.
 	NoCgroup bool
 	// Funcs are Go functions that NativeTrusted requests may name.
@@ -93,7 +98,7 @@ func Registry(c Config) (isolation.Registry, error) {
 		if err != nil {
 			return closeAll(r, err)
 		}
-		warm, err := warmed(ct, c)
+		warm, err := warmed(ct, c, c.Warm, false)
 		if err != nil {
 			_ = ct.Close()
 			return closeAll(r, err)
@@ -110,7 +115,12 @@ func Registry(c Config) (isolation.Registry, error) {
 		if err != nil {
 			return closeAll(r, err)
 		}
-		r.Add(isolation.TierMicroVM, vm)
+		warm, err := warmed(vm, c, c.WarmVMs, true)
+		if err != nil {
+			_ = vm.Close()
+			return closeAll(r, err)
+		}
+		r.Add(isolation.TierMicroVM, warm)
 	}
 	p, err := none.New(nc)
 	if err != nil {
@@ -151,12 +161,13 @@ func wasmConfigs(c Config) ([]wasm.Config, error) {
 	return modules, nil
 }
 
-// warmed puts a pool around a driver if the configuration wants one.
-func warmed(d isolation.Driver, c Config) (isolation.Driver, error) {
-	if c.Warm == 0 {
+// warmed puts a pool around a driver if the configuration wants one. What stands ready
+// is paused by freeze.
+func warmed(d isolation.Driver, c Config, learn int, freeze bool) (isolation.Driver, error) {
+	if learn == 0 {
 		return d, nil
 	}
-	pc := pool.Config{Driver: d, Learn: c.Warm, Logger: c.Logger}
+	pc := pool.Config{Driver: d, Learn: learn, Freeze: freeze, Detached: c.WarmDetached, Logger: c.Logger}
 	if c.StateDir != "" {
 		pc.Resolve = imagesIn(c.StateDir).resolve
 	}
