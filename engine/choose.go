@@ -117,7 +117,7 @@ func (e *RefusedError) Is(target error) bool { return target == isolation.ErrUns
 func choose(ctx context.Context, p Policy, all []candidate, r Request, asked []isolation.Limit, features featuresOf) (Decision, candidate, error) {
 	least, lowered := p.minTier(r)
 	d := Decision{
-		Wanted: isolation.Select(r.Spec.Requirement), MinTier: least,
+		Wanted: isolation.Select(r.Spec.Requirement), MinTier: least, Rule: p.rule,
 		Skipped: []Skip{}, Enforced: []isolation.Enforcement{},
 	}
 	for _, t := range tierOrder(r.Spec.Requirement) {
@@ -219,6 +219,11 @@ func consider(ctx context.Context, p Policy, r Request, minTier isolation.Tier, 
 	}
 	if len(r.CopyIn)+len(r.CopyOut)+len(r.Sync) > 0 && !slices.Contains(f.Abilities, isolation.AbilityFiles) {
 		return f, "it cannot copy files into a sandbox and out of it", "leave them out, or give it a directory", nil
+	}
+	for _, l := range isolation.LimitsOf(isolation.Spec{Resources: p.MaxResources}, isolation.ProcessSpec{Limits: p.MaxLimits}) {
+		if e := f.Enforcement(l); !e.Enforced {
+			return f, fmt.Sprintf("it cannot enforce the limit %s, which the policy sets: %s", l, e.Reason), "the policy's max, if that is meant", nil
+		}
 	}
 	for _, l := range asked {
 		if e := f.Enforcement(l); !e.Enforced && !r.AllowUnenforced {

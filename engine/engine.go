@@ -4,6 +4,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -96,20 +97,41 @@ func (e *Engine) Explain(ctx context.Context, r Request) (Decision, error) {
 	if err != nil {
 		return Decision{}, err
 	}
-	d, _, err := choose(ctx, e.config.Policy, e.candidates, r, asked, e.probes.features)
+	d, _, err := choose(ctx, r.policy, e.candidates, r.Request, asked, e.probes.features)
 	return d, err
+}
+
+// governed is a request with the policy that holds for it.
+type governed struct {
+	Request
+	policy Policy
+}
+
+// policyFor finds the policy for a request, and names its rule.
+func (e *Engine) policyFor(r Request) (Policy, error) {
+	p := e.config.Policy
+	if e.config.Rules == nil {
+		return p, nil
+	}
+	ruled, name, err := e.config.Rules(r)
+	if err != nil {
+		return p, err
+	}
+	ruled.Admission, ruled.rule = p.Admission, name
+	return ruled, nil
 }
 
 // complete validates a request and fills in the policy's defaults. It returns
 // the limits that the caller asked for by name.
-func (e *Engine) complete(r Request) (Request, []isolation.Limit, error) {
+func (e *Engine) complete(asks Request) (governed, []isolation.Limit, error) {
+	r := governed{Request: asks}
 	if err := r.Spec.Validate(); err != nil {
 		return r, nil, err
 	}
 	if err := r.Spec.ValidateProcess(r.Process); err != nil {
 		return r, nil, err
 	}
-	if err := errors.Join(checkCopies(r.CopyIn, r.CopyOut), checkSync(r)); err != nil {
+	if err := errors.Join(checkCopies(r.CopyIn, r.CopyOut), checkSync(r.Request)); err != nil {
 		return r, nil, err
 	}
 	if c := r.Capture; c.Head < 0 || c.Tail < 0 || c.SpillBytes < 0 {
@@ -123,11 +145,14 @@ func (e *Engine) complete(r Request) (Request, []isolation.Limit, error) {
 	if r.ID, err = e.completeID(r.ID); err != nil {
 		return r, nil, err
 	}
-	if r.Process.Limits, err = e.config.Policy.limits(r.Process.Limits); err != nil {
+	if r.policy, err = e.policyFor(r.Request); err != nil {
 		return r, nil, err
 	}
-	r.Spec.Resources = e.config.Policy.resources(r.Spec.Resources)
-	return r, asked, nil
+	if r.Process.Limits, err = r.policy.limits(r.Process.Limits); err != nil {
+		return r, nil, err
+	}
+	r.Spec.Resources, err = r.policy.resources(r.Spec.Resources)
+	return r, asked, err
 }
 
 // completeID makes an id where there is none.
@@ -141,28 +166,32 @@ func (e *Engine) completeID(id string) (string, error) {
 // limits fills in the defaults of a process's limits, and refuses more than a
 // request may have.
 func (p Policy) limits(l isolation.Limits) (isolation.Limits, error) {
-	if p.MaxWall > 0 && l.Wall > p.MaxWall {
-		return l, fmt.Errorf("wall limit %v is more than the policy's %v: %w", l.Wall, p.MaxWall, isolation.ErrPermissionDenied)
-	}
-	fill(&l.Wall, p.DefaultLimits.Wall)
-	if p.MaxWall > 0 {
-		fill(&l.Wall, p.MaxWall)
-	}
-	fill(&l.CPU, p.DefaultLimits.CPU)
-	fill(&l.Fuel, p.DefaultLimits.Fuel)
-	fill(&l.OutputBytes, p.DefaultLimits.OutputBytes)
-	fill(&l.OpenFiles, p.DefaultLimits.OpenFiles)
-	return l, nil
+	d, m := p.DefaultLimits, p.MaxLimits
+	return l, errors.Join(
+		bound(isolation.LimitWall, &l.Wall, d.Wall, m.Wall), bound(isolation.LimitCPU, &l.CPU, d.CPU, m.CPU),
+		bound(isolation.LimitFuel, &l.Fuel, d.Fuel, m.Fuel), bound(isolation.LimitOutput, &l.OutputBytes, d.OutputBytes, m.OutputBytes),
+		bound(isolation.LimitOpenFiles, &l.OpenFiles, d.OpenFiles, m.OpenFiles))
 }
 
-// resources fills in the defaults of a sandbox's resources.
-func (p Policy) resources(r isolation.Resources) isolation.Resources {
-	fill(&r.MemoryBytes, p.DefaultResources.MemoryBytes)
-	fill(&r.CPUs, p.DefaultResources.CPUs)
-	fill(&r.Pids, p.DefaultResources.Pids)
-	fill(&r.DiskBytes, p.DefaultResources.DiskBytes)
-	fill(&r.IO, p.DefaultResources.IO)
-	return r
+// resources does so with a sandbox's resources.
+func (p Policy) resources(r isolation.Resources) (isolation.Resources, error) {
+	d, m := p.DefaultResources, p.MaxResources
+	return r, errors.Join(
+		bound(isolation.LimitMemory, &r.MemoryBytes, d.MemoryBytes, m.MemoryBytes), bound(isolation.LimitCPUs, &r.CPUs, d.CPUs, m.CPUs),
+		bound(isolation.LimitPids, &r.Pids, d.Pids, m.Pids), bound(isolation.LimitDisk, &r.DiskBytes, d.DiskBytes, m.DiskBytes),
+		bound(isolation.LimitIO, &r.IO.ReadBytes, d.IO.ReadBytes, m.IO.ReadBytes), bound(isolation.LimitIO, &r.IO.WriteBytes, d.IO.WriteBytes, m.IO.WriteBytes),
+		bound(isolation.LimitIO, &r.IO.ReadOps, d.IO.ReadOps, m.IO.ReadOps), bound(isolation.LimitIO, &r.IO.WriteOps, d.IO.WriteOps, m.IO.WriteOps))
+}
+
+// bound fills in what is not asked for, and refuses more than there may be.
+func bound[T cmp.Ordered](l isolation.Limit, v *T, def, most T) error {
+	var none T
+	if most > none && *v > most {
+		return fmt.Errorf("the limit %s of %v is more than the policy's %v: %w", l, *v, most, isolation.ErrPermissionDenied)
+	}
+	fill(v, def)
+	fill(v, most)
+	return nil
 }
 
 func fill[T comparable](v *T, def T) {

@@ -119,7 +119,7 @@ func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
 func TestDefaultsAndBounds(t *testing.T) {
 	e, _ := setup(t, engine.Config{Policy: engine.Policy{
-		DefaultLimits: isolation.Limits{Wall: 50 * time.Millisecond}, MaxWall: time.Minute,
+		DefaultLimits: isolation.Limits{Wall: 50 * time.Millisecond}, MaxLimits: isolation.Limits{Wall: time.Minute},
 	}})
 	res, err := e.Run(context.Background(), request("sleep", "3600"))
 	if err != nil || res.Exit.Reason != isolation.ReasonTimeoutWall {
@@ -275,11 +275,11 @@ func TestResize(t *testing.T) {
 
 func TestPolicyIsValidated(t *testing.T) {
 	for name, p := range map[string]engine.Policy{
-		"max wall":        {MaxWall: -1},
+		"max wall":        {MaxLimits: isolation.Limits{Wall: -1}},
 		"admission":       {Admission: -1},
 		"default memory":  {DefaultResources: isolation.Resources{MemoryBytes: -1}},
 		"default wall":    {DefaultLimits: isolation.Limits{Wall: -1}},
-		"default too big": {DefaultLimits: isolation.Limits{Wall: time.Hour}, MaxWall: time.Minute},
+		"default too big": {DefaultLimits: isolation.Limits{Wall: time.Hour}, MaxLimits: isolation.Limits{Wall: time.Minute}},
 	} {
 		if _, err := engine.New(engine.Config{Policy: p}); !errors.Is(err, isolation.ErrInvalidArgument) {
 			t.Errorf("%s: %v", name, err)

@@ -32,11 +32,11 @@ func (e *Engine) Run(ctx context.Context, r Request) (*Result, error) {
 		return nil, notStarted(r.ID, err)
 	}
 	defer e.runs.Done()
-	r, asked, err := e.complete(r)
+	g, asked, err := e.complete(r)
 	if err != nil {
 		return nil, notStarted(r.ID, err)
 	}
-	run := run{e: e, r: r, began: e.config.Now()}
+	run := run{e: e, r: g.Request, policy: g.policy, began: e.config.Now()}
 	res, err := run.do(ctx, asked)
 	if err != nil {
 		kind := EventFailed
@@ -56,6 +56,7 @@ func notStarted(id string, err error) error {
 type run struct {
 	e      *Engine
 	r      Request
+	policy Policy
 	began  time.Time
 	out    capture
 	errOut capture
@@ -79,12 +80,12 @@ func (r *run) event(k EventKind, fields ...string) {
 
 func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err error) {
 	now := r.e.config.Now
-	if err := r.e.admission.enter(ctx, r.e.config.Policy.Admission); err != nil {
+	if err := r.e.admission.enter(ctx, r.policy.Admission); err != nil {
 		return nil, notStarted(r.r.ID, err)
 	}
 	defer r.e.admission.leave()
 	r.event(EventAdmitted)
-	d, c, err := choose(ctx, r.e.config.Policy, r.e.candidates, r.r, asked, r.e.probes.features)
+	d, c, err := choose(ctx, r.policy, r.e.candidates, r.r, asked, r.e.probes.features)
 	if err != nil {
 		return nil, notStarted(r.r.ID, err)
 	}

@@ -39,12 +39,18 @@ func (e *Engine) create(ctx context.Context, r Request) (isolation.Sandbox, Deci
 	}
 	r.Process = isolation.ProcessSpec{}
 	asked := isolation.LimitsOf(r.Spec, r.Process)
-	r.Spec.Resources = e.config.Policy.resources(r.Spec.Resources)
-	if err := e.admission.enter(ctx, e.config.Policy.Admission); err != nil {
+	p, err := e.policyFor(r)
+	if err != nil {
+		return nil, Decision{}, err
+	}
+	if r.Spec.Resources, err = p.resources(r.Spec.Resources); err != nil {
+		return nil, Decision{}, err
+	}
+	if err := e.admission.enter(ctx, p.Admission); err != nil {
 		return nil, Decision{}, err
 	}
 	defer e.admission.leave()
-	d, c, err := choose(ctx, e.config.Policy, e.candidates, r, asked, e.probes.features)
+	d, c, err := choose(ctx, p, e.candidates, r, asked, e.probes.features)
 	if err != nil {
 		return nil, d, err
 	}
@@ -56,7 +62,7 @@ func (e *Engine) create(ctx context.Context, r Request) (isolation.Sandbox, Deci
 	if err != nil {
 		return nil, d, err
 	}
-	return &sandbox{sb, e.config.Policy, f, r.Spec, r.AllowUnenforced}, d, nil
+	return &sandbox{sb, p, f, r.Spec, r.AllowUnenforced}, d, nil
 }
 
 // RecoverOne is Recover for a sandbox that the caller knows of: one that an engine
@@ -103,7 +109,13 @@ func (e *Engine) recoverFrom(ctx context.Context, c candidate, r Request) (isola
 	if err != nil {
 		return nil, err
 	}
-	return &sandbox{sb, e.config.Policy, f, r.Spec, r.AllowUnenforced}, nil
+	// A rule that refuses such a sandbox by now does not take from it what it is: its
+	// programs are held to the strictest that is known, the policy without rules.
+	p, err := e.policyFor(r)
+	if err != nil {
+		p = e.config.Policy
+	}
+	return &sandbox{sb, p, f, r.Spec, r.AllowUnenforced}, nil
 }
 
 // sandbox holds the policy on what is run in it.
@@ -136,6 +148,11 @@ func (s *sandbox) Exec(ctx context.Context, p isolation.ProcessSpec, stdio isola
 	var err error
 	if p.Limits, err = s.policy.limits(p.Limits); err != nil {
 		return nil, notStarted(p.ExecID, err)
+	}
+	for _, l := range isolation.LimitsOf(isolation.Spec{}, isolation.ProcessSpec{Limits: s.policy.MaxLimits}) {
+		if e := s.features.Enforcement(l); !e.Enforced {
+			return nil, notStarted(p.ExecID, &isolation.UnsupportedError{Feature: fmt.Sprintf("the limit %s, which the policy sets, on %s", l, s.features.Engine), Need: e.Reason})
+		}
 	}
 	return s.Sandbox.Exec(ctx, p, stdio)
 }

@@ -13,6 +13,11 @@ import (
 type Config struct {
 	Registry isolation.Registry
 	Policy   Policy
+	// Rules returns the policy for one request, and the name of the rule that it is
+	// of; its Admission is not looked at. An error refuses the request. It is called
+	// for each, so it must be quick, and safe for concurrent use. nil: Policy is
+	// everybody's.
+	Rules func(Request) (p Policy, rule string, err error)
 	// StateDir holds the journal, the probe cache and spill files; it is made
 	// with mode 0700. Empty: nothing is kept across processes, and there is
 	// no journal.
@@ -47,10 +52,15 @@ type Policy struct {
 	// refused: nobody asked for it by name.
 	DefaultLimits    isolation.Limits    `json:"default_limits,omitzero"`
 	DefaultResources isolation.Resources `json:"default_resources,omitzero"`
-	// MaxWall bounds what a request may ask for; 0 is no bound.
-	MaxWall time.Duration `json:"-"`
+	// MaxLimits and MaxResources bound what a request may ask for, and fill what it
+	// leaves zero where there is no default. An engine that cannot enforce one of
+	// them is not used. Zero is no bound.
+	MaxLimits    isolation.Limits    `json:"max_limits,omitzero"`
+	MaxResources isolation.Resources `json:"max_resources,omitzero"`
 	// Admission bounds the wait for a place; 0: 30 s.
 	Admission time.Duration `json:"-"`
+
+	rule string // that it is of
 }
 
 // Validate checks that the policy's bounds are bounds. The error is of class
@@ -59,18 +69,25 @@ func (p Policy) Validate() error {
 	bad := func(what string) error {
 		return fmt.Errorf("policy: %s: %w", what, isolation.ErrInvalidArgument)
 	}
-	if p.MaxWall < 0 || p.Admission < 0 {
-		return bad("max wall time and admission must not be negative")
+	if p.Admission < 0 {
+		return bad("admission must not be negative")
 	}
-	if p.MaxWall > 0 && p.DefaultLimits.Wall > p.MaxWall {
-		return bad("the default wall limit is above the largest that a request may have")
+	// Any requirement and program do: the policy's own values alone are looked at.
+	for _, r := range []isolation.Resources{p.DefaultResources, p.MaxResources} {
+		if err := (isolation.Spec{Requirement: isolation.Arbitrary, Resources: r}).Validate(); err != nil {
+			return fmt.Errorf("policy: %w", err)
+		}
 	}
-	// Any requirement and program do: the defaults alone are looked at.
-	if err := (isolation.Spec{Requirement: isolation.Arbitrary, Resources: p.DefaultResources}).Validate(); err != nil {
-		return fmt.Errorf("policy: default resources: %w", err)
+	for _, l := range []isolation.Limits{p.DefaultLimits, p.MaxLimits} {
+		if err := (isolation.ProcessSpec{Args: []string{"x"}, Limits: l}).Validate(); err != nil {
+			return fmt.Errorf("policy: %w", err)
+		}
 	}
-	if err := (isolation.ProcessSpec{Args: []string{"x"}, Limits: p.DefaultLimits}).Validate(); err != nil {
-		return fmt.Errorf("policy: default limits: %w", err)
+	if _, err := p.limits(p.DefaultLimits); err != nil {
+		return bad("a default is above what a request may have: " + err.Error())
+	}
+	if _, err := p.resources(p.DefaultResources); err != nil {
+		return bad("a default is above what a request may have: " + err.Error())
 	}
 	return nil
 }
@@ -80,6 +97,11 @@ type Request struct {
 	ID      string // of the run and its sandbox; empty: made
 	Spec    isolation.Spec
 	Process isolation.ProcessSpec
+
+	// Source says by which way the request came ("cli", "rest", "mcp"), and Tool which
+	// registered tool it is a call of: a policy's rules may go by them. Nothing else
+	// looks at them.
+	Source, Tool string
 
 	// Tier and Engine ask for exactly these; nil and "" leave the choice.
 	Tier   *isolation.Tier
@@ -131,6 +153,7 @@ type Decision struct {
 	MinTier  isolation.Tier          `json:"min_tier"`
 	Degraded bool                    `json:"degraded"` // source through a WASM interpreter
 	Emulated bool                    `json:"emulated,omitempty"`
+	Rule     string                  `json:"rule,omitempty"` // of the policy, where that has rules
 	Skipped  []Skip                  `json:"skipped"`
 	Enforced []isolation.Enforcement `json:"enforced"` // each limit asked for or defaulted
 	Warnings []string                `json:"warnings,omitempty"`
