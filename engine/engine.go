@@ -93,11 +93,11 @@ func New(c Config) (*Engine, error) {
 // Explain says what Run would do with a request, and runs nothing of it. The
 // error is a *RefusedError when no engine may run it.
 func (e *Engine) Explain(ctx context.Context, r Request) (Decision, error) {
-	r, asked, err := e.complete(r)
+	g, asked, err := e.complete(r)
 	if err != nil {
 		return Decision{}, err
 	}
-	d, _, err := choose(ctx, r.policy, e.candidates, r.Request, asked, e.probes.features)
+	d, _, err := choose(ctx, g.policy, e.candidates, g.Request, asked, e.probes.features)
 	return d, err
 }
 
@@ -168,9 +168,9 @@ func (e *Engine) completeID(id string) (string, error) {
 func (p Policy) limits(l isolation.Limits) (isolation.Limits, error) {
 	d, m := p.DefaultLimits, p.MaxLimits
 	return l, errors.Join(
-		bound(isolation.LimitWall, &l.Wall, d.Wall, m.Wall), bound(isolation.LimitCPU, &l.CPU, d.CPU, m.CPU),
+		bound(isolation.LimitWall, &l.Wall, d.Wall, m.Wall), bound(isolation.LimitCPUTime, &l.CPU, d.CPU, m.CPU),
 		bound(isolation.LimitFuel, &l.Fuel, d.Fuel, m.Fuel), bound(isolation.LimitOutput, &l.OutputBytes, d.OutputBytes, m.OutputBytes),
-		bound(isolation.LimitOpenFiles, &l.OpenFiles, d.OpenFiles, m.OpenFiles))
+		bound(isolation.LimitFiles, &l.OpenFiles, d.OpenFiles, m.OpenFiles))
 }
 
 // resources does so with a sandbox's resources.

@@ -27,12 +27,18 @@ func (e *Engine) Restore(ctx context.Context, snapshot string, r Request) (isola
 func (e *Engine) restore(ctx context.Context, snapshot string, r Request) (isolation.Sandbox, Decision, error) {
 	r.Process = isolation.ProcessSpec{}
 	asked := isolation.LimitsOf(r.Spec, r.Process)
-	r.Spec.Resources = e.config.Policy.resources(r.Spec.Resources)
-	if err := e.admission.enter(ctx, e.config.Policy.Admission); err != nil {
+	p, err := e.policyFor(r)
+	if err != nil {
+		return nil, Decision{}, err
+	}
+	if r.Spec.Resources, err = p.resources(r.Spec.Resources); err != nil {
+		return nil, Decision{}, err
+	}
+	if err := e.admission.enter(ctx, p.Admission); err != nil {
 		return nil, Decision{}, err
 	}
 	defer e.admission.leave()
-	d, c, err := choose(ctx, e.config.Policy, e.candidates, r, asked, e.probes.features)
+	d, c, err := choose(ctx, p, e.candidates, r, asked, e.probes.features)
 	if err != nil {
 		return nil, d, err
 	}
@@ -48,7 +54,7 @@ func (e *Engine) restore(ctx context.Context, snapshot string, r Request) (isola
 	if err != nil {
 		return nil, d, err
 	}
-	return &sandbox{sb, e.config.Policy, f, r.Spec, r.AllowUnenforced}, d, nil
+	return &sandbox{sb, p, f, r.Spec, r.AllowUnenforced}, d, nil
 }
 
 func unrestored(engine string) error {
