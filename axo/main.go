@@ -79,7 +79,7 @@ it to its limits, and tells the truth about how it ended.`,
 	root.PersistentFlags().String("state-dir", "", "directory for compiled modules, probes and the journal (default $AXO_STATE_DIR, else "+defaultStateDir()+")")
 	root.AddCommand(newRun(), newExplain(), newDoctor(), newImage(), newRuntime(), newKernel(), newTemplate(), newSetup(), newVersion(),
 		newServe(), newKey(), newCreate(), newPs(), newExec(), newShell(), newLogs(), newCp(), newKill(), newPause(), newResume(), newRm(),
-		newPort(), newSnapshot(), newSnapshots(), newFork())
+		newPort(), newSnapshot(), newSnapshots(), newFork(), newTool())
 	return root
 }
 

@@ -3,11 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -15,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/internal/quantity"
 	"github.com/axocoatl/isolation/engine"
 )
 
@@ -375,17 +374,4 @@ func parseDir(v string) (isolation.Mount, error) {
 	return m, err
 }
 
-// parseSize reads "64M", "64MiB", "1.5G" or a number of bytes. Units are
-// powers of 1024.
-func parseSize(v string) (int64, error) {
-	number := strings.TrimRight(v, "kKmMgGtTiIbB")
-	unit := strings.ToLower(v[len(number):])
-	shift, ok := map[string]uint{
-		"": 0, "b": 0, "k": 10, "kb": 10, "kib": 10, "m": 20, "mb": 20, "mib": 20, "g": 30, "gb": 30, "gib": 30, "t": 40, "tb": 40, "tib": 40,
-	}[unit]
-	n, err := strconv.ParseFloat(number, 64)
-	if !ok || err != nil || !(n > 0) || n*float64(int64(1)<<shift) > math.MaxInt64/2 {
-		return 0, fmt.Errorf("size %q: want a number above zero with an optional unit K, M, G or T, such as 64M", v)
-	}
-	return int64(n * float64(int64(1)<<shift)), nil
-}
+func parseSize(v string) (int64, error) { return quantity.ParseSize(v) }

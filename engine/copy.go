@@ -22,6 +22,8 @@ import (
 type Copy struct {
 	Host  string // path on the host
 	Guest string // absolute path in the sandbox
+	// Optional: out of the sandbox, it is no error that it is not there.
+	Optional bool
 }
 
 // Bounds of what is copied in one run, in each direction.
@@ -192,6 +194,10 @@ func (c *copier) in(ctx context.Context, root *os.Root, name, guest string, dept
 // [isolation.Files]. What it says of them is not believed: names lead nowhere but
 // below the one that is wanted, and there are bounds.
 func CopyOut(ctx context.Context, sb isolation.Sandbox, list ...Copy) error {
+	return copyOut(ctx, sb, copyBytes, list)
+}
+
+func copyOut(ctx context.Context, sb isolation.Sandbox, most int64, list []Copy) error {
 	if len(list) == 0 {
 		return nil
 	}
@@ -202,7 +208,7 @@ func CopyOut(ctx context.Context, sb isolation.Sandbox, list ...Copy) error {
 	if err != nil {
 		return err
 	}
-	c := copier{files: files, most: copyBytes}
+	c := copier{files: files, most: most}
 	for _, x := range list {
 		if err := c.out(ctx, x); err != nil {
 			return fmt.Errorf("copy %s of the sandbox to %s: %w", x.Guest, x.Host, err)
@@ -220,7 +226,9 @@ func (c *copier) out(ctx context.Context, x Copy) (err error) {
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
 	info, err := c.files.Stat(ctx, x.Guest)
-	if err != nil {
+	if x.Optional && errors.Is(err, isolation.ErrNotFound) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	temp := ".axo-" + rand.Text()

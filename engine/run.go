@@ -108,7 +108,7 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err
 	created := now()
 	exit, err := r.exec(ctx, sb)
 	if err == nil && ctx.Err() == nil {
-		if cerr := errors.Join(CopyOut(ctx, sb, r.r.CopyOut...), r.syncOut(ctx, sb)); cerr != nil {
+		if cerr := errors.Join(copyOut(ctx, sb, r.copyOutBytes(), r.r.CopyOut), r.syncOut(ctx, sb)); cerr != nil {
 			err = &isolation.Error{Op: "copy out", ID: r.r.ID, Outcome: isolation.OutcomeUnknown, Err: cerr}
 		}
 	}
@@ -133,6 +133,13 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err
 	exit.Usage.Phases.Create = created.Sub(chosen)
 	exit.Usage.Phases.Teardown = now().Sub(ended)
 	return r.result(d, exit), err
+}
+
+func (r *run) copyOutBytes() int64 {
+	if n := r.r.CopyOutBytes; n > 0 {
+		return min(n, copyBytes)
+	}
+	return copyBytes
 }
 
 // exec runs the process, and ends it when ctx does. With an error that does not

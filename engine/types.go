@@ -128,6 +128,8 @@ type Request struct {
 	// it when it has ended, however, unless ctx has. In a sandbox's files they
 	// have the rights of its user.
 	CopyIn, CopyOut []Copy
+	// CopyOutBytes bounds what CopyOut copies, all together. 0, and at most: 4 GiB.
+	CopyOutBytes int64
 	// Sync are directories that are copied into the sandbox, and what has changed
 	// there back when the process has ended, unless ctx has. Links are refused, in
 	// both directions.

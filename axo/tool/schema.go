@@ -1,0 +1,57 @@
+package tool
+
+import (
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/google/jsonschema-go/jsonschema"
+)
+
+// ManifestSchema is the JSON Schema of a manifest.
+//
+//go:embed manifest.schema.json
+var ManifestSchema []byte
+
+// schema checks values.
+type schema struct {
+	*jsonschema.Resolved
+}
+
+// compile reads a schema. References to other documents are refused.
+func compile(b []byte) (schema, error) {
+	var s jsonschema.Schema
+	if err := json.Unmarshal(b, &s); err != nil {
+		return schema{}, fmt.Errorf("it is no JSON Schema: %w", err)
+	}
+	if s.Schema != "" && s.Schema != "https://json-schema.org/draft/2020-12/schema" {
+		return schema{}, fmt.Errorf("its $schema is %.80q, and draft 2020-12 is what is known", s.Schema)
+	}
+	r, err := s.Resolve(nil)
+	if err != nil {
+		return schema{}, err
+	}
+	return schema{r}, nil
+}
+
+// compileInput reads the schema of an input, which must be an object.
+func compileInput(b []byte) (schema, error) {
+	s, err := compile(b)
+	if err == nil && s.Schema().Type != "object" {
+		err = errors.New(`an input is an object: its schema has type = "object"`)
+	}
+	return s, err
+}
+
+// check validates JSON, and returns it decoded.
+func (s schema) check(b []byte) (any, error) {
+	var v any
+	if err := json.Unmarshal(b, &v); err != nil {
+		return nil, fmt.Errorf("it is not JSON: %w", err)
+	}
+	if s.Resolved == nil {
+		return v, nil
+	}
+	return v, s.Validate(v)
+}
