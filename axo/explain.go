@@ -55,6 +55,9 @@ func printDecision(w io.Writer, r engine.Request, d engine.Decision, refused boo
 	fmt.Fprintf(t, "requirement\t%v\n", r.Spec.Requirement)
 	fmt.Fprintf(t, "ideal tier\t%v\n", d.Wanted)
 	fmt.Fprintf(t, "least tier\t%v\n", d.MinTier)
+	if d.Rule != "" {
+		fmt.Fprintf(t, "policy rule\t%s\n", printable(d.Rule))
+	}
 	if refused {
 		fmt.Fprintf(t, "runs in\tnowhere: refused\n")
 	} else {

@@ -3,6 +3,7 @@ package tool
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"path"
 	"time"
@@ -50,7 +51,7 @@ func (p Preparer) Prepare(ctx context.Context, t *Tool) error {
 		return err
 	}
 	t.RanIn = d.Got.String() + "/" + d.Engine
-	r.CopyIn, r.CopyOut = nil, nil
+	r.CopyOut = nil
 	switch {
 	case e.Source != "":
 		if r.Process.Args, err = isolation.ScriptArgs(e.Language, map[string]string{"python": "pass", "sh": ":", "js": "0"}[e.Language]); err != nil {
@@ -66,7 +67,8 @@ func (p Preparer) Prepare(ctx context.Context, t *Tool) error {
 	if err != nil {
 		return err
 	}
-	return sb.Delete(context.WithoutCancel(ctx))
+	err = engine.CopyIn(ctx, sb, r.CopyIn...)
+	return errors.Join(err, sb.Delete(context.WithoutCancel(ctx)))
 }
 
 // try runs something for the sake of its status.
@@ -78,7 +80,7 @@ func (p Preparer) try(ctx context.Context, r engine.Request, what string) error 
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	if !res.Exit.Success() {
-		return fmt.Errorf("%s does not run in %v/%s: %v: %s: %w", what, res.Tier, res.Engine, res.Exit, bytes.TrimSpace([]byte(res.Stderr.String())), isolation.ErrFailedPrecondition)
+		return fmt.Errorf("%s does not run in %v/%s: %v %s: %w", what, res.Tier, res.Engine, res.Exit, bytes.TrimSpace([]byte(res.Stderr.String())), isolation.ErrUnsupported)
 	}
 	return nil
 }

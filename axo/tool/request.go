@@ -137,7 +137,7 @@ func (t Tool) request(input []byte, in any, dir string, secret func(ref string) 
 	for _, k := range slices.Sorted(mapKeys(m.Env)) {
 		v := m.Env[k]
 		if m.Convention == ConventionArgs {
-			whole := false
+			var whole bool
 			if v, whole, err = expand(v, properties); err != nil {
 				return r, err
 			} else if !whole {
