@@ -10,8 +10,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,7 +38,7 @@ var (
 	accel = flag.String("accel", "", "kvm or tcg; empty: what works")
 	runs  = flag.Int("n", 20, "how often the short ones are measured")
 	many  = flag.Int("many", 100, "machines that live at once")
-	only  = flag.String("only", "", "what is measured, with commas between: create, claim, session, idle, alive; empty: all")
+	only  = flag.String("only", "", "what is measured, with commas between: once, create, claim, session, idle, alive; empty: all")
 )
 
 func main() {
@@ -64,7 +66,7 @@ func run(ctx context.Context) error {
 	if err := setup.Run(); err != nil {
 		return fmt.Errorf("axo setup microvm: %w", err)
 	}
-	b := &bench{cfg: microvm.Config{Templates: filepath.Join(dir, all.TemplatesDir), RunDir: filepath.Join(dir, "run")}}
+	b := &bench{state: dir, cfg: microvm.Config{Templates: filepath.Join(dir, all.TemplatesDir), RunDir: filepath.Join(dir, "run")}}
 	t, err := microvm.ReadTemplate(b.cfg.Templates, microvm.DefaultTemplate)
 	if err != nil {
 		return err
@@ -75,7 +77,7 @@ func run(ctx context.Context) error {
 	for _, m := range []struct {
 		name string
 		f    func(context.Context) error
-	}{{"create", b.create}, {"claim", b.claim}, {"session", b.session}, {"idle", b.idle}, {"alive", b.alive}} {
+	}{{"once", b.once}, {"create", b.create}, {"claim", b.claim}, {"session", b.session}, {"idle", b.idle}, {"alive", b.alive}} {
 		if *only != "" && !slices.Contains(strings.Split(*only, ","), m.name) {
 			continue
 		}
@@ -87,8 +89,9 @@ func run(ctx context.Context) error {
 }
 
 type bench struct {
-	cfg microvm.Config
-	ids int
+	state string
+	cfg   microvm.Config
+	ids   int
 }
 
 var spec = isolation.Spec{Requirement: isolation.Python}
@@ -139,6 +142,40 @@ func timed(f func() error) (sample, error) {
 	cpu, begin := used(), time.Now()
 	err := f()
 	return sample{time.Since(begin), max(0, used()-cpu)}, err
+}
+
+// once runs a program with nothing but the template there before.
+func (b *bench) once(ctx context.Context) error {
+	var first, whole []sample
+	for range *runs {
+		cmd := exec.CommandContext(ctx, *axo, "--state-dir", b.state, "run", "--tier", "microvm", "--allow-emulated", "--", "/bin/echo", "42")
+		cmd.Stderr = os.Stderr
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			return err
+		}
+		begin := time.Now()
+		var x sample
+		y, err := timed(func() error {
+			if err := cmd.Start(); err != nil {
+				return err
+			}
+			var answer [2]byte
+			if _, err := io.ReadFull(out, answer[:]); err != nil || string(answer[:]) != "42" {
+				return errors.Join(fmt.Errorf("it says %q: %w", answer, err), cmd.Wait())
+			}
+			x.wall = time.Since(begin)
+			return cmd.Wait()
+		})
+		if err != nil {
+			return err
+		}
+		x.cpu = y.cpu // it is known when all has ended
+		first, whole = append(first, x), append(whole, y)
+	}
+	row("`axo run`, no daemon, until its program has answered", first)
+	row("until it has ended", whole)
+	return nil
 }
 
 func (b *bench) create(ctx context.Context) error {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -86,4 +87,26 @@ func BenchmarkEmulated(b *testing.B) {
 		New:     func(t testing.TB) isolation.Driver { return newDriver(t, c) },
 		Command: command, Patience: 90 * time.Second,
 	})
+}
+
+// BenchmarkBoot compares a boot, which templates alone see, with one of the same
+// QEMU by hand.
+func BenchmarkBoot(b *testing.B) {
+	c := config(b)
+	bc := builtFor
+	bc.Reuse = filepath.Join(c.Templates, microvm.DefaultTemplate, "disk")
+	var ours, bare []time.Duration
+	for b.Loop() {
+		x, y, err := microvm.Boots(b.Context(), c, bc)
+		if err != nil {
+			b.Fatal(err)
+		}
+		ours, bare = append(ours, x), append(bare, y)
+	}
+	slices.Sort(ours)
+	slices.Sort(bare)
+	at := len(ours) / 2
+	b.ReportMetric(float64(ours[at].Milliseconds()), "boot-ms")
+	b.ReportMetric(float64(bare[at].Milliseconds()), "bare-ms")
+	b.ReportMetric(float64(ours[at])/float64(bare[at]), "times-bare")
 }

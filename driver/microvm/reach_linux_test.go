@@ -10,12 +10,43 @@ import (
 	"github.com/axocoatl/isolation"
 )
 
-// askWreck is what somebody with all rights in the machine could reach.
-const askWreck = `import socket
+// askWreck is a script that asks who has all rights in the machine, and prints what
+// he says.
+func askWreck(what string) string {
+	return `import socket
 s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 s.bind(b'\0answer')
-s.sendto(b'reach', b'\0wreck')
+s.sendto(b'` + what + `', b'\0wreck')
 print(s.recv(1 << 16).decode(), end='')`
+}
+
+// TestGuestIsSmall: what the guest takes of the machine's memory, at first and after
+// much output of programs, which is garbage then.
+func TestGuestIsSmall(t *testing.T) {
+	const rests, most = 8 << 10, 14 << 10 // KiB
+	sb := create(t, newDriver(t, config(t)), "small", isolation.Spec{})
+	takes := func() (kib int) {
+		status, e := sh(t, sb, "exec python3 -c \""+askWreck("status")+"\"")
+		for line := range strings.Lines(status) {
+			if n, _ := fmt.Sscanf(line, "VmRSS: %d kB", &kib); n == 1 {
+				return kib
+			}
+		}
+		t.Fatalf("%v, %q: no VmRSS", e, status)
+		return 0
+	}
+	first := takes()
+	for range 5 {
+		if out, e := sh(t, sb, "head -c 1000000 /dev/zero"); !e.Success() || len(out) != 1_000_000 {
+			t.Fatalf("%v, %d bytes", e, len(out))
+		}
+	}
+	then := takes()
+	t.Logf("the guest takes %d KiB, after some output %d", first, then)
+	if first > rests || then > most {
+		t.Errorf("the guest takes %d KiB of memory, after some output %d; want at most %d and %d", first, then, rests, most)
+	}
+}
 
 // tryReach tries the same as who it is run by, by name and, where devices can be
 // made, by number: each line of its input is a thing, and it prints the things
@@ -78,7 +109,7 @@ func TestReach(t *testing.T) {
 		}
 		return out.String()
 	}
-	control := run("", askWreck, "")
+	control := run("", askWreck("reach"), "")
 	var things strings.Builder
 	reached := map[string]bool{}
 	for line := range strings.Lines(control) {
