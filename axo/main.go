@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/config"
 )
 
 func main() { os.Exit(Main()) }
@@ -75,10 +76,10 @@ it to its limits, and tells the truth about how it ended.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w (see %s --help)", err, c.CommandPath())
 	})
-	root.PersistentFlags().StringSlice("allow-engines", nil, "use no other engines than these, such as runsc,wazero (default $AXO_ALLOW_ENGINES, else all)")
-	root.PersistentFlags().String("state-dir", "", "directory for compiled modules, probes and the journal (default $AXO_STATE_DIR, else "+defaultStateDir()+")")
+	root.PersistentFlags().String("config", "", "file of settings (default $AXO_CONFIG, else "+config.SystemFile+" if it is there)")
+	config.Register(root.PersistentFlags(), "", "engine")
 	root.AddCommand(newRun(), newExplain(), newDoctor(), newImage(), newRuntime(), newKernel(), newTemplate(), newSetup(), newVersion(),
-		newServe(), newKey(), newCreate(), newPs(), newExec(), newShell(), newLogs(), newCp(), newKill(), newPause(), newResume(), newRm(),
+		newConfig(), newServe(), newKey(), newCreate(), newPs(), newExec(), newShell(), newLogs(), newCp(), newKill(), newPause(), newResume(), newRm(),
 		newPort(), newSnapshot(), newSnapshots(), newFork(), newTool())
 	return root
 }

@@ -27,10 +27,10 @@ func newRuntime() *cobra.Command {
 
 // withInterpreters runs a command on the interpreter store, and reports its
 // error as others are.
-func withInterpreters(c *cobra.Command, asJSON bool, f func(s interpreter.Store, stateDir string) error) error {
-	dir, err := stateDir(c)
+func withInterpreters(c *cobra.Command, asJSON bool, f func(s interpreter.Store, drivers all.Config) error) error {
+	drivers, err := driverConfig(c)
 	if err == nil {
-		err = f(interpreter.Open(filepath.Join(dir, all.InterpretersDir)), dir)
+		err = f(interpreter.Open(filepath.Join(drivers.StateDir, all.InterpretersDir)), drivers)
 	}
 	if err != nil {
 		return failed(c, err, asJSON)
@@ -55,13 +55,13 @@ sandbox around it, and what WASI does not have (threads, processes, sockets) fai
   axo run --min-tier wasm --python 'print(6*7)'`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			return withInterpreters(c, asJSON, func(s interpreter.Store, stateDir string) error {
+			return withInterpreters(c, asJSON, func(s interpreter.Store, drivers all.Config) error {
 				o.Language, o.File = args[0], args[1]
 				o.Check = func(ctx context.Context, i interpreter.Interpreter) (string, error) {
 					if !asJSON {
 						fmt.Fprintf(c.ErrOrStderr(), "compiling and trying %s, %s\n", i.Source, bytesOf(i.Size))
 					}
-					return all.CheckInterpreter(ctx, driverConfig(stateDir), i)
+					return all.CheckInterpreter(ctx, drivers, i)
 				}
 				i, err := s.Add(c.Context(), o)
 				if err != nil {
@@ -90,7 +90,7 @@ func newRuntimeLs() *cobra.Command {
 		Short: "List the interpreters that are installed",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return withInterpreters(c, asJSON, func(s interpreter.Store, _ string) error {
+			return withInterpreters(c, asJSON, func(s interpreter.Store, _ all.Config) error {
 				list, err := s.List()
 				if err != nil {
 					return err
@@ -122,7 +122,7 @@ func newRuntimeRm() *cobra.Command {
 		Short: "Remove interpreters",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return withInterpreters(c, asJSON, func(s interpreter.Store, _ string) error {
+			return withInterpreters(c, asJSON, func(s interpreter.Store, _ all.Config) error {
 				removed := []interpreter.Interpreter{}
 				var errs []error
 				for _, name := range args {

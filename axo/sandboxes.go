@@ -24,17 +24,25 @@ import (
 	"github.com/axocoatl/isolation/engine"
 )
 
-// dial returns a client of the daemon: at $AXO_ADDRESS with the key $AXO_API_KEY,
-// else on the socket of the state directory with the key that is there.
+// dial returns a client of the daemon: where the settings say, else on its socket,
+// with the key that is in the state directory.
 func dial(c *cobra.Command) (*client.Driver, error) {
-	address, key := os.Getenv("AXO_ADDRESS"), os.Getenv("AXO_API_KEY")
+	l, err := settings(c)
+	if err != nil {
+		return nil, err
+	}
+	address, key := l.Client.Address, l.Client.APIKey
 	if address == "" || key == "" {
-		dir, err := stateDir(c)
+		dir, err := makeStateDir(l)
 		if err != nil {
 			return nil, err
 		}
 		if address == "" {
-			address = (&url.URL{Scheme: "unix", Path: server.SocketPath(dir)}).String()
+			socket := l.Serve.Socket
+			if socket == "" {
+				socket = server.SocketPath(dir)
+			}
+			address = (&url.URL{Scheme: "unix", Path: socket}).String()
 		}
 		if key == "" {
 			b, err := os.ReadFile(tenant.TokenPath(dir))

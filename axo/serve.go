@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/axo/config"
 	"github.com/axocoatl/isolation/axo/server"
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/tenant"
@@ -19,9 +20,6 @@ import (
 
 func newServe() *cobra.Command {
 	var c server.Config
-	var quota session.Quota
-	var memory, disk string
-	var warm, warmVMs int
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Keep sandboxes for many callers, over HTTP",
@@ -35,36 +33,36 @@ again. SIGTERM ends it when requests under way have ended.`,
   axo create && axo ps`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, s := range []struct {
-				flag, v string
-				to      *int64
-			}{{"tenant-memory", memory, &quota.MemoryBytes}, {"tenant-disk", disk, &quota.DiskBytes}} {
-				if s.v == "" {
-					continue
-				}
-				n, err := parseSize(s.v)
-				if err != nil {
-					return fmt.Errorf("--%s: %w", s.flag, err)
-				}
-				*s.to = n
-			}
-			dir, err := stateDir(cmd)
+			l, err := settings(cmd)
 			if err != nil {
 				return err
 			}
-			e, err := openEngine(cmd, func(c *all.Config) { c.Warm, c.WarmVMs, c.WarmDetached = warm, warmVMs, true })
+			dir, err := makeStateDir(l)
+			if err != nil {
+				return err
+			}
+			e, err := openEngine(cmd, func(c *all.Config) { c.Warm, c.WarmVMs, c.WarmDetached = l.Serve.Warm, l.Serve.WarmVMs, true })
 			if err != nil {
 				return err
 			}
 			c.StateDir, c.Engine, c.Version = dir, e, version
+			c.Listen, c.Socket, c.Hosts, c.Drain, c.Sweep = l.Serve.Listen, l.Serve.Socket, l.Serve.Hosts, time.Duration(l.Serve.Drain), time.Duration(l.Serve.Sweep)
+			s := l.Session
+			c.Sessions.Idle, c.Sessions.Life, c.Sessions.MaxIdle, c.Sessions.MaxLife = time.Duration(s.Idle), time.Duration(s.Life), time.Duration(s.MaxIdle), time.Duration(s.MaxLife)
+			c.Sessions.Keep, c.Sessions.MaxEnded = int64(s.Keep), s.MaxEnded
+			quota := session.Quota{Sandboxes: l.Tenant.Sandboxes, CPUs: l.Tenant.CPUs, MemoryBytes: int64(l.Tenant.Memory), DiskBytes: int64(l.Tenant.Disk)}
 			c.Sessions.Quota = func(string) session.Quota { return quota }
 			c.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
+			drivers, err := driversOf(l)
+			if err != nil {
+				return errors.Join(err, e.Close())
+			}
 			images, err := openImages(cmd)
 			if err != nil {
 				return errors.Join(err, e.Close())
 			}
 			defer images.Close()
-			c.Images, c.Templates, c.Pools = images, templatesOf{driverConfig(dir), c.Logger}, func() []api.Pool { return poolsOf(e) }
+			c.Images, c.Templates, c.Pools = images, templatesOf{drivers, c.Logger}, func() []api.Pool { return poolsOf(e) }
 			c.Sessions.OnEvent = func(e session.Event) {
 				args := []any{"tenant", e.Tenant, "sandbox", e.Session}
 				if e.Exec != "" {
@@ -87,19 +85,7 @@ again. SIGTERM ends it when requests under way have ended.`,
 			return nil
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&c.Listen, "listen", "", "also listen on this loopback address, such as 127.0.0.1:7330")
-	f.StringVar(&c.Socket, "socket", "", "path of the unix socket (default axo.sock in the state directory)")
-	f.StringSliceVar(&c.Hosts, "host", nil, "a name that requests may have in their Host header, of a proxy before this daemon")
-	f.DurationVar(&c.Drain, "drain", 10*time.Second, "how long requests may take to end when the daemon does")
-	f.DurationVar(&c.Sessions.Idle, "idle", 15*time.Minute, "delete a sandbox in which nothing happens for so long, unless its maker says otherwise")
-	f.DurationVar(&c.Sessions.Life, "life", 24*time.Hour, "delete a sandbox after this time, unless its maker says otherwise")
-	f.IntVar(&quota.Sandboxes, "tenant-sandboxes", 0, "how many sandboxes a tenant may have at once; 0: no bound")
-	f.Float64Var(&quota.CPUs, "tenant-cpus", 0, "how many cores a tenant's sandboxes may have together; 0: no bound")
-	f.IntVar(&warm, "warm", 2, "how many containers to keep ready of each kind that was asked for lately; 0: none")
-	f.IntVar(&warmVMs, "warm-vms", 0, "how many virtual machines to keep ready of each kind, paused; 0: none")
-	f.StringVar(&memory, "tenant-memory", "", "how much memory a tenant's sandboxes may have together, such as 4G")
-	f.StringVar(&disk, "tenant-disk", "", "how much a tenant's sandboxes may write together, such as 10G")
+	config.Register(cmd.Flags(), "serve", "session", "tenant")
 	return cmd
 }
 

@@ -41,18 +41,17 @@ VMM, which you install: Firecracker, a program in PATH, where KVM works; else QE
 on Debian, apt install qemu-system-x86.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			dir, err := stateDir(c)
+			config, err := driverConfig(c)
 			if err != nil {
 				return err
 			}
-			config := driverConfig(dir)
 			step := f.progress(c.ErrOrStderr())
 			asked := f.engine != ""
 			f.engine = f.engineFor(config)
 			if err := microvm.Installed(config.MicroVM(f.engine)); err != nil {
 				return failed(c, err, f.asJSON)
 			}
-			if err := ensureKernel(c.Context(), filepath.Join(dir, all.KernelsDir), step); err != nil {
+			if err := ensureKernel(c.Context(), filepath.Join(config.StateDir, all.KernelsDir), step); err != nil {
 				return failed(c, err, f.asJSON)
 			}
 			there := func() bool {
@@ -71,9 +70,9 @@ on Debian, apt install qemu-system-x86.`,
 			if there() {
 				return nil
 			}
-			err = f.make(c, dir, microvm.DefaultTemplate)
+			err = f.make(c, config, microvm.DefaultTemplate)
 			if err == nil || asked || f.engine == microvm.QEMU || c.Context().Err() != nil || microvm.Installed(config.MicroVM(microvm.QEMU)) != nil {
-				return f.print(c, err, dir, microvm.DefaultTemplate)
+				return f.print(c, err, config, microvm.DefaultTemplate)
 			}
 			step(fmt.Sprintf("Firecracker does not work here (%.300v); QEMU instead", err))
 			if f.engine = microvm.QEMU; there() {

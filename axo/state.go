@@ -4,43 +4,26 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/axocoatl/isolation/axo/config"
 	"github.com/axocoatl/isolation/driver/all"
 	"github.com/axocoatl/isolation/engine"
 )
 
-// defaultStateDir follows the XDG base directory specification; root's is the
-// system's.
-func defaultStateDir() string {
-	if d := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(d) {
-		return filepath.Join(d, "axo")
-	}
-	if os.Geteuid() == 0 {
-		return "/var/lib/axo"
-	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return filepath.Join(os.TempDir(), fmt.Sprintf("axo-%d", os.Getuid()))
-	}
-	return filepath.Join(home, ".local", "state", "axo")
-}
-
+// stateDir is the state directory, which is made if it is not there.
 func stateDir(c *cobra.Command) (string, error) {
-	dir, err := c.Flags().GetString("state-dir")
+	l, err := settings(c)
 	if err != nil {
 		return "", err
 	}
-	if dir == "" {
-		dir = os.Getenv("AXO_STATE_DIR")
-	}
-	if dir == "" {
-		dir = defaultStateDir()
-	}
-	dir, err = filepath.Abs(dir)
+	return makeStateDir(l)
+}
+
+func makeStateDir(l *config.Loaded) (string, error) {
+	dir, err := filepath.Abs(l.StateDir)
 	if err != nil {
 		return "", err
 	}
@@ -50,50 +33,26 @@ func stateDir(c *cobra.Command) (string, error) {
 	return dir, nil
 }
 
-// allowedEngines is what the operator allows: by flag, else by environment. None
-// is no bound.
-func allowedEngines(c *cobra.Command) []string {
-	list, _ := c.Flags().GetStringSlice("allow-engines") // there is such a flag
-	if len(list) == 0 {
-		list = strings.FieldsFunc(os.Getenv("AXO_ALLOW_ENGINES"), func(r rune) bool { return r == ',' || r == ' ' })
-	}
-	return list
-}
-
-// probeTimeout is what AXO_PROBE_TIMEOUT says. 0: the engine's own.
-func probeTimeout() (time.Duration, error) {
-	v := os.Getenv("AXO_PROBE_TIMEOUT")
-	if v == "" {
-		return 0, nil
-	}
-	d, err := time.ParseDuration(v)
-	if err != nil || d <= 0 {
-		return 0, fmt.Errorf("AXO_PROBE_TIMEOUT is %q: want a time above zero, such as 10s", v)
-	}
-	return d, nil
-}
-
 // openEngine makes the engine with all drivers, of which some things may be changed.
 // The caller closes it.
 func openEngine(c *cobra.Command, change ...func(*all.Config)) (*engine.Engine, error) {
-	dir, err := stateDir(c)
+	l, err := settings(c)
 	if err != nil {
 		return nil, err
 	}
-	patience, err := probeTimeout()
+	dc, err := driversOf(l)
 	if err != nil {
 		return nil, err
 	}
-	config := driverConfig(dir)
-	config.Progress = func(step string) { fmt.Fprintf(c.ErrOrStderr(), "%s ...\n", step) }
+	dc.Progress = func(step string) { fmt.Fprintf(c.ErrOrStderr(), "%s ...\n", step) }
 	for _, f := range change {
-		f(&config)
+		f(&dc)
 	}
-	reg, err := all.Registry(config)
+	reg, err := all.Registry(dc)
 	if err != nil {
 		return nil, &statusError{exitEngine, err}
 	}
-	e, err := engine.New(engine.Config{Registry: reg, StateDir: dir, ProbeTimeout: patience, Policy: engine.Policy{Engines: allowedEngines(c)}})
+	e, err := engine.New(engine.Config{Registry: reg, StateDir: dc.StateDir, ProbeTimeout: time.Duration(l.Engine.ProbeTimeout), Policy: engine.Policy{Engines: l.Engine.Allow}})
 	if err != nil {
 		for _, r := range reg.All() {
 			_ = r.Driver.Close()
@@ -103,15 +62,20 @@ func openEngine(c *cobra.Command, change ...func(*all.Config)) (*engine.Engine, 
 	return e, nil
 }
 
-// driverConfig is how this program has its drivers.
-func driverConfig(stateDir string) all.Config {
-	runtimes := map[string]string{}
-	for _, name := range all.Runtimes() {
-		runtimes[name] = os.Getenv("AXO_" + strings.ToUpper(name) + "_PATH")
+// driverConfig is how this program has its drivers. It makes the state directory.
+func driverConfig(c *cobra.Command) (all.Config, error) {
+	l, err := settings(c)
+	if err != nil {
+		return all.Config{}, err
 	}
+	return driversOf(l)
+}
+
+func driversOf(l *config.Loaded) (all.Config, error) {
+	dir, err := makeStateDir(l)
+	p := l.Path
 	return all.Config{
-		Runtimes: runtimes,
-		StateDir: stateDir, Worker: os.Getenv("AXO_WASM_WORKER_PATH"), WasmtimeWorker: os.Getenv("AXO_WASMTIME_WORKER_PATH"),
-		Guest: os.Getenv("AXO_GUEST_PATH"), QEMU: os.Getenv("AXO_QEMU_PATH"), Firecracker: os.Getenv("AXO_FIRECRACKER_PATH"),
-	}
+		Runtimes: map[string]string{"crun": p.Crun, "runc": p.Runc, "youki": p.Youki, "runsc": p.Runsc},
+		StateDir: dir, Worker: p.WasmWorker, WasmtimeWorker: p.WasmtimeWorker, Guest: p.Guest, QEMU: p.QEMU, Firecracker: p.Firecracker,
+	}, err
 }

@@ -116,25 +116,24 @@ templates of its own.`,
 }
 
 func (f *templateFlags) build(c *cobra.Command, name string) error {
-	dir, err := stateDir(c)
+	config, err := driverConfig(c)
 	if err != nil {
 		return err
 	}
-	return f.print(c, f.make(c, dir, name), dir, name)
+	return f.print(c, f.make(c, config, name), config, name)
 }
 
-func (f *templateFlags) make(c *cobra.Command, dir, name string) error {
-	config := driverConfig(dir)
+func (f *templateFlags) make(c *cobra.Command, config all.Config, name string) error {
 	config.Progress = f.progress(c.ErrOrStderr())
 	return all.BuildTemplate(c.Context(), config, f.engineFor(config), name, f.Recipe)
 }
 
 // print says which template there is now, or why not.
-func (f *templateFlags) print(c *cobra.Command, err error, dir, name string) error {
+func (f *templateFlags) print(c *cobra.Command, err error, config all.Config, name string) error {
 	if err != nil {
 		return failed(c, err, f.asJSON)
 	}
-	t, err := microvm.ReadTemplate(filepath.Join(dir, all.TemplatesOf(f.engineFor(driverConfig(dir)))), name)
+	t, err := microvm.ReadTemplate(filepath.Join(config.StateDir, all.TemplatesOf(f.engineFor(config))), name)
 	if err != nil {
 		return failed(c, err, f.asJSON)
 	}

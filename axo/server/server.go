@@ -46,7 +46,9 @@ type Config struct {
 	// those of the loopback address.
 	Hosts []string
 	// Drain is how long requests may take to end when the daemon does; 0: 10 s.
-	Drain   time.Duration
+	Drain time.Duration
+	// Sweep is how often what killed processes left is removed; 0: every minute.
+	Sweep   time.Duration
 	Version string
 	Logger  *slog.Logger
 	// Ready is called when requests are answered, with the addresses.
@@ -64,6 +66,9 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	if c.Drain == 0 {
 		c.Drain = 10 * time.Second
+	}
+	if c.Sweep == 0 {
+		c.Sweep = time.Minute
 	}
 	if c.Socket == "" {
 		c.Socket = SocketPath(c.StateDir)
@@ -145,7 +150,7 @@ func Run(ctx context.Context, c Config) (err error) {
 			}
 		})
 	}
-	wg.Go(func() { sweep(ctx, c.Engine) })
+	wg.Go(func() { sweep(ctx, c.Engine, c.Sweep) })
 	if c.Ready != nil {
 		c.Ready(addresses)
 	}
@@ -171,9 +176,9 @@ func Run(ctx context.Context, c Config) (err error) {
 	return nil
 }
 
-// sweep removes what processes that were killed have left, every minute.
-func sweep(ctx context.Context, e *engine.Engine) {
-	tick := time.NewTicker(time.Minute)
+// sweep removes what processes that were killed have left, from time to time.
+func sweep(ctx context.Context, e *engine.Engine, every time.Duration) {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		select {
@@ -209,18 +214,30 @@ func (c Config) listen() ([]net.Listener, error) {
 		l.Close()
 		return nil, err
 	}
-	host, _, err := net.SplitHostPort(c.Listen)
-	if err != nil {
-		return fail(fmt.Errorf("listen address %.80q: %w: %w", c.Listen, err, isolation.ErrInvalidArgument))
-	}
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fail(fmt.Errorf("listen address %.80q is not of this host alone: put a proxy with TLS before 127.0.0.1: %w", c.Listen, isolation.ErrInvalidArgument))
+	if err := CheckListen(c.Listen); err != nil {
+		return fail(err)
 	}
 	t, err := net.Listen("tcp", c.Listen)
 	if err != nil {
 		return fail(err)
 	}
 	return append(out, t), nil
+}
+
+// CheckListen refuses an address that others than this host can reach. Empty is
+// none.
+func CheckListen(address string) error {
+	if address == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("listen address %.80q: %w: %w", address, err, isolation.ErrInvalidArgument)
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fmt.Errorf("listen address %.80q is not of this host alone: put a proxy with TLS before 127.0.0.1: %w", address, isolation.ErrInvalidArgument)
+	}
+	return nil
 }
 
 // checkHost refuses requests under another name than the daemon's: a page in a

@@ -1,0 +1,131 @@
+// Package config is what an operator can set: in a file, in the environment and by
+// flags. Each setting is a field of Config, named once; its name in the file, its
+// environment variable, its flag and its line in docs/CONFIG.md come from there.
+package config
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Config is all settings. A field's tags: toml is its name in the file, below that of
+// the struct that it is in; env its environment variable, made of both names where
+// there is no tag; flag its flag, where it has one; help what it is; default what the
+// documents tell in the place of a default that depends on the host; secret keeps it
+// from being shown.
+type Config struct {
+	StateDir string `toml:"state_dir" flag:"state-dir" default:"/var/lib/axo for root, else $XDG_STATE_HOME/axo or ~/.local/state/axo" help:"Directory for compiled modules, images, probes, the journal, sandboxes and keys"`
+
+	Engine  Engine  `toml:"engine" help:"What runs programs"`
+	Path    Path    `toml:"path" help:"Programs that axo uses, where they are not found by their names"`
+	Client  Client  `toml:"client" help:"How commands reach the daemon"`
+	Serve   Serve   `toml:"serve" help:"The daemon"`
+	Session Session `toml:"session" help:"Sandboxes that stay"`
+	Tenant  Tenant  `toml:"tenant" help:"What a tenant may have for whom axo key quota says nothing; 0 is no bound"`
+}
+
+// Engine is what runs programs.
+type Engine struct {
+	Allow        []string `toml:"allow" env:"AXO_ALLOW_ENGINES" flag:"allow-engines" default:"all" help:"Use no other engines than these, such as runsc,wazero"`
+	ProbeTimeout Duration `toml:"probe_timeout" env:"AXO_PROBE_TIMEOUT" help:"How long an engine may take to show that it works"`
+}
+
+// Path are programs.
+type Path struct {
+	Crun           string `toml:"crun" env:"AXO_CRUN_PATH" help:"OCI runtime crun"`
+	Runc           string `toml:"runc" env:"AXO_RUNC_PATH" help:"OCI runtime runc"`
+	Youki          string `toml:"youki" env:"AXO_YOUKI_PATH" help:"OCI runtime youki"`
+	Runsc          string `toml:"runsc" env:"AXO_RUNSC_PATH" help:"OCI runtime runsc, which is gVisor"`
+	WasmWorker     string `toml:"wasm_worker" env:"AXO_WASM_WORKER_PATH" default:"the one in axo" help:"axo-wasm, the WebAssembly worker"`
+	WasmtimeWorker string `toml:"wasmtime_worker" env:"AXO_WASMTIME_WORKER_PATH" default:"beside axo" help:"axo-wasmtime, the faster one"`
+	Guest          string `toml:"guest" env:"AXO_GUEST_PATH" default:"the one in axo" help:"axo-guest, the first process of a sandbox"`
+	QEMU           string `toml:"qemu" env:"AXO_QEMU_PATH" help:"QEMU"`
+	Firecracker    string `toml:"firecracker" env:"AXO_FIRECRACKER_PATH" help:"Firecracker"`
+}
+
+// Client is how commands reach the daemon.
+type Client struct {
+	Address string `toml:"address" env:"AXO_ADDRESS" default:"the socket in the state directory" help:"unix:///PATH, http://HOST:PORT or https://HOST"`
+	APIKey  string `toml:"api_key" env:"AXO_API_KEY" secret:"true" default:"the one in the state directory" help:"Key that requests are made with"`
+}
+
+// Serve is the daemon.
+type Serve struct {
+	Listen  string   `toml:"listen" flag:"listen" help:"Also listen on this loopback address, such as 127.0.0.1:7330"`
+	Socket  string   `toml:"socket" flag:"socket" default:"axo.sock in the state directory" help:"Path of the unix socket"`
+	Hosts   []string `toml:"hosts" flag:"host" help:"Names that requests may have in their Host header: those of a proxy before the daemon"`
+	Drain   Duration `toml:"drain" flag:"drain" help:"How long requests may take to end when the daemon does"`
+	Warm    int      `toml:"warm" flag:"warm" help:"How many containers to keep ready of each kind that was asked for lately; 0: none"`
+	WarmVMs int      `toml:"warm_vms" flag:"warm-vms" help:"How many virtual machines to keep ready of each kind, paused; 0: none"`
+	Sweep   Duration `toml:"sweep" help:"How often what killed processes left is looked for and removed"`
+}
+
+// Session are sandboxes that stay.
+type Session struct {
+	Idle     Duration `toml:"idle" flag:"idle" help:"Delete a sandbox in which nothing happens for so long, unless its maker says otherwise"`
+	Life     Duration `toml:"life" flag:"life" help:"Delete a sandbox after this time, unless its maker says otherwise"`
+	MaxIdle  Duration `toml:"max_idle" help:"The longest idle time that a maker may ask for"`
+	MaxLife  Duration `toml:"max_life" help:"The longest life that a maker may ask for"`
+	Keep     Size     `toml:"keep" help:"How much is kept of each output stream of a program, at least"`
+	MaxEnded int      `toml:"max_ended" help:"How many ended programs of a sandbox are known"`
+}
+
+// Tenant is what a tenant may have at once.
+type Tenant struct {
+	Sandboxes int     `toml:"sandboxes" flag:"tenant-sandboxes" help:"Sandboxes at once"`
+	CPUs      float64 `toml:"cpus" flag:"tenant-cpus" help:"Cores that its sandboxes may have together"`
+	Memory    Size    `toml:"memory" flag:"tenant-memory" help:"Memory that its sandboxes may have together, such as 4G"`
+	Disk      Size    `toml:"disk" flag:"tenant-disk" help:"What its sandboxes may write together, such as 10G"`
+}
+
+// Default is what holds where nothing is set.
+func Default() Config {
+	return Config{
+		StateDir: defaultStateDir(),
+		Engine:   Engine{ProbeTimeout: Duration(3 * time.Second)},
+		Serve:    Serve{Drain: Duration(10 * time.Second), Sweep: Duration(time.Minute), Warm: 2},
+		Session:  Session{Idle: Duration(15 * time.Minute), Life: Duration(24 * time.Hour), MaxIdle: Duration(24 * time.Hour), MaxLife: Duration(30 * 24 * time.Hour), Keep: 16 << 20, MaxEnded: 32},
+	}
+}
+
+// defaultStateDir follows the XDG base directory specification; root's is the
+// system's.
+func defaultStateDir() string {
+	if d := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(d) {
+		return filepath.Join(d, "axo")
+	}
+	if os.Geteuid() == 0 {
+		return "/var/lib/axo"
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return filepath.Join(os.TempDir(), fmt.Sprintf("axo-%d", os.Getuid()))
+	}
+	return filepath.Join(home, ".local", "state", "axo")
+}
+
+// Validate checks what one setting has to do with another.
+func (c Config) Validate() error {
+	for _, x := range []struct {
+		name        string
+		value, most Duration
+	}{{"session.idle", c.Session.Idle, c.Session.MaxIdle}, {"session.life", c.Session.Life, c.Session.MaxLife}} {
+		if x.value > x.most {
+			return fmt.Errorf("%s is %v, which is more than the %v that session.max_%s allows", x.name, x.value, x.most, x.name[len("session."):])
+		}
+	}
+	for _, x := range []struct {
+		name  string
+		value Duration
+	}{
+		{"engine.probe_timeout", c.Engine.ProbeTimeout}, {"serve.drain", c.Serve.Drain}, {"serve.sweep", c.Serve.Sweep},
+		{"session.idle", c.Session.Idle}, {"session.life", c.Session.Life},
+	} {
+		if x.value <= 0 {
+			return fmt.Errorf("%s is %v: want a time above zero, such as 10s", x.name, x.value)
+		}
+	}
+	return nil
+}
