@@ -19,6 +19,7 @@ type Create struct {
 	MinTier         *isolation.Tier   `json:"min_tier,omitempty"`
 	AllowEmulated   bool              `json:"allow_emulated,omitempty"`
 	AllowUnenforced bool              `json:"allow_unenforced,omitempty"`
+	Egress          engine.Egress     `json:"egress,omitzero" doc:"What it may reach of the network; the daemon's policy has to grant it"`
 	Ephemeral       bool              `json:"ephemeral,omitempty" doc:"The sandbox may go with the daemon"`
 	Metadata        map[string]string `json:"metadata,omitempty"`
 	IdleMS          int64             `json:"idle_ms,omitempty" doc:"How long nothing may happen before it is deleted; a running program counts as something"`
@@ -179,6 +180,7 @@ type Run struct {
 	MinTier         *isolation.Tier       `json:"min_tier,omitempty"`
 	AllowEmulated   bool                  `json:"allow_emulated,omitempty"`
 	AllowUnenforced bool                  `json:"allow_unenforced,omitempty"`
+	Egress          engine.Egress         `json:"egress,omitzero" doc:"What it may reach of the network; the daemon's policy has to grant it"`
 	Input           []byte                `json:"input,omitempty" doc:"All of its standard input"`
 	// Async has the answer come at once, with 202 and a RunStatus: the run goes on.
 	Async bool `json:"async,omitempty" doc:"Answer at once; the run goes on by itself"`

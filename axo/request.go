@@ -38,6 +38,8 @@ type requestFlags struct {
 	cwd, user, tenant           string
 	interactive, tty            bool
 	allowUnenforced, emulated   bool
+	allowHosts                  []string
+	egressLimit                 string
 }
 
 func (f *requestFlags) register(fs *pflag.FlagSet) {
@@ -81,6 +83,8 @@ func (f *requestFlags) registerSandbox(fs *pflag.FlagSet) {
 	fs.Float64Var(&f.cpus, "cpus", 0, "cores that it may use, such as 0.5")
 	fs.BoolVar(&f.allowUnenforced, "allow-unenforced", false, "run even if a limit cannot be enforced, and list it")
 	fs.BoolVar(&f.emulated, "allow-emulated", false, "allow an emulated virtual machine")
+	fs.StringArrayVar(&f.allowHosts, "allow-host", nil, "let it reach HOST[:PORT] by HTTP(S) through a proxy: a name, *.NAME, an address or a network; without a port 80 and 443; may be repeated")
+	fs.StringVar(&f.egressLimit, "egress-limit", "", "with --allow-host: what may go both ways in all (default 1G)")
 	fs.StringVar(&f.ioRead, "io-read", "", "bytes that it may read a second of each block device, such as 10M")
 	fs.StringVar(&f.ioWrite, "io-write", "", "bytes that it may write a second to each block device")
 	fs.Int64Var(&f.ioReadOps, "io-read-ops", 0, "reads a second of each block device")
@@ -126,6 +130,7 @@ func (f *requestFlags) options(c *cobra.Command, r *engine.Request) error {
 	}{
 		{"memory", f.memory, &r.Spec.Resources.MemoryBytes}, {"disk", f.disk, &r.Spec.Resources.DiskBytes},
 		{"output-limit", f.outputLimit, &r.Process.Limits.OutputBytes},
+		{"egress-limit", f.egressLimit, &r.Egress.MaxBytes},
 		{"io-read", f.ioRead, &r.Spec.Resources.IO.ReadBytes}, {"io-write", f.ioWrite, &r.Spec.Resources.IO.WriteBytes},
 	} {
 		if s.v == "" {
@@ -136,6 +141,9 @@ func (f *requestFlags) options(c *cobra.Command, r *engine.Request) error {
 			return fmt.Errorf("--%s: %w", s.flag, err)
 		}
 		*s.to = n
+	}
+	if r.Egress.Allow = f.allowHosts; r.Egress.MaxBytes > 0 && len(f.allowHosts) == 0 {
+		return errors.New("--egress-limit goes with --allow-host")
 	}
 	// Zero would mean no limit, which nobody writes a flag for.
 	for _, l := range []struct {

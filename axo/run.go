@@ -73,6 +73,9 @@ func run(c *cobra.Command, r engine.Request, interactive, asJSON bool) error {
 	}
 	res, err := e.Run(c.Context(), r)
 	restore()
+	if res != nil && !asJSON {
+		printRefused(c.ErrOrStderr(), res.Egress)
+	}
 	if err != nil {
 		return failedWith(c, err, asJSON, res)
 	}

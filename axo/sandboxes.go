@@ -102,7 +102,7 @@ func newCreate() *cobra.Command {
 			if f.image != "" {
 				in.Spec.Requirement = isolation.ContainerImage
 			}
-			in.AllowEmulated, in.AllowUnenforced = r.AllowEmulated, r.AllowUnenforced
+			in.AllowEmulated, in.AllowUnenforced, in.Egress = r.AllowEmulated, r.AllowUnenforced, r.Egress
 			in.IdleMS, in.LifeMS = idle.Milliseconds(), life.Milliseconds()
 			in.Metadata = map[string]string{}
 			for _, m := range metadata {

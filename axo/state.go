@@ -33,6 +33,15 @@ func makeStateDir(l *config.Loaded) (string, error) {
 	return dir, nil
 }
 
+// grantedHosts is what requests may ask for of the network: what the daemon is set to
+// grant, and for somebody who runs a program himself all that he can reach.
+func grantedHosts(c *cobra.Command, l *config.Loaded) []string {
+	if c.Flags().Lookup("allow-egress") == nil { // it is not the daemon
+		return engine.AnyHost()
+	}
+	return l.Serve.AllowEgress
+}
+
 // openEngine makes the engine with all drivers, of which some things may be changed.
 // The caller closes it.
 func openEngine(c *cobra.Command, change ...func(*all.Config)) (*engine.Engine, error) {
@@ -52,7 +61,7 @@ func openEngine(c *cobra.Command, change ...func(*all.Config)) (*engine.Engine, 
 	if err != nil {
 		return nil, &statusError{exitEngine, err}
 	}
-	e, err := engine.New(engine.Config{Registry: reg, StateDir: dc.StateDir, ProbeTimeout: time.Duration(l.Engine.ProbeTimeout), Policy: engine.Policy{Engines: l.Engine.Allow}})
+	e, err := engine.New(engine.Config{Registry: reg, StateDir: dc.StateDir, ProbeTimeout: time.Duration(l.Engine.ProbeTimeout), Policy: engine.Policy{Engines: l.Engine.Allow, Egress: grantedHosts(c, l)}})
 	if err != nil {
 		for _, r := range reg.All() {
 			_ = r.Driver.Close()

@@ -10,6 +10,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/engine"
 )
 
 // Config makes a Driver.
@@ -25,6 +26,8 @@ type Config struct {
 	// MinTier, AllowEmulated and AllowUnenforced are as in engine.Request.
 	MinTier                        *isolation.Tier
 	AllowEmulated, AllowUnenforced bool
+	// Egress is what the sandboxes may reach of the network.
+	Egress engine.Egress
 }
 
 // Driver makes sandboxes at a daemon.
@@ -173,7 +176,7 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (*s
 	}
 	c := d.config
 	in := api.Create{
-		ID: id, Spec: spec, Tier: c.Tier, Engine: c.Engine, MinTier: c.MinTier, AllowEmulated: c.AllowEmulated, AllowUnenforced: c.AllowUnenforced,
+		ID: id, Spec: spec, Tier: c.Tier, Engine: c.Engine, MinTier: c.MinTier, AllowEmulated: c.AllowEmulated, AllowUnenforced: c.AllowUnenforced, Egress: c.Egress,
 		Ephemeral: !spec.Detached,
 	}
 	var out api.Sandbox

@@ -7,6 +7,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/engine"
 )
 
 // Health asks whether the daemon answers.
@@ -72,4 +73,15 @@ func (d *Driver) Kill(ctx context.Context, id, execID string, sig isolation.Sign
 		return d.fail("kill", id, "", err)
 	}
 	return nil
+}
+
+// Egress tells what a sandbox asked for of the network.
+func (d *Driver) Egress(ctx context.Context, id string) (out engine.EgressReport, err error) {
+	if err := isolation.ValidateID(id); err != nil {
+		return out, d.fail("egress", id, "", err)
+	}
+	if err = d.remote.call(ctx, "GET", "/v1/sandboxes/"+id+"/egress", nil, nil, nil, &out); err != nil {
+		return out, d.fail("egress", id, "", err)
+	}
+	return out, nil
 }

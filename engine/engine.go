@@ -34,6 +34,8 @@ type Engine struct {
 	mu     sync.Mutex
 	closed bool           // guarded by mu
 	runs   sync.WaitGroup // added to under mu
+	// networks are those of sandboxes that are there; guarded by mu
+	networks map[*network]struct{}
 }
 
 // New makes an Engine. Drivers are not probed before they are needed.
@@ -71,7 +73,7 @@ func New(c Config) (*Engine, error) {
 		}
 	}
 	e := &Engine{
-		config: c, probes: newProbes(c), admission: newAdmission(c.MaxRuns, c.MaxQueue),
+		config: c, networks: map[*network]struct{}{}, probes: newProbes(c), admission: newAdmission(c.MaxRuns, c.MaxQueue),
 		prefix: fmt.Sprintf("run-%d-%s-", os.Getpid(), strconv.FormatInt(c.Now().UnixNano(), 36)),
 	}
 	if c.StateDir != "" {
@@ -118,6 +120,9 @@ func (e *Engine) policyFor(r Request) (Policy, error) {
 		return p, err
 	}
 	ruled.Admission, ruled.rule = p.Admission, name
+	if ruled.Egress == nil {
+		ruled.Egress = p.Egress
+	}
 	return ruled, nil
 }
 
@@ -149,6 +154,9 @@ func (e *Engine) complete(asks Request) (governed, []isolation.Limit, error) {
 		return r, nil, err
 	}
 	if r.Process.Limits, err = r.policy.limits(r.Process.Limits); err != nil {
+		return r, nil, err
+	}
+	if _, err := r.policy.egressRules(r.Egress); err != nil {
 		return r, nil, err
 	}
 	r.Spec.Resources, err = r.policy.resources(r.Spec.Resources)
@@ -261,6 +269,8 @@ func (e *Engine) Close() error {
 	if already {
 		return nil
 	}
+	// Those of sandboxes that outlive this engine end too: the next one has its own.
+	e.endNetworks()
 	var errs []error
 	for _, c := range e.candidates {
 		if err := c.driver.Close(); err != nil {

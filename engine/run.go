@@ -100,6 +100,9 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err
 	}()
 	chosen := now()
 	sb, err := c.driver.Create(ctx, r.r.ID, r.r.Spec)
+	if err == nil {
+		sb, err = r.e.withEgress(ctx, r.policy, sb, r.r)
+	}
 	if err != nil {
 		return nil, notStarted(r.r.ID, err)
 	}
@@ -132,7 +135,12 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err
 	exit.Usage.Phases.Select = chosen.Sub(r.began)
 	exit.Usage.Phases.Create = created.Sub(chosen)
 	exit.Usage.Phases.Teardown = now().Sub(ended)
-	return r.result(d, exit), err
+	res = r.result(d, exit)
+	if reporter, ok := sb.(EgressReporter); ok {
+		report := reporter.EgressReport()
+		res.Egress = &report
+	}
+	return res, err
 }
 
 func (r *run) copyOutBytes() int64 {

@@ -46,6 +46,9 @@ func (e *Engine) create(ctx context.Context, r Request) (isolation.Sandbox, Deci
 	if r.Spec.Resources, err = p.resources(r.Spec.Resources); err != nil {
 		return nil, Decision{}, err
 	}
+	if _, err := p.egressRules(r.Egress); err != nil {
+		return nil, Decision{}, err
+	}
 	if err := e.admission.enter(ctx, p.Admission); err != nil {
 		return nil, Decision{}, err
 	}
@@ -59,6 +62,9 @@ func (e *Engine) create(ctx context.Context, r Request) (isolation.Sandbox, Deci
 		return nil, d, err
 	}
 	sb, err := c.driver.Create(ctx, r.ID, r.Spec)
+	if err == nil {
+		sb, err = e.withEgress(ctx, p, sb, r)
+	}
 	if err != nil {
 		return nil, d, err
 	}
@@ -114,6 +120,13 @@ func (e *Engine) recoverFrom(ctx context.Context, c candidate, r Request) (isola
 	p, err := e.policyFor(r)
 	if err != nil {
 		p = e.config.Policy
+		p.Egress = nil
+	}
+	// What the policy does not grant any more it has not any more; it lives on.
+	if n, nerr := e.connect(ctx, p, sb, r); nerr != nil {
+		e.config.Logger.Warn("a sandbox goes on without a network", "sandbox", r.ID, "error", nerr)
+	} else if n != nil {
+		sb = proxied{sb, n}
 	}
 	return &sandbox{sb, p, f, r.Spec, r.AllowUnenforced}, nil
 }

@@ -34,6 +34,9 @@ func (e *Engine) restore(ctx context.Context, snapshot string, r Request) (isola
 	if r.Spec.Resources, err = p.resources(r.Spec.Resources); err != nil {
 		return nil, Decision{}, err
 	}
+	if _, err := p.egressRules(r.Egress); err != nil {
+		return nil, Decision{}, err
+	}
 	if err := e.admission.enter(ctx, p.Admission); err != nil {
 		return nil, Decision{}, err
 	}
@@ -51,6 +54,9 @@ func (e *Engine) restore(ctx context.Context, snapshot string, r Request) (isola
 		return nil, d, err
 	}
 	sb, err := restorer.Restore(ctx, r.ID, snapshot)
+	if err == nil {
+		sb, err = e.withEgress(ctx, p, sb, r)
+	}
 	if err != nil {
 		return nil, d, err
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/egress"
 )
 
 // Config makes an Engine. Only Registry is needed.
@@ -31,7 +32,7 @@ type Config struct {
 	// ProbeTimeout bounds one probe of one engine. 0: 3 s.
 	ProbeTimeout time.Duration
 	Logger       *slog.Logger     // nil: silent
-	OnEvent      func(Event)      // called in order for each run, from its goroutine; nil: none
+	OnEvent      func(Event)      // called in order for each run, from its goroutine, but for EventEgress; nil: none
 	Now          func() time.Time // nil: time.Now
 }
 
@@ -57,6 +58,10 @@ type Policy struct {
 	// them is not used. Zero is no bound.
 	MaxLimits    isolation.Limits    `json:"max_limits,omitzero"`
 	MaxResources isolation.Resources `json:"max_resources,omitzero"`
+	// Egress lists what requests may ask for of the network, in the words of
+	// [Egress].Allow; what none of these rules covers is refused. Empty: nothing; nil
+	// in the policy of a rule: what the engine's own has.
+	Egress []string `json:"egress,omitempty"`
 	// Admission bounds the wait for a place; 0: 30 s.
 	Admission time.Duration `json:"-"`
 
@@ -82,6 +87,9 @@ func (p Policy) Validate() error {
 		if err := (isolation.ProcessSpec{Args: []string{"x"}, Limits: l}).Validate(); err != nil {
 			return fmt.Errorf("policy: %w", err)
 		}
+	}
+	if _, err := egress.ParseRules(p.Egress); err != nil {
+		return bad("egress: " + err.Error())
 	}
 	if _, err := p.limits(p.DefaultLimits); err != nil {
 		return bad("a default is above what a request may have: " + err.Error())
@@ -115,6 +123,9 @@ type Request struct {
 	// AllowUnenforced is the caller's consent to limits that the tier cannot
 	// enforce; they are then listed. Without it they are refused.
 	AllowUnenforced bool
+
+	// Egress is what the program may reach of the network.
+	Egress Egress
 
 	Stdin io.Reader
 	// Stdout and Stderr get the output as it comes; nil: none.
@@ -186,6 +197,8 @@ type Result struct {
 	StderrFile  string `json:"stderr_file,omitempty"`
 
 	Usage isolation.Usage `json:"usage"` // of Exit, with all phases
+
+	Egress *EgressReport `json:"egress,omitempty"` // nil: it had no network
 }
 
 // Event is something that happened to a run.
@@ -210,6 +223,10 @@ const (
 	EventExited   EventKind = "exited"
 	EventDeleted  EventKind = "deleted"
 	EventFailed   EventKind = "failed"
+	// EventEgress comes at any time while the sandbox is there, also of one that
+	// Create has made: a program asks for a connection; method, host, allowed, and
+	// address or reason.
+	EventEgress EventKind = "egress"
 )
 
 // EngineReport is one line of Doctor.

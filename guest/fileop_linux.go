@@ -157,12 +157,13 @@ func (o *fileOp) receive() ([]byte, error) {
 	for len(o.in) == 0 && !o.eof && !o.ended {
 		o.change.Wait()
 	}
-	b, ended := o.in, o.ended
+	if o.ended {
+		o.mu.Unlock()
+		return nil, errEnded // what has come stays
+	}
+	b := o.in
 	o.in = nil
 	o.mu.Unlock()
-	if ended {
-		return nil, errEnded
-	}
 	if len(b) == 0 {
 		return nil, nil
 	}

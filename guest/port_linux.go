@@ -22,6 +22,9 @@ const (
 	listenBacklog = 128
 	// connectPatience bounds the wait for one who listens and does not accept.
 	connectPatience = 10 * time.Second
+	// linger is how long who is connected has, when the host has closed, to take
+	// what was sent before, and to close.
+	linger = 5 * time.Second
 )
 
 // port begins to connect, to accept, or does the rest at once: what the host sends
@@ -75,7 +78,7 @@ func (o *fileOp) connection(m *wire.PortMessage) {
 		return
 	}
 	defer f.Close()
-	o.onEnd(func() { _ = f.SetDeadline(time.Unix(1, 0)) })
+	o.onEnd(func() { _ = f.SetDeadline(time.Now().Add(linger)) })
 	if o.s.answer(wire.Port, o.stream, nil, nil) != nil {
 		return
 	}
@@ -84,33 +87,40 @@ func (o *fileOp) connection(m *wire.PortMessage) {
 		defer close(given)
 		o.give(f)
 	}()
-	if err := o.take(f); err != nil {
-		if !errors.Is(err, errEnded) {
-			_ = o.s.answer(wire.Port, o.stream, nil, &classError{"", err})
-		}
+	err = o.take(f)
+	if err != nil && !errors.Is(err, errEnded) {
+		_ = o.s.answer(wire.Port, o.stream, nil, &classError{"", err})
+	}
+	if err != nil {
 		o.lost()
 	}
 	<-given
+	if errors.Is(err, errEnded) {
+		// What is closed with something unread is reset, and what was sent may be
+		// lost with it (tcp(7)).
+		_, _ = io.Copy(io.Discard, struct{ io.Reader }{f})
+	}
 }
 
-// give gives the connection what the host sends. One that takes nothing more is no
-// error here: that there is nothing more to be read is.
+// give gives the connection what the host sends, also what it has sent before it
+// closed. One that takes nothing more is no error here: that there is nothing more to
+// be read is.
 func (o *fileOp) give(f *os.File) {
 	takes := true
-	for {
+	for over := false; !over; {
 		b, err := o.receive()
-		if err != nil {
-			return
+		if over = err != nil || b == nil; err != nil {
+			o.mu.Lock()
+			b = o.in
+			o.in = nil
+			o.mu.Unlock()
 		}
-		if b == nil {
-			_ = control(f, func(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) })
-			return
-		}
-		if takes {
+		if takes && len(b) > 0 {
 			_, err = f.Write(b)
 			takes = err == nil
 		}
 	}
+	_ = control(f, func(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) })
 }
 
 // take sends what comes from the connection, to its end.

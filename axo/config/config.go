@@ -53,13 +53,15 @@ type Client struct {
 
 // Serve is the daemon.
 type Serve struct {
-	Listen  string   `toml:"listen" flag:"listen" help:"Also listen on this loopback address, such as 127.0.0.1:7330"`
-	Socket  string   `toml:"socket" flag:"socket" default:"axo.sock in the state directory" help:"Path of the unix socket"`
-	Hosts   []string `toml:"hosts" flag:"host" help:"Names that requests may have in their Host header: those of a proxy before the daemon"`
-	Drain   Duration `toml:"drain" flag:"drain" help:"How long requests may take to end when the daemon does"`
-	Warm    int      `toml:"warm" flag:"warm" help:"How many containers to keep ready of each kind that was asked for lately; 0: none"`
-	WarmVMs int      `toml:"warm_vms" flag:"warm-vms" help:"How many virtual machines to keep ready of each kind, paused; 0: none"`
-	Sweep   Duration `toml:"sweep" help:"How often what killed processes left is looked for and removed"`
+	Listen string   `toml:"listen" flag:"listen" help:"Also listen on this loopback address, such as 127.0.0.1:7330"`
+	Socket string   `toml:"socket" flag:"socket" default:"axo.sock in the state directory" help:"Path of the unix socket"`
+	Hosts  []string `toml:"hosts" flag:"host" help:"Names that requests may have in their Host header: those of a proxy before the daemon"`
+	// AllowEgress is what engine.Policy has.
+	AllowEgress []string `toml:"allow_egress" flag:"allow-egress" help:"Hosts that sandboxes may be given: HOST[:PORT], *.HOST, addresses or networks, * for every public one; empty: none"`
+	Drain       Duration `toml:"drain" flag:"drain" help:"How long requests may take to end when the daemon does"`
+	Warm        int      `toml:"warm" flag:"warm" help:"How many containers to keep ready of each kind that was asked for lately; 0: none"`
+	WarmVMs     int      `toml:"warm_vms" flag:"warm-vms" help:"How many virtual machines to keep ready of each kind, paused; 0: none"`
+	Sweep       Duration `toml:"sweep" help:"How often what killed processes left is looked for and removed"`
 }
 
 // Session are sandboxes that stay.

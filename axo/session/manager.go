@@ -69,6 +69,7 @@ type Request struct {
 	MinTier         *isolation.Tier `json:"min_tier,omitempty"`
 	AllowEmulated   bool            `json:"allow_emulated,omitempty"`
 	AllowUnenforced bool            `json:"allow_unenforced,omitempty"`
+	Egress          engine.Egress   `json:"egress,omitzero"`
 	// Ephemeral lets the sandbox go with the process that made it.
 	Ephemeral bool `json:"ephemeral,omitempty"`
 	// From is the snapshot or session that it is a copy of; it is set by Restore and
@@ -87,7 +88,7 @@ func (r Request) engineRequest(id, tenant string) engine.Request {
 	spec.Tenant = tenant + "/" + r.Spec.Tenant
 	return engine.Request{
 		ID: id, Spec: spec, Tier: r.Tier, Engine: r.Engine, MinTier: r.MinTier,
-		AllowEmulated: r.AllowEmulated, AllowUnenforced: r.AllowUnenforced,
+		AllowEmulated: r.AllowEmulated, AllowUnenforced: r.AllowUnenforced, Egress: r.Egress,
 	}
 }
 

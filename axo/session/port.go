@@ -5,6 +5,7 @@ import (
 	"net"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/engine"
 )
 
 // DialPort connects to what listens on a port inside; see [isolation.PortDialer]. It
@@ -15,4 +16,17 @@ func (s *Session) DialPort(ctx context.Context, port uint16) (net.Conn, error) {
 		return nil, err
 	}
 	return d.DialPort(ctx, port)
+}
+
+// Egress tells what the sandbox asked for of the network since this process has it.
+func (s *Session) Egress(ctx context.Context) (engine.EgressReport, error) {
+	sb, err := s.use(ctx)
+	if err != nil {
+		return engine.EgressReport{}, err
+	}
+	r, ok := isolation.As[engine.EgressReporter](sb)
+	if !ok { // it has no network
+		return engine.EgressReport{Connections: []engine.EgressConnection{}}, nil
+	}
+	return r.EgressReport(), nil
 }

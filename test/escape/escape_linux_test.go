@@ -37,6 +37,7 @@ type Target struct {
 	Major, Minor            int
 	Devices                 []string
 	Shared, ReadOnly        string
+	Allowed, Forbidden      int
 	Loop                    bool
 }
 

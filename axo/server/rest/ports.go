@@ -13,6 +13,7 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/server/forward"
+	"github.com/axocoatl/isolation/engine"
 	"github.com/axocoatl/isolation/internal/duplex"
 )
 
@@ -21,6 +22,7 @@ func (s *Server) registerPorts() {
 		o.Description = "With Connection: Upgrade and Upgrade: " + api.TunnelProtocol + ". After the answer 101 the connection is that to the port, byte for byte."
 		o.Responses = map[string]*huma.Response{"101": {Description: "The connection is the port's"}}
 	}), s.dialPort)
+	huma.Register(s.api, op("get-egress", "GET", "/v1/sandboxes/{id}/egress", "What it asked for of the network since this daemon has it, and what became of that", "ports"), s.egress)
 	o := op("proxy-port", "GET", "/v1/sandboxes/{id}/ports/{port}/{path}", "Send an HTTP request of any method to what listens on a port", "ports", func(o *huma.Operation) {
 		o.Description = "The path behind the port, which may have slashes, the query and the body are passed on, WebSockets and other upgrades too; the key is not. Host is localhost:PORT."
 		o.Responses = map[string]*huma.Response{"200": {Description: "Whatever is answered"}}
@@ -31,6 +33,18 @@ func (s *Server) registerPorts() {
 			writeProblem(w, err)
 		}
 	})
+}
+
+func (s *Server) egress(ctx context.Context, in *InBox) (*body[engine.EgressReport], error) {
+	sn, err := s.session(ctx, in.ID)
+	if err != nil {
+		return nil, problem(err)
+	}
+	r, err := sn.Egress(ctx)
+	if err != nil {
+		return nil, problem(err)
+	}
+	return &body[engine.EgressReport]{r}, nil
 }
 
 func portOf(r *http.Request) (uint16, error) {

@@ -14,6 +14,7 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/driver/mem"
+	"github.com/axocoatl/isolation/engine"
 )
 
 // web is an HTTP server inside a sandbox. It tells what it was asked; /echo becomes
@@ -137,5 +138,29 @@ func TestPortsOverHTTP(t *testing.T) {
 			t.Errorf("%s: %q, %v", u.path, line, err)
 		}
 		c.Close()
+	}
+}
+
+// TestEgressOverHTTP: what the policy does not grant is refused.
+func TestEgressOverHTTP(t *testing.T) {
+	s := start(t)
+	egress := engine.Egress{Allow: []string{"example.org"}}
+	spec := isolation.Spec{Requirement: isolation.Arbitrary}
+	for path, in := range map[string]any{
+		"/v1/sandboxes": api.Create{Spec: spec, Egress: egress},
+		"/v1/runs":      api.Run{Spec: spec, Process: isolation.ProcessSpec{Args: []string{"exit0"}}, Egress: egress},
+	} {
+		var p api.Problem
+		if st := s.call(t, "a", "POST", path, in, &p); st != 403 || !strings.Contains(p.Detail, "does not grant") {
+			t.Errorf("%s: %d %+v", path, st, p)
+		}
+	}
+	sb := s.create(t, "a", api.Create{})
+	var r engine.EgressReport
+	if st := s.call(t, "a", "GET", "/v1/sandboxes/"+sb.ID+"/egress", nil, &r); st != 200 || r.Allowed+r.Denied != 0 {
+		t.Errorf("%d %+v", st, r)
+	}
+	if st := s.call(t, "b", "GET", "/v1/sandboxes/"+sb.ID+"/egress", nil, nil); st != 404 {
+		t.Errorf("of another tenant: %d", st)
 	}
 }

@@ -243,7 +243,7 @@ func (s *Server) request(ctx context.Context, r api.Run) (engine.Request, error)
 	r.Spec.Tenant = caller(ctx).Tenant + "/" + r.Spec.Tenant
 	return engine.Request{
 		Spec: r.Spec, Process: r.Process, Tier: r.Tier, Engine: r.Engine, MinTier: r.MinTier,
-		AllowEmulated: r.AllowEmulated, AllowUnenforced: r.AllowUnenforced, Capture: engine.DefaultCapture,
+		AllowEmulated: r.AllowEmulated, AllowUnenforced: r.AllowUnenforced, Egress: r.Egress, Capture: engine.DefaultCapture,
 		Stdin: bytesReader(r.Input),
 	}, nil
 }
@@ -274,7 +274,7 @@ func (s *Server) create(ctx context.Context, in *body[api.Create]) (*body[api.Sa
 	}
 	sn, err := s.config.Sessions.Create(ctx, caller(ctx).Tenant, session.Request{
 		ID: b.ID, Spec: b.Spec, Tier: b.Tier, Engine: b.Engine, MinTier: b.MinTier, AllowEmulated: b.AllowEmulated,
-		AllowUnenforced: b.AllowUnenforced, Ephemeral: b.Ephemeral, Metadata: b.Metadata,
+		AllowUnenforced: b.AllowUnenforced, Egress: b.Egress, Ephemeral: b.Ephemeral, Metadata: b.Metadata,
 		Idle: time.Duration(b.IdleMS) * time.Millisecond, Life: time.Duration(b.LifeMS) * time.Millisecond,
 	})
 	if err != nil {

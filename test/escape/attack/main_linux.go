@@ -34,6 +34,9 @@ type Target struct {
 	Shared string
 	// ReadOnly is one that must not be written to.
 	ReadOnly string
+	// Allowed is a port that the rules of the proxy allow, by the name localhost, and
+	// Forbidden one that they do not.
+	Allowed, Forbidden int
 	// Loop: the attack exe looks for a while, and others are started.
 	Loop bool
 }
@@ -55,6 +58,7 @@ var attacks = map[string]func(){
 	"processes":  processes,
 	"sockets":    sockets,
 	"network":    network,
+	"egress":     egress,
 	"ipc":        ipc,
 	"rights":     rights,
 	"mounts":     mounts,
