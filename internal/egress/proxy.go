@@ -28,6 +28,10 @@ type Config struct {
 	MaxBytes int64
 	// MaxConns bounds the connections that are open; more wait. 0: 64.
 	MaxConns int
+	// Burst is how many requests are decided at once, and Every the time between
+	// further ones, which wait. 0: 500, and 20 ms.
+	Burst int
+	Every time.Duration
 	// OnDecision is called before a connection is opened, or refused; calls come one
 	// at a time. nil: nobody is told.
 	OnDecision func(Decision)
@@ -88,6 +92,7 @@ type Proxy struct {
 
 	sent, received atomic.Int64
 
+	pace    pace
 	telling sync.Mutex // held while somebody is told of a decision
 
 	mu     sync.Mutex
@@ -110,6 +115,12 @@ func New(c Config) *Proxy {
 	if c.MaxConns == 0 {
 		c.MaxConns = 64
 	}
+	if c.Burst == 0 {
+		c.Burst = 500
+	}
+	if c.Every == 0 {
+		c.Every = 20 * time.Millisecond
+	}
 	if c.Resolve == nil {
 		c.Resolve = func(ctx context.Context, name string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
@@ -127,7 +138,7 @@ func New(c Config) *Proxy {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	p := &Proxy{config: c, places: make(chan struct{}, c.MaxConns), conns: map[*meter]bool{}}
+	p := &Proxy{config: c, places: make(chan struct{}, c.MaxConns), pace: pace{burst: c.Burst, every: c.Every}, conns: map[*meter]bool{}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.server = &http.Server{
 		Handler: p, ReadHeaderTimeout: headTimeout, IdleTimeout: headTimeout, MaxHeaderBytes: 64 << 10, ErrorLog: discardLog,
@@ -220,6 +231,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		p.refuse(w, http.StatusBadRequest, err)
 		return
+	}
+	if p.pace.wait(r.Context()) != nil {
+		return // who asked has gone
 	}
 	k := &kept{d: Decision{Time: p.config.Now(), Method: r.Method, Host: host[:min(len(host), maxHost)], Port: port}}
 	var to []netip.Addr

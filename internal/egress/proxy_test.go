@@ -350,6 +350,30 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// TestPace: who asks without end is held up, and nobody is told of more.
+func TestPace(t *testing.T) {
+	w := newWorld(t, echoServer(t), nil, func(c *Config) { c.Burst, c.Every = 3, time.Hour }, "good.test:7")
+	for range 3 {
+		if resp, _, _ := w.say("CONNECT evil.test:7 HTTP/1.1\r\n\r\n"); resp.StatusCode != 403 {
+			t.Errorf("%s", resp.Status)
+		}
+	}
+	c, err := net.Dial("tcp", w.at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = io.WriteString(c, "CONNECT evil.test:7 HTTP/1.1\r\n\r\n")
+	_ = c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	if n, err := c.Read(make([]byte, 1)); err == nil {
+		t.Errorf("the fourth has %d bytes of an answer", n)
+	}
+	w.proxy.Close() // ends who waits
+	if r := w.proxy.Report(); r.Denied != 3 {
+		t.Errorf("%+v", r)
+	}
+}
+
 // TestClose ends what is open.
 func TestClose(t *testing.T) {
 	w := newWorld(t, echoServer(t), map[string][]string{"good.test": {"8.8.8.8"}}, nil, "good.test:7")
