@@ -24,6 +24,7 @@ type Create struct {
 	Metadata        map[string]string `json:"metadata,omitempty"`
 	IdleMS          int64             `json:"idle_ms,omitempty" doc:"How long nothing may happen before it is deleted; a running program counts as something"`
 	LifeMS          int64             `json:"life_ms,omitempty" doc:"When it is deleted in any case"`
+	HoldMS          int64             `json:"hold_ms,omitempty" doc:"Delete it, whatever runs in it, when nobody has held it for so long"`
 }
 
 // Status is what a sandbox is at a moment. Of a lost one nothing is left but what

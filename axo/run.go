@@ -17,12 +17,12 @@ import (
 
 func newRun() *cobra.Command {
 	var f requestFlags
-	var asJSON bool
+	var asJSON, local bool
 	var spill string
 	c := &cobra.Command{
 		Use:   "run [flags] (FILE.wasm | --python CODE | --shell CODE | --native CMD | --image REF | -- CMD) [ARG...]",
 		Short: "Run something in the strongest tier that can run it",
-		Long: "Run something once, in the strongest tier of isolation that this host has and that\ncan run it, and pass its input, output and exit status through.\n\n" +
+		Long: "Run something once, in the strongest tier of isolation that this host has and that\ncan run it, and pass its input, output and exit status through.\n\n" + viaDaemon +
 			fmt.Sprintf(requestUsage, "run") + "\n\n" + exitHelp,
 		Example: `  echo '{"items":[]}' | axo run --timeout 2s tool.wasm
   axo run --memory 64M --dir ./data:/data:ro --json summary.wasm /data
@@ -44,17 +44,33 @@ func newRun() *cobra.Command {
 			if err != nil {
 				return misused(c, err, asJSON)
 			}
-			return run(c, r, f.interactive, asJSON)
+			return run(c, r, f.interactive, asJSON, local)
 		},
 	}
 	f.register(c.Flags())
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object with the result instead of the output")
+	c.Flags().BoolVar(&local, "local", false, "run it by this process, and not by the daemon that is there")
 	c.Flags().StringVar(&spill, "spill", "", "with --json: also keep up to this size of each stream in a file, which the result names")
 	return c
 }
 
-func run(c *cobra.Command, r engine.Request, interactive, asJSON bool) error {
-	e, err := openEngine(c)
+const viaDaemon = `Where a daemon is there (axo serve; $AXO_ADDRESS names another) it runs it. What is
+given directories or files of this host, or runs without isolation, is run by this
+process, with its user's rights.
+
+`
+
+func run(c *cobra.Command, r engine.Request, interactive, asJSON, local bool) error {
+	var e *engine.Engine
+	var there engine.Decision
+	var err error
+	if !local && !ownOnly(c, r) {
+		e, there, err = throughDaemon(c, r)
+	}
+	remote := e != nil
+	if err == nil && !remote {
+		e, err = openEngine(c)
+	}
 	if err != nil {
 		return failed(c, err, asJSON)
 	}
@@ -75,6 +91,9 @@ func run(c *cobra.Command, r engine.Request, interactive, asJSON bool) error {
 	restore()
 	if res != nil && !asJSON {
 		printRefused(c.ErrOrStderr(), res.Egress)
+	}
+	if remote && res != nil {
+		res.Decision = there
 	}
 	if err != nil {
 		return failedWith(c, err, asJSON, res)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -21,12 +22,33 @@ import (
 type daemon struct {
 	*exec.Cmd
 	ended chan struct{} // closed when it has
-	log   *bytes.Buffer // good then
+	log   *logged
 }
 
-func (h *host) serve(t *testing.T, point string) *daemon {
+// logged is what a daemon has said so far.
+type logged struct {
+	mu  sync.Mutex
+	buf bytes.Buffer // guarded by mu
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+func (h *host) serve(t *testing.T, point string, args ...string) *daemon {
 	t.Helper()
-	d := &daemon{Cmd: exec.Command(filepath.Join(h.dir, "axo"), "serve", "--state-dir", h.state), ended: make(chan struct{}), log: new(bytes.Buffer)}
+	d := &daemon{
+		Cmd:   exec.Command(filepath.Join(h.dir, "axo"), append([]string{"serve", "--state-dir", h.state}, args...)...),
+		ended: make(chan struct{}), log: new(logged),
+	}
 	d.Env = append(os.Environ(), "AXO_FAILPOINT="+point)
 	d.Stdout, d.Stderr = d.log, d.log
 	if err := d.Start(); err != nil {

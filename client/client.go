@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
 	"slices"
 	"sync"
@@ -23,6 +25,9 @@ type Config struct {
 	// each Spec.
 	Tier   *isolation.Tier
 	Engine string
+	// Check is asked about each connection on a unix socket before anything is sent on
+	// it; nil: all will do.
+	Check func(net.Conn) error
 	// MinTier, AllowEmulated and AllowUnenforced are as in engine.Request.
 	MinTier                        *isolation.Tier
 	AllowEmulated, AllowUnenforced bool
@@ -40,18 +45,22 @@ type Driver struct {
 	sandboxes map[string]*sandbox // made here, and not deleted; guarded by mu
 	opened    []*sandbox          // by Open; guarded by mu
 	closed    bool                // guarded by mu
-	running   sync.WaitGroup      // the goroutines of processes
+	running   sync.WaitGroup      // the goroutines of processes and sandboxes, and calls of Create
+	ctx       context.Context     // ends with Close: for Creates
+	end       context.CancelCauseFunc
 }
 
 var _ isolation.Driver = (*Driver)(nil)
 
 // New makes a driver. The daemon is not asked before it is needed.
 func New(c Config) (*Driver, error) {
-	r, err := newRemote(c.Address, c.Key)
+	r, err := newRemote(c)
 	if err != nil {
 		return nil, err
 	}
-	return &Driver{config: c, remote: r, sandboxes: map[string]*sandbox{}}, nil
+	d := &Driver{config: c, remote: r, sandboxes: map[string]*sandbox{}}
+	d.ctx, d.end = context.WithCancelCause(context.Background())
+	return d, nil
 }
 
 // Name implements isolation.Driver.
@@ -72,7 +81,11 @@ var abilities = []string{
 // that works is what this driver is, of the tier and name that it is to have.
 func (d *Driver) Probe(ctx context.Context) (isolation.Features, error) {
 	var t api.Tiers
-	if err := d.remote.call(ctx, "GET", "/v1/tiers", nil, nil, nil, &t); err != nil {
+	q := url.Values{}
+	if d.config.Engine != "" {
+		q.Set("engine", d.config.Engine)
+	}
+	if err := d.remote.call(ctx, "GET", "/v1/tiers", q, nil, nil, &t); err != nil {
 		return d.static(), d.fail("probe", "", "", err)
 	}
 	var reasons []error
@@ -166,6 +179,7 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (*s
 	closed, there := d.closed, d.sandboxes[id] != nil
 	if !closed && !there {
 		d.sandboxes[id] = nil // reserved
+		d.running.Add(1)
 	}
 	d.mu.Unlock()
 	switch {
@@ -174,10 +188,17 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (*s
 	case there:
 		return nil, fmt.Errorf("sandbox %s: %w", id, isolation.ErrAlreadyExists)
 	}
+	defer d.running.Done()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(d.ctx, func() { cancel(errClosed) })()
 	c := d.config
 	in := api.Create{
 		ID: id, Spec: spec, Tier: c.Tier, Engine: c.Engine, MinTier: c.MinTier, AllowEmulated: c.AllowEmulated, AllowUnenforced: c.AllowUnenforced, Egress: c.Egress,
 		Ephemeral: !spec.Detached,
+	}
+	if !spec.Detached {
+		in.HoldMS = holdFor.Milliseconds()
 	}
 	var out api.Sandbox
 	err := d.remote.call(ctx, "POST", "/v1/sandboxes", nil, nil, in, &out)
@@ -185,6 +206,9 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (*s
 	d.mu.Lock()
 	if err == nil && !d.closed {
 		d.sandboxes[id] = s
+		if !spec.Detached {
+			d.running.Go(s.hold)
+		}
 		d.mu.Unlock()
 		return s, nil
 	}
@@ -225,13 +249,14 @@ func (d *Driver) Open(ctx context.Context, id string) (isolation.Sandbox, error)
 }
 
 func (d *Driver) sandbox(id, instance string, detached bool) *sandbox {
-	return &sandbox{d: d, id: id, instance: instance, path: "/v1/sandboxes/" + id, detached: detached, live: map[*process]struct{}{}, giving: map[string]struct{}{}}
+	return &sandbox{d: d, id: id, instance: instance, path: "/v1/sandboxes/" + id, detached: detached, live: map[*process]struct{}{}, giving: map[string]struct{}{}, let: make(chan struct{})}
 }
 
 // Close implements isolation.Driver.
 func (d *Driver) Close() error {
 	d.mu.Lock()
 	d.closed = true
+	d.end(errClosed)
 	mine := d.opened
 	d.opened = nil
 	for _, s := range d.sandboxes {
@@ -249,6 +274,7 @@ func (d *Driver) Close() error {
 			d.forget(s)
 		} else if err := s.Delete(ctx); err != nil {
 			errs = append(errs, err)
+			s.unhold() // the daemon deletes it then
 		}
 	}
 	d.running.Wait()

@@ -30,7 +30,8 @@ type remote struct {
 	dial func(context.Context) (net.Conn, error)
 }
 
-func newRemote(address, key string) (*remote, error) {
+func newRemote(c Config) (*remote, error) {
+	address, key := c.Address, c.Key
 	u, err := url.Parse(address)
 	if err != nil {
 		return nil, fmt.Errorf("address %.80q: %w: %w", address, err, isolation.ErrInvalidArgument)
@@ -40,7 +41,17 @@ func newRemote(address, key string) (*remote, error) {
 	switch {
 	case u.Scheme == "unix" && u.Path != "":
 		r.base = "http://localhost"
-		r.dial = func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "unix", u.Path) }
+		r.dial = func(ctx context.Context) (net.Conn, error) {
+			conn, err := new(net.Dialer).DialContext(ctx, "unix", u.Path)
+			if err != nil || c.Check == nil {
+				return conn, err
+			}
+			if err := c.Check(conn); err != nil {
+				conn.Close()
+				return nil, fmt.Errorf("%s: %w", u.Path, err)
+			}
+			return conn, nil
+		}
 		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return r.dial(ctx) }
 	case (u.Scheme == "http" || u.Scheme == "https") && u.Host != "":
 		r.dial = func(ctx context.Context) (net.Conn, error) {

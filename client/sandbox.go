@@ -39,6 +39,9 @@ type sandbox struct {
 	live map[*process]struct{} // guarded by mu
 	// giving are the programs that get input from here; guarded by mu
 	giving map[string]struct{}
+
+	let     chan struct{} // closed when it is not held any more
+	letOnce sync.Once
 }
 
 var (
@@ -83,6 +86,41 @@ func (s *sandbox) send(ctx context.Context, method, path string, query url.Value
 	}
 	return s.d.remote.send(ctx, method, s.path+path, query, in, h)
 }
+
+// holdFor is how long a sandbox that is to go with this process stays when nobody
+// holds it: this process has ended, or cannot reach the daemon.
+const holdFor = 15 * time.Second
+
+// hold has the daemon know that this process is there, until the sandbox is deleted.
+func (s *sandbox) hold() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-s.let:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		resp, err := s.send(ctx, "GET", "/hold", nil, nil, nil)
+		if err == nil {
+			wait = 10 * time.Millisecond
+			_, _ = io.Copy(io.Discard, resp.Body) // it ends when the daemon does
+			resp.Body.Close()
+		}
+		if ctx.Err() != nil || errors.Is(err, isolation.ErrNotFound) {
+			return
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *sandbox) unhold() { s.letOnce.Do(func() { close(s.let) }) }
 
 // State implements isolation.Sandbox.
 func (s *sandbox) State(ctx context.Context) (isolation.State, error) {
@@ -265,6 +303,7 @@ func (s *sandbox) delete(ctx context.Context) error {
 			s.gone = true
 			s.mu.Unlock()
 			s.letGo(nil)
+			s.unhold()
 			s.d.forget(s)
 		}
 		begun <- err

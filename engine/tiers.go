@@ -11,10 +11,13 @@ import (
 func (e *Engine) Registry() isolation.Registry { return e.config.Registry }
 
 // Tiers tells what Doctor does, by what is known of engines that were probed before,
-// as a run would have it.
-func (e *Engine) Tiers(ctx context.Context) []EngineReport {
-	var out []EngineReport
+// as a run would have it; of one engine alone if it is named.
+func (e *Engine) Tiers(ctx context.Context, engine string) []EngineReport {
+	out := []EngineReport{}
 	for _, c := range e.candidates {
+		if engine != "" && c.name != engine {
+			continue
+		}
 		began := e.config.Now()
 		f, err := e.probes.features(ctx, c)
 		r := EngineReport{Tier: c.tier, Engine: c.name, OK: err == nil, Features: f, Took: e.config.Now().Sub(began)}

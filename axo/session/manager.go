@@ -75,6 +75,9 @@ type Request struct {
 	// From is the snapshot or session that it is a copy of; it is set by Restore and
 	// Fork.
 	From string `json:"from,omitempty"`
+	// Hold is how long nobody may hold it (Session.Hold), from the start on, before it
+	// is deleted, whatever runs in it; 0: for ever.
+	Hold time.Duration `json:"hold,omitempty"`
 
 	ID       string            `json:"-"` // empty: made
 	Metadata map[string]string `json:"-"`
@@ -212,6 +215,9 @@ func (m *Manager) reserve(tenant string, r Request) (*Session, error) {
 			return nil, fmt.Errorf("%s %v: want more than 0 and at most %v: %w", d.name, *d.v, d.most, isolation.ErrInvalidArgument)
 		}
 	}
+	if r.Hold < 0 {
+		return nil, fmt.Errorf("hold %v: want 0 or more: %w", r.Hold, isolation.ErrInvalidArgument)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
@@ -231,7 +237,7 @@ func (m *Manager) reserve(tenant string, r Request) (*Session, error) {
 			Version: recordVersion, ID: r.ID, Tenant: tenant, Phase: phaseCreating, Request: r, Durable: !r.Ephemeral,
 			Metadata: maps.Clone(r.Metadata), Created: now, Idle: r.Idle, Expires: now.Add(r.Life),
 		},
-		active: now, ready: make(chan struct{}), execs: map[string]*Exec{},
+		active: now, loose: now, ready: make(chan struct{}), execs: map[string]*Exec{},
 	}
 	s.rec.Instance = s.instance
 	m.sessions[key] = s
@@ -429,7 +435,8 @@ func (m *Manager) recoverAll(ctx context.Context) error {
 		if !f.IsDir() || isolation.ValidateID(f.Name()) != nil {
 			continue
 		}
-		s := &Session{m: m, id: f.Name(), key: f.Name(), ready: make(chan struct{}), execs: map[string]*Exec{}, active: m.config.Now()}
+		now := m.config.Now()
+		s := &Session{m: m, id: f.Name(), key: f.Name(), ready: make(chan struct{}), execs: map[string]*Exec{}, active: now, loose: now}
 		if err := load(filepath.Join(s.dir(), sessionFile), &s.rec); errors.Is(err, os.ErrNotExist) {
 			// It was killed before anything else was there.
 			if err := os.RemoveAll(s.dir()); err != nil {

@@ -46,6 +46,9 @@ type Session struct {
 	active  time.Time          // when something happened last; guarded by mu
 	tried   time.Time          // when what failed was tried last; guarded by mu
 	ending  chan struct{}      // closed when an attempt to delete it is over; guarded by mu
+	holders int                // guarded by mu
+	loose   time.Time          // when nobody held it any more; guarded by mu
+	lost    chan struct{}      // closed when it is gone, if somebody holds it; guarded by mu
 	gone    bool               // guarded by mu
 	execs   map[string]*Exec   // guarded by mu
 }
@@ -244,6 +247,26 @@ func (s *Session) use(ctx context.Context) (isolation.Sandbox, error) {
 	return nil, fmt.Errorf("session %s is being deleted: %w", s.id, isolation.ErrNotFound)
 }
 
+// Hold keeps a session that its maker wants gone when nobody holds it (Request.Hold),
+// until release is called. gone is closed when it is deleted.
+func (s *Session) Hold(ctx context.Context) (gone <-chan struct{}, release func(), err error) {
+	if _, err := s.use(ctx); err != nil {
+		return nil, nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lost == nil {
+		s.lost = make(chan struct{})
+	}
+	s.holders++
+	return s.lost, sync.OnceFunc(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.holders--
+		s.loose = s.m.config.Now()
+	}), nil
+}
+
 // Touch counts as activity. Times that are not 0 are set anew: how long nothing
 // may happen, and how long it lives from now on.
 func (s *Session) Touch(ctx context.Context, idle, life time.Duration) error {
@@ -390,6 +413,10 @@ func (s *Session) end(ctx context.Context, why string) error {
 	close(s.ending)
 	s.ending = nil
 	s.gone = err == nil
+	if s.gone && s.lost != nil {
+		close(s.lost)
+		s.lost = nil
+	}
 	s.mu.Unlock()
 	if err != nil {
 		return &isolation.Error{Op: "delete", ID: s.id, Err: err}
@@ -480,6 +507,8 @@ func (s *Session) due(now time.Time) string {
 		return "" // only a person can say what it is
 	case now.After(s.rec.Expires):
 		return "end of life"
+	case s.rec.Request.Hold > 0 && s.holders == 0 && now.Sub(s.loose) > s.rec.Request.Hold:
+		return "nobody holds it"
 	case s.unknown != nil:
 		if now.Sub(s.tried) > again {
 			s.tried = now

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -26,7 +27,7 @@ import (
 type Engine interface {
 	Run(context.Context, engine.Request) (*engine.Result, error)
 	Explain(context.Context, engine.Request) (engine.Decision, error)
-	Tiers(context.Context) []engine.EngineReport
+	Tiers(ctx context.Context, engine string) []engine.EngineReport
 	Doctor(context.Context) []engine.EngineReport
 }
 
@@ -179,6 +180,9 @@ func (s *Server) register() {
 	huma.Register(s.api, op("pause-sandbox", "POST", "/v1/sandboxes/{id}/pause", "Stop its programs", "sandboxes"), s.pause)
 	huma.Register(s.api, op("resume-sandbox", "POST", "/v1/sandboxes/{id}/resume", "Let them go on", "sandboxes"), s.resume)
 	huma.Register(s.api, op("stat-sandbox", "GET", "/v1/sandboxes/{id}/stats", "What it uses", "sandboxes"), s.stats)
+	s.raw(op("hold-sandbox", "GET", "/v1/sandboxes/{id}/hold", "Hold a sandbox that was made with hold_ms, for as long as the answer lasts", "sandboxes", func(o *huma.Operation) {
+		o.Responses = map[string]*huma.Response{"200": {Description: "Comments, from time to time", Content: map[string]*huma.MediaType{"text/event-stream": {}}}}
+	}), s.hold)
 	s.registerExecs()
 	s.registerFiles()
 	s.registerSnapshots()
@@ -194,16 +198,16 @@ func (s *Server) health(context.Context, *none) (*body[api.Health], error) {
 }
 
 func (s *Server) tiers(ctx context.Context, in *struct {
-	Fresh bool `query:"fresh" doc:"Probe every engine anew; for admins"`
+	Engine string `query:"engine" doc:"Of this one alone"`
+	Fresh  bool   `query:"fresh" doc:"Probe every engine anew; for admins"`
 }) (*body[api.Tiers], error) {
-	list := s.config.Engine.Tiers
-	if in.Fresh {
-		if err := admin(ctx, "to probe engines anew"); err != nil {
-			return nil, problem(err)
-		}
-		list = s.config.Engine.Doctor
+	if !in.Fresh {
+		return &body[api.Tiers]{api.Tiers{Engines: s.config.Engine.Tiers(ctx, in.Engine)}}, nil
 	}
-	return &body[api.Tiers]{api.Tiers{Engines: list(ctx)}}, nil
+	if err := admin(ctx, "to probe engines anew"); err != nil {
+		return nil, problem(err)
+	}
+	return &body[api.Tiers]{api.Tiers{Engines: s.config.Engine.Doctor(ctx)}}, nil
 }
 
 // admin refuses what is for admins.
@@ -276,11 +280,47 @@ func (s *Server) create(ctx context.Context, in *body[api.Create]) (*body[api.Sa
 		ID: b.ID, Spec: b.Spec, Tier: b.Tier, Engine: b.Engine, MinTier: b.MinTier, AllowEmulated: b.AllowEmulated,
 		AllowUnenforced: b.AllowUnenforced, Egress: b.Egress, Ephemeral: b.Ephemeral, Metadata: b.Metadata,
 		Idle: time.Duration(b.IdleMS) * time.Millisecond, Life: time.Duration(b.LifeMS) * time.Millisecond,
+		Hold: time.Duration(b.HoldMS) * time.Millisecond,
 	})
 	if err != nil {
 		return nil, problem(err)
 	}
 	return &body[api.Sandbox]{sn.Info()}, nil
+}
+
+// hold lasts until the caller goes, or the sandbox does.
+func (s *Server) hold(w http.ResponseWriter, r *http.Request) error {
+	sn, err := s.session(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	gone, release, err := sn.Hold(r.Context())
+	if err != nil {
+		return err
+	}
+	defer release()
+	w.Header().Set("Content-Type", "text/event-stream")
+	flush := http.NewResponseController(w).Flush
+	tick := time.NewTicker(aliveEvery)
+	defer tick.Stop()
+	for {
+		_, err := io.WriteString(w, ": held\n\n")
+		if err == nil {
+			err = flush()
+		}
+		if err != nil {
+			return nil // nobody is there
+		}
+		select {
+		case <-r.Context().Done():
+			return nil
+		case <-gone:
+			return nil
+		case <-s.config.Stopping:
+			return nil
+		case <-tick.C:
+		}
+	}
 }
 
 type listInput struct {

@@ -409,3 +409,46 @@ func TestOpenAPIIsCheckedIn(t *testing.T) {
 		t.Errorf("%s is not what is served: AXO_UPDATE=1 go test ./server/rest", file)
 	}
 }
+
+// TestHold: what is to go with who made it goes when he does, also with a program in it.
+func TestHold(t *testing.T) {
+	s := start(t)
+	s.create(t, "a", api.Create{ID: "left", Ephemeral: true, HoldMS: 100})
+	s.create(t, "a", api.Create{ID: "held", Ephemeral: true, HoldMS: 100})
+	ctx, release := context.WithCancel(t.Context())
+	defer release()
+	req, err := http.NewRequestWithContext(ctx, "GET", s.URL+"/v1/sandboxes/held/hold", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-API-Key", s.keys["a"])
+	resp, err := s.Client().Do(req)
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatal(resp, err)
+	}
+	defer resp.Body.Close()
+	for _, id := range []string{"left", "held"} {
+		s.call(t, "a", "POST", "/v1/sandboxes/"+id+"/execs", api.Exec{Process: isolation.ProcessSpec{Args: []string{"sleep", "100"}}}, nil)
+	}
+	gone := func(id string) bool { return s.call(t, "a", "GET", "/v1/sandboxes/"+id, nil, nil) == 404 }
+	eventually(t, "what nobody holds to go", func() bool { return gone("left") })
+	if gone("held") {
+		t.Error("what somebody holds is gone")
+	}
+	release()
+	eventually(t, "what was held to go", func() bool { return gone("held") })
+	if st := s.call(t, "a", "POST", "/v1/sandboxes", `{"spec":{"requirement":"Arbitrary"},"hold_ms":-1}`, nil, "Content-Type", "application/json"); st != 400 {
+		t.Errorf("%d", st)
+	}
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for range 1000 {
+		if ok() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("waited in vain for " + what)
+}
