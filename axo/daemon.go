@@ -1,16 +1,17 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
 	"os"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/axo/config"
 	"github.com/axocoatl/isolation/axo/server"
 	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/client"
@@ -19,31 +20,32 @@ import (
 
 // ownOnly reports whether a request is run by this process, with its user's rights, and
 // not by a daemon, which may have others: it names something of this host's, or wants
-// no isolation, or has a bound that is this process's.
-func ownOnly(c *cobra.Command, r engine.Request) bool {
+// no isolation, or the network that the policy here grants, or has a bound that is this process's. (What the file of settings
+// allows the daemon has read as well.)
+func ownOnly(l *config.Loaded, r engine.Request) bool {
 	return r.Spec.Requirement == isolation.NativeTrusted || r.Tier != nil && *r.Tier == isolation.TierNone || r.Spec.Func != "" ||
-		len(r.Spec.Mounts)+len(r.CopyIn)+len(r.CopyOut)+len(r.Sync) > 0 || r.Spec.Root.Path != "" ||
-		r.Capture.SpillBytes > 0 || len(allowedEngines(c)) > 0
+		len(r.Spec.Mounts)+len(r.CopyIn)+len(r.CopyOut)+len(r.Sync) > 0 || r.Spec.Root.Path != "" || !r.Egress.IsZero() ||
+		r.Capture.SpillBytes > 0 || len(l.Engine.Allow) > 0 && l.Origin("engine.allow") != l.File
 }
 
-// daemonOf is the daemon that a run goes through: the one that $AXO_ADDRESS names, or
+// daemonOf is the daemon that a run goes through: the one that the settings name, or
 // the one of the state directory if it is there, and its user is this one or root. nil:
 // none.
-func daemonOf(c *cobra.Command) (config *client.Config, named bool, err error) {
-	address, key := os.Getenv("AXO_ADDRESS"), os.Getenv("AXO_API_KEY")
+func daemonOf(l *config.Loaded) (cc *client.Config, named bool, err error) {
+	address, key := l.Client.Address, l.Client.APIKey
 	named = address != ""
-	dir, err := stateDir(c)
+	dir, err := makeStateDir(l)
 	if err != nil {
 		return nil, named, err
 	}
-	config = &client.Config{Address: address, Key: key}
+	cc = &client.Config{Address: address, Key: key}
 	if !named {
-		socket := server.SocketPath(dir)
+		socket := cmp.Or(l.Serve.Socket, server.SocketPath(dir))
 		if !isSocket(socket) {
 			return nil, false, nil
 		}
-		config.Address = (&url.URL{Scheme: "unix", Path: socket}).String()
-		config.Check = checkOwner
+		cc.Address = (&url.URL{Scheme: "unix", Path: socket}).String()
+		cc.Check = checkOwner
 	}
 	if key == "" {
 		b, err := os.ReadFile(tenant.TokenPath(dir))
@@ -52,21 +54,21 @@ func daemonOf(c *cobra.Command) (config *client.Config, named bool, err error) {
 		} else if err != nil {
 			return nil, true, fmt.Errorf("no key: %w; set AXO_API_KEY", err)
 		}
-		config.Key = strings.TrimSpace(string(b))
+		cc.Key = strings.TrimSpace(string(b))
 	}
-	return config, named, nil
+	return cc, named, nil
 }
 
 // throughDaemon returns an engine whose sandboxes are a daemon's, for one request, and
 // what the daemon has decided about it. No engine and no error: there is no daemon, so
 // that this process runs it.
-func throughDaemon(c *cobra.Command, r engine.Request) (*engine.Engine, engine.Decision, error) {
+func throughDaemon(ctx context.Context, l *config.Loaded, r engine.Request) (*engine.Engine, engine.Decision, error) {
 	var d engine.Decision
-	config, named, err := daemonOf(c)
+	cc, named, err := daemonOf(l)
 	if err != nil {
 		return nil, d, &statusError{exitEngine, err}
 	}
-	if config == nil {
+	if cc == nil {
 		return nil, d, nil
 	}
 	ask := api.Run{
@@ -79,9 +81,9 @@ func throughDaemon(c *cobra.Command, r engine.Request) (*engine.Engine, engine.D
 		// What it is does not matter here: it goes there when the sandbox is made.
 		ask.Spec.Module = isolation.Module{Data: []byte("\x00asm")}
 	}
-	remote, err := client.New(*config)
+	remote, err := client.New(*cc)
 	if err == nil {
-		d, err = remote.Explain(c.Context(), ask)
+		d, err = remote.Explain(ctx, ask)
 		_ = remote.Close() // it has no sandboxes
 	}
 	switch {
@@ -91,9 +93,9 @@ func throughDaemon(c *cobra.Command, r engine.Request) (*engine.Engine, engine.D
 	default:
 		return nil, d, err
 	}
-	config.Tier, config.Engine, config.MinTier = &d.Got, d.Engine, r.MinTier
-	config.AllowEmulated, config.AllowUnenforced = r.AllowEmulated, r.AllowUnenforced
-	remote, err = client.New(*config)
+	cc.Tier, cc.Engine, cc.MinTier = &d.Got, d.Engine, r.MinTier
+	cc.AllowEmulated, cc.AllowUnenforced = r.AllowEmulated, r.AllowUnenforced
+	remote, err = client.New(*cc)
 	if err != nil {
 		return nil, d, err
 	}

@@ -27,6 +27,7 @@ func (h *host) as(t *testing.T, uid uint32, stdin string, env []string, args ...
 	cmd.Stdin = strings.NewReader(stdin)
 	if uid != 0 {
 		cmd.Dir = "/"
+		cmd.Env = append(cmd.Env, "HOME=/nonexistent", "XDG_CONFIG_HOME=")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	}
 	var out, errOut bytes.Buffer
@@ -149,12 +150,14 @@ func TestHostileLocalUser(t *testing.T) {
 	state := "AXO_STATE_DIR=" + own
 
 	// Without a key: neither the socket, nor the address, nor the token.
-	for _, env := range [][]string{
-		{state, socket, "AXO_API_KEY=e2b_" + strings.Repeat("0", 40)}, {state, tcp, "AXO_API_KEY=e2b_" + strings.Repeat("0", 40)}, {state, tcp},
-	} {
+	wrong := "AXO_API_KEY=e2b_" + strings.Repeat("0", 40)
+	for _, c := range []struct {
+		env []string
+		why string
+	}{{[]string{state, socket, wrong}, "permission denied"}, {[]string{state, tcp, wrong}, "not known"}, {[]string{state, tcp}, "no key"}} {
 		for _, args := range [][]string{{"run", "--shell", "echo ran"}, {"ps"}, {"create"}} {
-			if out, said, status := h.as(t, nobody, "", env, args...); status == 0 || out != "" {
-				t.Errorf("%v %v: %q %q %d", env, args, out, said, status)
+			if out, said, status := h.as(t, nobody, "", c.env, args...); status == 0 || out != "" || !strings.Contains(said, c.why) {
+				t.Errorf("%v %v: %q %q %d, want %s", c.env, args, out, said, status, c.why)
 			}
 		}
 	}

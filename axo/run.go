@@ -63,9 +63,9 @@ process, with its user's rights.
 func run(c *cobra.Command, r engine.Request, interactive, asJSON, local bool) error {
 	var e *engine.Engine
 	var there engine.Decision
-	var err error
-	if !local && !ownOnly(c, r) {
-		e, there, err = throughDaemon(c, r)
+	l, err := settings(c)
+	if err == nil && !local && !ownOnly(l, r) {
+		e, there, err = throughDaemon(c.Context(), l, r)
 	}
 	remote := e != nil
 	if err == nil && !remote {
