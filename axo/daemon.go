@@ -20,8 +20,8 @@ import (
 
 // ownOnly reports whether a request is run by this process, with its user's rights, and
 // not by a daemon, which may have others: it names something of this host's, or wants
-// no isolation, or the network that the policy here grants, or has a bound that is this process's. (What the file of settings
-// allows the daemon has read as well.)
+// no isolation, or what the policy here grants of the network, or has a bound that is
+// this process's. (What the file of settings allows the daemon has read as well.)
 func ownOnly(l *config.Loaded, r engine.Request) bool {
 	return r.Spec.Requirement == isolation.NativeTrusted || r.Tier != nil && *r.Tier == isolation.TierNone || r.Spec.Func != "" ||
 		len(r.Spec.Mounts)+len(r.CopyIn)+len(r.CopyOut)+len(r.Sync) > 0 || r.Spec.Root.Path != "" || !r.Egress.IsZero() ||
