@@ -1,0 +1,318 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"github.com/axocoatl/isolation/internal/testprog"
+)
+
+// mcpTools are what the tests of MCP call.
+var mcpTools = map[string]map[string]string{
+	"picture": {
+		"tool.toml": `name = "picture"
+version = "1"
+title = "A picture"
+description = "Makes a picture of one dot, and says how it gets on."
+[entrypoint]
+source = "main.py"
+language = "python"
+[annotations]
+read_only = true
+[input]
+type = "object"
+properties.wait = { type = "boolean" }
+[output]
+type = "object"
+required = ["dots"]
+[[files.out]]
+path = "/tmp/dot.png"
+[[files.out]]
+path = "/tmp/dot.txt"
+[[files.out]]
+path = "/tmp/dot.bin"
+`,
+		"main.py": `import json, sys, time
+given = json.load(sys.stdin)
+print(json.dumps({"progress": 1, "total": 2, "message": "drawing"}), file=sys.stderr, flush=True)
+if given.get("wait"):
+    time.sleep(3600)
+for name, content in (("png", b"\x89PNG\r\n\x1a\n"), ("txt", b"a dot"), ("bin", b"\xff\x00")):
+    with open("/tmp/dot." + name, "wb") as f:
+        f.write(content)
+print(json.dumps({"dots": 1}))
+`,
+	},
+}
+
+func writeTools(t *testing.T) (dirs []string) {
+	t.Helper()
+	for name, files := range mcpTools {
+		dir := filepath.Join(t.TempDir(), name)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for file, text := range files {
+			if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		dirs = append(dirs, dir)
+	}
+	return dirs
+}
+
+// mcpEnv is where axo finds what it needs, with a state directory of the test's.
+func mcpEnv(t *testing.T) []string {
+	t.Helper()
+	w, g := worker, guest
+	if w == "" {
+		w = testprog.Worker(t)
+	}
+	if g == "" {
+		g = testprog.Guest(t)
+	}
+	env := []string{"AXO_WASM_WORKER_PATH=" + w, "AXO_GUEST_PATH=" + g, "AXO_STATE_DIR=" + filepath.Join(t.TempDir(), "state")}
+	if !haveContainers(t, env) {
+		t.Skip("SKIPPED, NOT PROVED: no containers")
+	}
+	return append(os.Environ(), env...)
+}
+
+func axoCommand(t *testing.T, env []string, args ...string) *exec.Cmd {
+	t.Helper()
+	axo, err := exec.LookPath("axo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(axo, args...)
+	cmd.Env = env
+	return cmd
+}
+
+func mustRun(t *testing.T, cmd *exec.Cmd) string {
+	t.Helper()
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %v\n%s%s", cmd.Args[1:], err, out, errOut.String())
+	}
+	return string(out)
+}
+
+// text is what a result says.
+func text(r *sdk.CallToolResult) string {
+	var b strings.Builder
+	for _, c := range r.Content {
+		if t, ok := c.(*sdk.TextContent); ok {
+			b.WriteString(t.Text)
+		}
+	}
+	return b.String()
+}
+
+// mcpSession connects the official client to a program.
+func mcpSession(t *testing.T, cmd *exec.Cmd, o *sdk.ClientOptions) *sdk.ClientSession {
+	t.Helper()
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	s, err := sdk.NewClient(&sdk.Implementation{Name: "test", Version: "1"}, o).Connect(t.Context(), &sdk.CommandTransport{Command: cmd}, nil)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, errOut.String())
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("close: %v\n%s", err, errOut.String())
+		}
+	})
+	return s
+}
+
+func TestMCP(t *testing.T) {
+	env := mcpEnv(t)
+	dirs := writeTools(t)
+	changed, moves := make(chan struct{}, 16), make(chan *sdk.ProgressNotificationParams, 16)
+	s := mcpSession(t, axoCommand(t, env, "mcp", "serve"), &sdk.ClientOptions{
+		ToolListChangedHandler:      func(context.Context, *sdk.ToolListChangedRequest) { changed <- struct{}{} },
+		ProgressNotificationHandler: func(_ context.Context, r *sdk.ProgressNotificationClientRequest) { moves <- r.Params },
+	})
+	ctx := t.Context()
+	call := func(ctx context.Context, name string, args map[string]any, token any) (*sdk.CallToolResult, error) {
+		p := &sdk.CallToolParams{Name: name, Arguments: args}
+		if token != nil {
+			p.Meta = sdk.Meta{"progressToken": token}
+		}
+		return s.CallTool(ctx, p)
+	}
+	must := func(name string, args map[string]any) *sdk.CallToolResult {
+		t.Helper()
+		r, err := call(ctx, name, args, nil)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		return r
+	}
+	find := func(name string) *sdk.Tool {
+		t.Helper()
+		l, err := s.ListTools(ctx, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i := slices.IndexFunc(l.Tools, func(x *sdk.Tool) bool { return x.Name == name }); i >= 0 {
+			return l.Tools[i]
+		}
+		return nil
+	}
+	if find("picture") != nil || find("run_python") == nil {
+		t.Error("tools at the beginning")
+	}
+
+	// What is added by another process is there, and the client is told.
+	mustRun(t, axoCommand(t, env, append([]string{"tool", "add"}, dirs...)...))
+	select {
+	case <-changed:
+	case <-time.After(time.Minute):
+		t.Fatal("nobody said that the tools have changed")
+	}
+	tl := find("picture")
+	if tl == nil || tl.Title != "A picture" || !tl.Annotations.ReadOnlyHint || tl.OutputSchema == nil || tl.InputSchema == nil {
+		t.Fatalf("%+v", tl)
+	}
+
+	r, err := call(ctx, "picture", map[string]any{}, "token")
+	if err != nil || r.IsError {
+		t.Fatalf("%v %s", err, text(r))
+	}
+	if b, _ := json.Marshal(r.StructuredContent); string(b) != `{"dots":1}` || len(r.Content) != 4 {
+		t.Fatalf("%s and %d contents", b, len(r.Content))
+	}
+	if i, ok := r.Content[1].(*sdk.ImageContent); !ok || i.MIMEType != "image/png" || string(i.Data) != "\x89PNG\r\n\x1a\n" {
+		t.Errorf("%+v", r.Content[1])
+	}
+	if x, ok := r.Content[2].(*sdk.EmbeddedResource); !ok || x.Resource.Text != "a dot" {
+		t.Errorf("%+v", r.Content[2])
+	}
+	if x, ok := r.Content[3].(*sdk.EmbeddedResource); !ok || string(x.Resource.Blob) != "\xff\x00" {
+		t.Errorf("%+v", r.Content[3])
+	}
+	if m, ok := r.Meta["axo/run"].(map[string]any); !ok || m["tier"] != "oci" {
+		t.Errorf("meta: %v", r.Meta)
+	}
+	if p := <-moves; p.ProgressToken != "token" || p.Progress != 1 || p.Total != 2 || p.Message != "drawing" {
+		t.Errorf("progress: %+v", p)
+	}
+
+	// Who gives up is not waited for, and leaves nothing.
+	giveUp, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() {
+		_, err := call(giveUp, "picture", map[string]any{"wait": true}, "other")
+		done <- err
+	}()
+	<-moves
+	cancel()
+	if err := <-done; err == nil {
+		t.Error("a call that was given up has a result")
+	}
+
+	// Failures of tools are results, of the protocol errors.
+	if _, err := call(ctx, "no_such_tool", nil, nil); err == nil {
+		t.Error("a tool that is not there has a result")
+	}
+	for name, args := range map[string]map[string]any{
+		"picture": {"wait": "yes"}, "run_shell": {"command": "exit 3"}, "run_python": {"cod": "x"}, "run_wasm": {"module": "AAAA"},
+		"exec": {"sandbox_id": "gone", "command": "true"}, "explain": {"requirement": "NativeTrusted"},
+	} {
+		if r := must(name, args); !r.IsError || text(r) == "" {
+			t.Errorf("%s %v: %+v", name, args, r)
+		}
+	}
+	if r := must("run_python", map[string]any{"code": "import sys; print(sys.argv[1:], input())", "args": []string{"a"}, "stdin": "in"}); text(r) != "['a'] in\n" {
+		t.Errorf("%q", text(r))
+	}
+	if r := must("run_shell", map[string]any{"command": "sleep 60", "timeout_ms": 50}); !r.IsError || !strings.Contains(text(r), "timeout_wall") {
+		t.Errorf("%q", text(r))
+	}
+	if r := must("explain", map[string]any{"requirement": "Python"}); !strings.Contains(text(r), `"got":"oci"`) {
+		t.Errorf("%s", text(r))
+	}
+
+	// A sandbox keeps its files between calls.
+	var made struct {
+		ID string `json:"sandbox_id"`
+	}
+	if err := json.Unmarshal([]byte(text(must("create_sandbox", nil))), &made); err != nil || made.ID == "" {
+		t.Fatal(err)
+	}
+	must("write_file", map[string]any{"sandbox_id": made.ID, "path": "/tmp/d/x", "base64": "aGVsbG8="})
+	if r := must("exec", map[string]any{"sandbox_id": made.ID, "command": "cat d/x; wc -c", "stdin": "12345"}); text(r) != "hello5\n" {
+		t.Errorf("%q", text(r))
+	}
+	if r := must("read_file", map[string]any{"sandbox_id": made.ID, "path": "/tmp/d/x"}); text(r) != "hello" {
+		t.Errorf("%q", text(r))
+	}
+	if r := must("list_files", map[string]any{"sandbox_id": made.ID, "path": "/tmp/d"}); !strings.Contains(text(r), `"name":"x"`) {
+		t.Errorf("%q", text(r))
+	}
+	if r := must("delete_sandbox", map[string]any{"sandbox_id": made.ID}); r.IsError {
+		t.Errorf("%q", text(r))
+	}
+	if r := must("list_sandboxes", nil); text(r) != `{"sandboxes":[]}` {
+		t.Errorf("%q", text(r))
+	}
+
+	mustRun(t, axoCommand(t, env, "tool", "rm", "picture"))
+	select {
+	case <-changed:
+	case <-time.After(time.Minute):
+		t.Fatal("nobody said that the tools have changed")
+	}
+	if find("picture") != nil {
+		t.Error("what was removed is listed")
+	}
+}
+
+// TestMCPInspector has the protocol's own inspector (npm) list and call tools.
+func TestMCPInspector(t *testing.T) {
+	inspector := testprog.Inspector(t)
+	env := mcpEnv(t)
+	dirs := writeTools(t)
+	mustRun(t, axoCommand(t, env, append([]string{"tool", "add"}, dirs...)...))
+	axo, err := exec.LookPath("axo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inspect := func(args ...string) string {
+		t.Helper()
+		cmd := exec.Command(inspector[0], slices.Concat(inspector[1:], []string{"--cli", axo, "mcp", "serve", "--warm", "0"}, args)...)
+		cmd.Env = env
+		return mustRun(t, cmd)
+	}
+	var listed struct {
+		Tools []struct {
+			Name        string         `json:"name"`
+			InputSchema map[string]any `json:"inputSchema"`
+		} `json:"tools"`
+	}
+	if err := json.Unmarshal([]byte(inspect("--method", "tools/list")), &listed); err != nil || len(listed.Tools) != 12 {
+		t.Errorf("%v: %d tools", err, len(listed.Tools))
+	}
+	var called struct {
+		Content           []map[string]any `json:"content"`
+		StructuredContent map[string]any   `json:"structuredContent"`
+	}
+	if err := json.Unmarshal([]byte(inspect("--method", "tools/call", "--tool-name", "picture")), &called); err != nil || called.StructuredContent["dots"] != 1.0 || len(called.Content) != 4 {
+		t.Errorf("%v: %v", err, called)
+	}
+}
