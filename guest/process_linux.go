@@ -323,7 +323,9 @@ func (p *process) kill(sig unix.Signal, group bool) {
 // used is what the process, and what it started, has used by now.
 func (p *process) used() *wire.UsageMessage {
 	if p.group != nil {
-		return usageOf(p.group)
+		m := usageOf(p.group)
+		m.CPU = uint64(max(0, int64(m.CPU)-p.program.before.Nanoseconds()))
+		return m
 	}
 	m := &wire.UsageMessage{}
 	var ts unix.Timespec

@@ -7,10 +7,42 @@ def _axo():
     import gc
 
     s = socket.socket(fileno=3)
+    copy = -1
+    if sys.argv[1:] == ["rehearse"]:
+        # In an emulated machine the first run of all code takes long, in this
+        # process also of what has run in another one. So a copy of it becomes a
+        # program once and ends, before anybody waits.
+        a, b = socket.socketpair()
+        try:
+            copy = os.fork()
+        except OSError:
+            pass  # then it is slower
+        if copy == 0:
+            a.close()
+            s.detach()
+            s = b
+        elif copy > 0:
+            b.close()
+            null = os.open("/dev/null", os.O_RDWR)
+            body = b""
+            for l in (["python3", "-c", "print(6 * 7)"], ["PATH=/"]):
+                body += struct.pack("!I", len(l)) + b"".join(struct.pack("!I", len(x)) + x.encode() for x in l)
+            body += struct.pack("!I", 1) + b"/" + struct.pack("!IIQQ", 1, resource.RLIMIT_CORE, 0, 0)
+            socket.send_fds(a, [struct.pack("!I", len(body))], [null] * 3)
+            a.sendall(body)
+            if a.recv(1) == b"K":
+                a.sendall(b"G")
+            a.close()
+            os.waitpid(copy, 0)
+            os.close(null)
+        if copy != 0:
+            a.close()
+            b.close()
     # What is here by now is not searched for garbage again, at the end least.
     gc.collect()
     gc.freeze()
-    s.sendall(b"R")
+    if copy != 0:
+        s.sendall(b"R")
 
     def take(n):
         b = b""
