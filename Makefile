@@ -6,6 +6,7 @@
 # make fuzz-worker  fuzz what the wasmtime worker reads from its host, for SECONDS
 # make test-kvm-nested  virtual machines with KVM, in an emulated machine that has it
 # make test-firecracker FIRECRACKER=FILE  virtual machines by that Firecracker, here or, without KVM, as above
+# make deb     bin/axo.deb, a package for Debian, with the systemd units in packaging
 # make check   format, vet, lint with the layering rules, cross-builds, clean tree
 # make bench   the numbers of docs/CLAIMS.md
 # make bench-microvm  those of virtual machines
@@ -14,7 +15,7 @@ export CGO_ENABLED = 0
 WORKER = driver/wasm/embedded/axo-wasm
 GUEST = driver/oci/embedded/axo-guest
 
-.PHONY: build wasmtime fuzz-worker demo test test-cgroup2 test-kvm-nested test-firecracker check bench bench-microvm setup cross clean
+.PHONY: build deb wasmtime fuzz-worker demo test test-cgroup2 test-kvm-nested test-firecracker check bench bench-microvm setup cross clean
 
 build: bin/axo
 
@@ -28,6 +29,10 @@ bin/axo:
 wasmtime:
 	@mkdir -p bin
 	@worker=$$(./scripts/wasmtime.sh) && cp "$$worker" bin/axo-wasmtime && echo "bin/axo-wasmtime: axo finds it there"
+
+deb: build
+	./packaging/deb.sh bin bin/axo.deb
+	@dpkg-deb --info bin/axo.deb | sed -n 's/^ *Version: /bin\/axo.deb: /p'
 
 demo: build
 	go run ./demo

@@ -28,7 +28,10 @@ address. The first start makes a key, in the file token of the state directory.
 
 Sandboxes of the tiers oci and microvm live on, with their programs, when the
 daemon ends, however it ends: the next one with the same state directory has them
-again. SIGTERM ends it when requests under way have ended.`,
+again. SIGTERM ends it when requests under way have ended.
+
+It takes sockets that systemd has opened for it, as packaging/axo.socket says, and
+tells systemd when it is ready.`,
 		Example: `  axo serve --listen 127.0.0.1:7330
   axo create && axo ps`,
 		Args: cobra.NoArgs,
@@ -40,6 +43,9 @@ again. SIGTERM ends it when requests under way have ended.`,
 			dir, err := makeStateDir(l)
 			if err != nil {
 				return err
+			}
+			if c.Activated, err = server.Activated(); err != nil {
+				return &statusError{exitEngine, err}
 			}
 			e, err := openEngine(cmd, func(c *all.Config) { c.Warm, c.WarmVMs, c.WarmDetached = l.Serve.Warm, l.Serve.WarmVMs, true })
 			if err != nil {

@@ -42,6 +42,9 @@ type Config struct {
 	Socket string
 	// Listen is an address of TCP, such as 127.0.0.1:7330; empty: none.
 	Listen string
+	// Activated are sockets that somebody else has opened, as Activated returns them.
+	// With one of them a unix socket, Socket is not made.
+	Activated []net.Listener
 	// Hosts are names that requests over TCP may have in their Host header, beside
 	// those of the loopback address.
 	Hosts []string
@@ -73,6 +76,11 @@ func Run(ctx context.Context, c Config) (err error) {
 	if c.Socket == "" {
 		c.Socket = SocketPath(c.StateDir)
 	}
+	defer func() {
+		for _, l := range c.Activated {
+			l.Close() // once more, unless nobody has come to serve it
+		}
+	}()
 	own := c.Engine.Close // until the sessions have the engine
 	defer func() {
 		if own != nil {
@@ -132,7 +140,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	base := context.WithoutCancel(ctx)
 	for _, l := range listeners {
 		h := http.Handler(handler)
-		address := "unix://" + c.Socket
+		address := "unix://" + l.Addr().String()
 		if l.Addr().Network() != "unix" {
 			h = checkHost(h, c.Hosts)
 			address = "http://" + l.Addr().String()
@@ -192,6 +200,31 @@ func sweep(ctx context.Context, e *engine.Engine, every time.Duration) {
 
 // listen opens the socket, and the address if there is one.
 func (c Config) listen() ([]net.Listener, error) {
+	out := slices.Clone(c.Activated)
+	if !slices.ContainsFunc(out, func(l net.Listener) bool { return l.Addr().Network() == "unix" }) {
+		l, err := c.listenSocket()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, l)
+	}
+	if c.Listen == "" {
+		return out, nil
+	}
+	err := CheckListen(c.Listen)
+	if err == nil {
+		var t net.Listener
+		if t, err = net.Listen("tcp", c.Listen); err == nil {
+			return append(out, t), nil
+		}
+	}
+	for _, l := range out {
+		l.Close()
+	}
+	return nil, err
+}
+
+func (c Config) listenSocket() (net.Listener, error) {
 	// Nobody else has it: the lock says so. What is there was left by a daemon that
 	// was killed.
 	if info, err := os.Lstat(c.Socket); err == nil {
@@ -206,22 +239,7 @@ func (c Config) listen() ([]net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
-	out := []net.Listener{l}
-	if c.Listen == "" {
-		return out, nil
-	}
-	fail := func(err error) ([]net.Listener, error) {
-		l.Close()
-		return nil, err
-	}
-	if err := CheckListen(c.Listen); err != nil {
-		return fail(err)
-	}
-	t, err := net.Listen("tcp", c.Listen)
-	if err != nil {
-		return fail(err)
-	}
-	return append(out, t), nil
+	return l, nil
 }
 
 // CheckListen refuses an address that others than this host can reach. Empty is

@@ -62,6 +62,9 @@ type named struct {
 	path string
 }
 
+// Addr is where it can be found, which is not where it was made.
+func (n *named) Addr() net.Addr { return &net.UnixAddr{Name: n.path, Net: "unix"} }
+
 func (n *named) Close() error { return errors.Join(n.Listener.Close(), ignoreGone(os.Remove(n.path))) }
 
 func ignoreGone(err error) error {
