@@ -24,6 +24,7 @@ func newExplain() *cobra.Command {
 			if err != nil {
 				return misused(c, err, asJSON)
 			}
+			r.Source = "cli"
 			e, err := openEngine(c)
 			if err != nil {
 				return failed(c, err, asJSON)

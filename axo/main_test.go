@@ -139,6 +139,14 @@ func TestScripts(t *testing.T) {
 					ts.Fatalf("exit status is %s, want %s", got, args[0])
 				}
 			},
+			// expand FROM TO: a copy with the script's variables in it.
+			"expand": func(ts *testscript.TestScript, neg bool, args []string) {
+				if neg || len(args) != 2 {
+					ts.Fatalf("usage: expand FROM TO")
+				}
+				text := os.Expand(ts.ReadFile(args[0]), ts.Getenv)
+				ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(text), 0o600))
+			},
 			// waitfor FILE: until it is there.
 			"waitfor": func(ts *testscript.TestScript, neg bool, args []string) {
 				if neg || len(args) != 1 {

@@ -23,7 +23,7 @@ func newMCP() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(*cobra.Command, []string) error { return errors.New("which? see axo mcp --help") },
 	}
-	c.AddCommand(newMCPServe())
+	c.AddCommand(newMCPServe(), newMCPWrap(), newMCPInstall())
 	return c
 }
 
@@ -49,7 +49,7 @@ Sandboxes go when it ends. axo serve does the same over HTTP, at /mcp.`,
 				return err
 			}
 			logger := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-			config := mcp.Config{Engine: e, Tools: &tool.Caller{Registry: reg, Engine: e}, ToolsOnly: toolsOnly, Version: version, Logger: logger}
+			config := mcp.Config{Engine: e, Tools: &tool.Caller{Registry: reg, Engine: e}, ToolsOnly: toolsOnly, Ephemeral: true, Version: version, Logger: logger}
 			end := e.Close
 			if !toolsOnly {
 				// The records of sandboxes that go with this process are of no use to another.

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -314,5 +317,149 @@ func TestMCPInspector(t *testing.T) {
 	}
 	if err := json.Unmarshal([]byte(inspect("--method", "tools/call", "--tool-name", "picture")), &called); err != nil || called.StructuredContent["dots"] != 1.0 || len(called.Content) != 4 {
 		t.Errorf("%v: %v", err, called)
+	}
+}
+
+// aServer is an MCP server as a stranger would write it, with a message too many.
+const aServer = `import json, os, sys
+print("some server 1.0 is ready", flush=True)
+for line in sys.stdin:
+    m = json.loads(line)
+    if "id" not in m:
+        continue
+    if m["method"] == "initialize":
+        r = {"protocolVersion": m["params"]["protocolVersion"], "capabilities": {"tools": {}}, "serverInfo": {"name": "some", "version": "1"}}
+    elif m["method"] == "tools/list":
+        r = {"tools": [{"name": "look", "inputSchema": {"type": "object"}}]}
+    elif m["method"] == "tools/call":
+        r = {"content": [{"type": "text", "text": json.dumps({
+            "secret": os.environ.get("SECRET_OF_THE_HOST"), "notes": sorted(os.listdir("/notes")), "home": os.path.exists(m["params"]["arguments"]["home"]),
+        })}]}
+    else:
+        print(json.dumps({"jsonrpc": "2.0", "id": m["id"], "error": {"code": -32601, "message": "no such method"}}), flush=True)
+        continue
+    print(json.dumps({"jsonrpc": "2.0", "id": m["id"], "result": r}), flush=True)
+`
+
+func TestMCPWrap(t *testing.T) {
+	env := append(mcpEnv(t), "SECRET_OF_THE_HOST=canary")
+	dir := t.TempDir()
+	server, notes := filepath.Join(dir, "server.py"), filepath.Join(dir, "notes")
+	if err := errors.Join(os.WriteFile(server, []byte(aServer), 0o600), os.Mkdir(notes, 0o755), os.WriteFile(filepath.Join(notes, "a"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	s := mcpSession(t, axoCommand(t, env, "mcp", "wrap", "--dir", notes+":/notes:ro", "--python", server), nil)
+	l, err := s.ListTools(t.Context(), nil)
+	if err != nil || len(l.Tools) != 1 || l.Tools[0].Name != "look" {
+		t.Fatalf("%v %v", l, err)
+	}
+	r, err := s.CallTool(t.Context(), &sdk.CallToolParams{Name: "look", Arguments: map[string]any{"home": dir}})
+	if err != nil || text(r) != `{"secret": null, "notes": ["a"], "home": false}` {
+		t.Errorf("%v %v", text(r), err)
+	}
+}
+
+// bearer sends a key with each request.
+type bearer struct{ key string }
+
+func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+b.key)
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+func TestMCPOverHTTP(t *testing.T) {
+	env := mcpEnv(t)
+	mustRun(t, axoCommand(t, env, append([]string{"tool", "add"}, writeTools(t)...)...))
+	keys := []string{}
+	for _, who := range []string{"one", "two"} {
+		keys = append(keys, strings.TrimSpace(mustRun(t, axoCommand(t, env, "key", "add", who))))
+	}
+	cmd := axoCommand(t, env, "serve", "--listen", "127.0.0.1:0", "--warm", "0")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		_ = cmd.Wait()
+	}()
+	url := ""
+	for in := bufio.NewScanner(out); url == "" && in.Scan(); {
+		if at, ok := strings.CutPrefix(in.Text(), "ready: http://"); ok {
+			url = "http://" + at + "/mcp"
+		}
+	}
+	post := func(change func(*http.Request)) int {
+		t.Helper()
+		r, err := http.NewRequest(http.MethodPost, url, strings.NewReader(`{"jsonrpc":"2.0","id":1,"method":"ping"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set("Accept", "application/json, text/event-stream")
+		r.Header.Set("Authorization", "Bearer "+keys[0])
+		change(r)
+		res, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		return res.StatusCode
+	}
+	for name, c := range map[string]struct {
+		change func(*http.Request)
+		want   int
+	}{
+		"with a key":           {func(*http.Request) {}, 200},
+		"without a key":        {func(r *http.Request) { r.Header.Del("Authorization") }, 401},
+		"with a wrong key":     {func(r *http.Request) { r.Header.Set("Authorization", "Bearer e2b_x") }, 401},
+		"by another name":      {func(r *http.Request) { r.Host = "evil.example" }, 421},
+		"from a page's script": {func(r *http.Request) { r.Header.Set("Origin", "https://evil.example") }, 403},
+	} {
+		if got := post(c.change); got != c.want {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
+	}
+	session := func(key string) *sdk.ClientSession {
+		t.Helper()
+		s, err := sdk.NewClient(&sdk.Implementation{Name: "test", Version: "1"}, nil).Connect(t.Context(), &sdk.StreamableClientTransport{
+			Endpoint: url, HTTPClient: &http.Client{Transport: bearer{key}}, DisableStandaloneSSE: true,
+		}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close() })
+		return s
+	}
+	one, two := session(keys[0]), session(keys[1])
+	call := func(s *sdk.ClientSession, name string, args map[string]any) *sdk.CallToolResult {
+		t.Helper()
+		r, err := s.CallTool(t.Context(), &sdk.CallToolParams{Name: name, Arguments: args})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		return r
+	}
+	if r := call(one, "picture", map[string]any{}); r.IsError || len(r.Content) != 4 {
+		t.Errorf("%s", text(r))
+	}
+	var made struct {
+		ID string `json:"sandbox_id"`
+	}
+	if err := json.Unmarshal([]byte(text(call(one, "create_sandbox", nil))), &made); err != nil || made.ID == "" {
+		t.Fatal(err)
+	}
+	if r := call(one, "exec", map[string]any{"sandbox_id": made.ID, "command": "echo hi"}); text(r) != "hi\n" {
+		t.Errorf("%q", text(r))
+	}
+	if r := call(two, "exec", map[string]any{"sandbox_id": made.ID, "command": "echo hi"}); !r.IsError || !strings.Contains(text(r), "not found") {
+		t.Errorf("another tenant's sandbox: %q", text(r))
+	}
+	if r := call(one, "delete_sandbox", map[string]any{"sandbox_id": made.ID}); r.IsError {
+		t.Errorf("%q", text(r))
 	}
 }

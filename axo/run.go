@@ -77,6 +77,7 @@ func run(c *cobra.Command, r engine.Request, interactive, asJSON, local bool) er
 	defer e.Close()
 	// A terminal is passed on only if asked: most tools read no input, and
 	// one that does would seem to hang.
+	r.Source = "cli"
 	if interactive || !term.IsTerminal(int(os.Stdin.Fd())) {
 		r.Stdin = os.Stdin
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/axocoatl/isolation/axo/server"
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/tenant"
+	"github.com/axocoatl/isolation/axo/tool"
 	"github.com/axocoatl/isolation/driver/all"
 )
 
@@ -52,6 +53,11 @@ tells systemd when it is ready.`,
 				return err
 			}
 			c.StateDir, c.Engine, c.Version = dir, e, version
+			tools, err := openTools(cmd)
+			if err != nil {
+				return errors.Join(err, e.Close())
+			}
+			c.Tools = &tool.Caller{Registry: tools, Engine: e}
 			c.Listen, c.Socket, c.Hosts, c.Drain, c.Sweep = l.Serve.Listen, l.Serve.Socket, l.Serve.Hosts, time.Duration(l.Serve.Drain), time.Duration(l.Serve.Sweep)
 			s := l.Session
 			c.Sessions.Idle, c.Sessions.Life, c.Sessions.MaxIdle, c.Sessions.MaxLife = time.Duration(s.Idle), time.Duration(s.Life), time.Duration(s.MaxIdle), time.Duration(s.MaxLife)

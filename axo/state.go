@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/axocoatl/isolation/axo/config"
+	"github.com/axocoatl/isolation/axo/policy"
 	"github.com/axocoatl/isolation/driver/all"
 	"github.com/axocoatl/isolation/engine"
 )
@@ -61,7 +63,11 @@ func openEngine(c *cobra.Command, change ...func(*all.Config)) (*engine.Engine, 
 	if err != nil {
 		return nil, &statusError{exitEngine, err}
 	}
-	e, err := engine.New(engine.Config{Registry: reg, StateDir: dc.StateDir, ProbeTimeout: time.Duration(l.Engine.ProbeTimeout), Policy: engine.Policy{Engines: l.Engine.Allow, Egress: grantedHosts(c, l)}})
+	ec := engine.Config{Registry: reg, StateDir: dc.StateDir, ProbeTimeout: time.Duration(l.Engine.ProbeTimeout), Policy: engine.Policy{Engines: l.Engine.Allow, Egress: grantedHosts(c, l)}}
+	var e *engine.Engine
+	if ec.Rules, err = rulesOf(c, l); err == nil {
+		e, err = engine.New(ec)
+	}
 	if err != nil {
 		for _, r := range reg.All() {
 			_ = r.Driver.Close()
@@ -69,6 +75,18 @@ func openEngine(c *cobra.Command, change ...func(*all.Config)) (*engine.Engine, 
 		return nil, &statusError{exitEngine, err}
 	}
 	return e, nil
+}
+
+// rulesOf is the policy that the operator has written; nil: none.
+func rulesOf(c *cobra.Command, l *config.Loaded) (func(engine.Request) (engine.Policy, string, error), error) {
+	if l.Engine.Policy == "" {
+		return nil, nil
+	}
+	w, err := policy.Watch(l.Engine.Policy, slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn})))
+	if err != nil {
+		return nil, err
+	}
+	return w.Decide, nil
 }
 
 // driverConfig is how this program has its drivers. It makes the state directory.

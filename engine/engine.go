@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -120,6 +121,15 @@ func (e *Engine) policyFor(r Request) (Policy, error) {
 		return p, err
 	}
 	ruled.Admission, ruled.rule = p.Admission, name
+	// What the engine itself may not use no rule allows.
+	if len(ruled.Engines) == 0 {
+		ruled.Engines = p.Engines
+	} else if len(p.Engines) > 0 {
+		ruled.Engines = slices.DeleteFunc(slices.Clone(ruled.Engines), func(n string) bool { return !slices.Contains(p.Engines, n) })
+		if len(ruled.Engines) == 0 {
+			return p, fmt.Errorf("the engines of policy rule %q are none that may be used here: %w", name, isolation.ErrPermissionDenied)
+		}
+	}
 	if ruled.Egress == nil {
 		ruled.Egress = p.Egress
 	}

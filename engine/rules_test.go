@@ -54,3 +54,22 @@ func TestRules(t *testing.T) {
 		t.Errorf("no engine is left: %v", err)
 	}
 }
+
+// TestRulesAddNoEngines: what the engine itself may not use no rule allows.
+func TestRulesAddNoEngines(t *testing.T) {
+	e, _ := setup(t, engine.Config{Policy: engine.Policy{Engines: []string{"other"}}, Rules: func(r engine.Request) (engine.Policy, string, error) {
+		if r.Tool == "x" {
+			return engine.Policy{Engines: []string{"wazero"}}, "x", nil
+		}
+		return engine.Policy{}, "any", nil
+	}})
+	r := request("echo")
+	var refused *engine.RefusedError
+	if _, err := e.Run(context.Background(), r); !errors.As(err, &refused) {
+		t.Errorf("%v", err)
+	}
+	r.Tool = "x"
+	if _, err := e.Run(context.Background(), r); !errors.Is(err, isolation.ErrPermissionDenied) {
+		t.Errorf("%v", err)
+	}
+}

@@ -29,6 +29,7 @@ type Config struct {
 // Engine is what runs programs.
 type Engine struct {
 	Allow        []string `toml:"allow" env:"AXO_ALLOW_ENGINES" flag:"allow-engines" default:"all" help:"Use no other engines than these, such as runsc,wazero"`
+	Policy       string   `toml:"policy" env:"AXO_POLICY" flag:"policy" default:"none: what the engine allows by default" help:"File of rules that say who may run what (axo policy check)"`
 	ProbeTimeout Duration `toml:"probe_timeout" env:"AXO_PROBE_TIMEOUT" help:"How long an engine may take to show that it works"`
 }
 

@@ -19,9 +19,11 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/axo/server/mcp"
 	"github.com/axocoatl/isolation/axo/server/rest"
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/tenant"
+	"github.com/axocoatl/isolation/axo/tool"
 	"github.com/axocoatl/isolation/engine"
 	"github.com/axocoatl/isolation/pool"
 )
@@ -38,6 +40,8 @@ type Config struct {
 	Images    rest.Images
 	Templates rest.Templates
 	Pools     func() []api.Pool
+	// Tools are served at /mcp, beside runs and sandboxes; nil: there are none.
+	Tools *tool.Caller
 	// Socket is the unix socket's path; empty: StateDir/axo.sock.
 	Socket string
 	// Listen is an address of TCP, such as 127.0.0.1:7330; empty: none.
@@ -128,6 +132,14 @@ func Run(ctx context.Context, c Config) (err error) {
 		Sessions: sessions, Runs: runs, Engine: c.Engine, Images: c.Images, Templates: c.Templates, Pools: c.Pools, Find: keys.Find, Version: c.Version,
 		Draining: draining.Load, Stopping: stopping, Logger: c.Logger,
 	})
+	protocol, err := mcp.New(mcp.Config{Engine: c.Engine, Tools: c.Tools, Sessions: sessions, Version: c.Version, Logger: c.Logger})
+	if err != nil {
+		// Those that can be read are served.
+		c.Logger.Warn("tools of the registry", "error", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/mcp", protocol.Handler(keys.Find))
+	mux.Handle("/", handler)
 	listeners, err := c.listen()
 	if err != nil {
 		return err
@@ -139,7 +151,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	// Requests are not cut off when ctx ends: they are given time.
 	base := context.WithoutCancel(ctx)
 	for _, l := range listeners {
-		h := http.Handler(handler)
+		h := http.Handler(mux)
 		address := "unix://" + l.Addr().String()
 		if l.Addr().Network() != "unix" {
 			h = checkHost(h, c.Hosts)
@@ -159,6 +171,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		})
 	}
 	wg.Go(func() { sweep(ctx, c.Engine, c.Sweep) })
+	wg.Go(func() { protocol.Watch(ctx) })
 	if c.Ready != nil {
 		c.Ready(addresses)
 	}

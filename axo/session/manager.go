@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -79,6 +80,9 @@ type Request struct {
 	// is deleted, whatever runs in it; 0: for ever.
 	Hold time.Duration `json:"hold,omitempty"`
 
+	// Source is by which way it came, for a policy; empty: rest.
+	Source string `json:"source,omitempty"`
+
 	ID       string            `json:"-"` // empty: made
 	Metadata map[string]string `json:"-"`
 	Idle     time.Duration     `json:"-"`
@@ -90,7 +94,7 @@ func (r Request) engineRequest(id, tenant string) engine.Request {
 	// What the tenant tells apart is apart: nothing is reused from one to the other.
 	spec.Tenant = tenant + "/" + r.Spec.Tenant
 	return engine.Request{
-		ID: id, Spec: spec, Tier: r.Tier, Engine: r.Engine, MinTier: r.MinTier,
+		Source: cmp.Or(r.Source, "rest"), ID: id, Spec: spec, Tier: r.Tier, Engine: r.Engine, MinTier: r.MinTier,
 		AllowEmulated: r.AllowEmulated, AllowUnenforced: r.AllowUnenforced, Egress: r.Egress,
 	}
 }

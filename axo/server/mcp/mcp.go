@@ -39,6 +39,8 @@ type Config struct {
 	// ToolsOnly leaves out what runs code that the caller brings: run_python and so on,
 	// and sandboxes.
 	ToolsOnly bool
+	// Ephemeral has sandboxes go with this process.
+	Ephemeral bool
 	// Tenant is whose calls those on stdio are.
 	Tenant string
 	// Source is by which way calls come, for a policy; empty: "mcp".

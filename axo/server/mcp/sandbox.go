@@ -120,7 +120,7 @@ func (s *Server) create(ctx context.Context, r *sdk.CallToolRequest, in createIn
 	if n := len(s.config.Sessions.List(who, nil)); n >= maxOwned {
 		return nil, fmt.Errorf("there are %d sandboxes; delete some: %w", n, isolation.ErrResourceExhausted)
 	}
-	req := session.Request{Ephemeral: true, Idle: time.Duration(in.IdleSeconds) * time.Second}
+	req := session.Request{Ephemeral: s.config.Ephemeral, Source: s.config.Source, Idle: time.Duration(in.IdleSeconds) * time.Second}
 	req.Spec.Requirement, req.Spec.Root.Image = isolation.Arbitrary, in.Image
 	req.Spec.Resources.MemoryBytes = in.MemoryMB << 20
 	var err error

@@ -246,7 +246,7 @@ func (s *Server) request(ctx context.Context, r api.Run) (engine.Request, error)
 	}
 	r.Spec.Tenant = caller(ctx).Tenant + "/" + r.Spec.Tenant
 	return engine.Request{
-		Spec: r.Spec, Process: r.Process, Tier: r.Tier, Engine: r.Engine, MinTier: r.MinTier,
+		Source: "rest", Spec: r.Spec, Process: r.Process, Tier: r.Tier, Engine: r.Engine, MinTier: r.MinTier,
 		AllowEmulated: r.AllowEmulated, AllowUnenforced: r.AllowUnenforced, Egress: r.Egress, Capture: engine.DefaultCapture,
 		Stdin: bytesReader(r.Input),
 	}, nil

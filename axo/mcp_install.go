@@ -1,0 +1,150 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/axocoatl/isolation"
+)
+
+// mcpClient is a client, and where it keeps its servers.
+type mcpClient struct {
+	what  string
+	key   string // of the object with the servers
+	typed bool   // a server says its type
+	path  func(home string) string
+}
+
+// mcpClients are those whose configuration is a file of JSON. (Claude Desktop, Claude Code, Cursor,
+// VS Code, Windsurf and Gemini CLI document theirs.)
+var mcpClients = map[string]mcpClient{
+	"claude-desktop": {"Claude Desktop", "mcpServers", false, func(home string) string {
+		if runtime.GOOS == "darwin" {
+			return filepath.Join(home, "Library", "Application Support", "Claude", "claude_desktop_config.json")
+		}
+		return filepath.Join(home, ".config", "Claude", "claude_desktop_config.json")
+	}},
+	"claude-code": {"Claude Code, this project", "mcpServers", false, func(string) string { return ".mcp.json" }},
+	"cursor":      {"Cursor", "mcpServers", false, func(home string) string { return filepath.Join(home, ".cursor", "mcp.json") }},
+	"vscode":      {"VS Code, this workspace", "servers", true, func(string) string { return filepath.Join(".vscode", "mcp.json") }},
+	"windsurf":    {"Windsurf", "mcpServers", false, func(home string) string { return filepath.Join(home, ".codeium", "windsurf", "mcp_config.json") }},
+	"gemini":      {"Gemini CLI", "mcpServers", false, func(home string) string { return filepath.Join(home, ".gemini", "settings.json") }},
+}
+
+func newMCPInstall() *cobra.Command {
+	var client, name string
+	var write bool
+	names := slices.Sorted(maps.Keys(mcpClients))
+	c := &cobra.Command{
+		Use:   "install [flags] [-- ARG...]",
+		Short: "Print what MCP clients are told of axo, or write it",
+		Long: `Print the configuration by which MCP clients start axo mcp serve, with the arguments
+that follow. With --write it is put into the client's file, beside what is there; the
+file as it was is kept with the ending .bak.`,
+		Example: `  axo mcp install
+  axo mcp install --client cursor --write -- --tools-only`,
+		RunE: func(c *cobra.Command, args []string) error {
+			home, err := os.UserHomeDir()
+			if err != nil {
+				return &statusError{exitEngine, err}
+			}
+			self, err := os.Executable()
+			if err != nil {
+				return &statusError{exitEngine, err}
+			}
+			if write && client == "" {
+				return errors.New("--write goes with --client")
+			}
+			if client != "" {
+				if _, ok := mcpClients[client]; !ok {
+					return fmt.Errorf("--client %s: want one of %s", client, strings.Join(names, ", "))
+				}
+				names = []string{client}
+			}
+			for _, n := range names {
+				m := mcpClients[n]
+				server := map[string]any{"command": self, "args": append([]string{"mcp", "serve"}, args...)}
+				if m.typed {
+					server["type"] = "stdio"
+				}
+				if !write {
+					fmt.Fprintf(c.OutOrStdout(), "# %s: %s\n", m.what, m.path(home))
+					if err := printJSON(c.OutOrStdout(), map[string]any{m.key: map[string]any{name: server}}); err != nil {
+						return err
+					}
+					continue
+				}
+				if err := install(m.path(home), m.key, name, server); err != nil {
+					return failed(c, err, false)
+				}
+				fmt.Fprintln(c.OutOrStdout(), "written:", m.path(home))
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&client, "client", "", strings.Join(names, ", ")+" (default: print all)")
+	c.Flags().StringVar(&name, "name", "axo", "what the client calls the server")
+	c.Flags().BoolVar(&write, "write", false, "write the client's file")
+	return c
+}
+
+// install puts a server into a client's file. A file that is not plain JSON, or of
+// another form, is left alone.
+func install(file, key, name string, server any) error {
+	b, err := os.ReadFile(file)
+	there := err == nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	doc, servers := map[string]json.RawMessage{}, map[string]json.RawMessage{}
+	if len(bytes.TrimSpace(b)) > 0 {
+		if err := json.Unmarshal(b, &doc); err != nil {
+			return fmt.Errorf("%s is not plain JSON (%w): put it there yourself: %w", file, err, isolation.ErrFailedPrecondition)
+		}
+	}
+	if old, ok := doc[key]; ok {
+		if err := json.Unmarshal(old, &servers); err != nil {
+			return fmt.Errorf("%s: %s is no object: %w", file, key, isolation.ErrFailedPrecondition)
+		}
+	}
+	if servers[name], err = json.Marshal(server); err != nil {
+		return err
+	}
+	if doc[key], err = json.Marshal(servers); err != nil {
+		return err
+	}
+	out, err := json.MarshalIndent(doc, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	mode := fs.FileMode(0o600)
+	if there {
+		info, err := os.Stat(file)
+		if err != nil {
+			return err
+		}
+		mode = info.Mode().Perm()
+		if err := os.WriteFile(file+".bak", b, mode); err != nil {
+			return err
+		}
+	}
+	temp := file + ".axo"
+	if err := os.WriteFile(temp, append(out, '\n'), mode); err != nil {
+		return err
+	}
+	return os.Rename(temp, file)
+}
