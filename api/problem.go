@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
+	"time"
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/engine"
@@ -20,6 +22,8 @@ type Problem struct {
 	Detail  string `json:"detail"`
 	Class   string `json:"class,omitempty" doc:"not_found, already_exists, ...; none: a fault of the server's"`
 	Outcome string `json:"outcome,omitempty" enum:"not_started,outcome_unknown" doc:"Whether the program may have run"`
+	// RetryAfterMS is in the header Retry-After, too, in whole seconds.
+	RetryAfterMS int64 `json:"retry_after_ms,omitempty" doc:"When it is worth while to try again, where that is known"`
 	// Decision tells, where no engine may run what was asked for, why each may not.
 	Decision *engine.Decision `json:"decision,omitempty"`
 }
@@ -49,6 +53,9 @@ func ProblemOf(err error) *Problem {
 	if errors.As(err, &outcome) {
 		p.Outcome = string(isolation.OutcomeOf(err))
 	}
+	if after, ok := RetryAfter(err); ok {
+		p.RetryAfterMS = after.Milliseconds()
+	}
 	var refused *engine.RefusedError
 	if errors.As(err, &refused) {
 		p.Decision = &refused.Decision
@@ -72,6 +79,24 @@ func ProblemOf(err error) *Problem {
 // GetStatus is the status of the answer that carries it.
 func (p *Problem) GetStatus() int { return p.Status }
 
+// GetHeaders are those of the answer that carries it.
+func (p *Problem) GetHeaders() http.Header {
+	h := http.Header{}
+	if p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable {
+		h.Set("Retry-After", strconv.FormatInt(max((p.RetryAfterMS+999)/1000, 1), 10))
+	}
+	return h
+}
+
+// RetryAfter is when it is worth while to try again what failed, where the server knew.
+func RetryAfter(err error) (after time.Duration, ok bool) {
+	var r interface{ RetryAfter() time.Duration }
+	if !errors.As(err, &r) {
+		return 0, false
+	}
+	return r.RetryAfter(), true
+}
+
 // Error is one line for a person.
 func (p *Problem) Error() string { return p.Detail }
 
@@ -81,6 +106,9 @@ func (p *Problem) ContentType(string) string { return ProblemType }
 // Err is the error that the server had, as far as a client can have it.
 func (p *Problem) Err() error {
 	e := &remoteError{p: p}
+	if p.RetryAfterMS > 0 {
+		e.retry = &retryError{time.Duration(p.RetryAfterMS) * time.Millisecond}
+	}
 	for _, c := range classes {
 		if c.name == p.Class || p.Class == "" && c.status == p.Status {
 			e.class = c.err
@@ -100,7 +128,14 @@ type remoteError struct {
 	p       *Problem
 	class   error
 	refused *engine.RefusedError
+	retry   *retryError
 }
+
+// retryError is what RetryAfter finds.
+type retryError struct{ after time.Duration }
+
+func (e *retryError) Error() string             { return "retry after " + e.after.String() }
+func (e *retryError) RetryAfter() time.Duration { return e.after }
 
 func (e *remoteError) Error() string { return e.p.Detail }
 
@@ -111,6 +146,9 @@ func (e *remoteError) Unwrap() []error {
 	}
 	if e.refused != nil {
 		out = append(out, e.refused)
+	}
+	if e.retry != nil {
+		out = append(out, e.retry)
 	}
 	return out
 }

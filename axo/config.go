@@ -29,7 +29,7 @@ func newConfig() *cobra.Command {
 	var asJSON, origin bool
 	// What serve has flags for can be tried out here.
 	flags := func(c *cobra.Command) *cobra.Command {
-		config.Register(c.Flags(), "serve", "session", "tenant")
+		config.Register(c.Flags(), "serve", "session", "tenant", "admission")
 		return c
 	}
 	show := flags(&cobra.Command{

@@ -62,8 +62,20 @@ tells systemd when it is ready.`,
 			s := l.Session
 			c.Sessions.Idle, c.Sessions.Life, c.Sessions.MaxIdle, c.Sessions.MaxLife = time.Duration(s.Idle), time.Duration(s.Life), time.Duration(s.MaxIdle), time.Duration(s.MaxLife)
 			c.Sessions.Keep, c.Sessions.MaxEnded = int64(s.Keep), s.MaxEnded
-			quota := session.Quota{Sandboxes: l.Tenant.Sandboxes, CPUs: l.Tenant.CPUs, MemoryBytes: int64(l.Tenant.Memory), DiskBytes: int64(l.Tenant.Disk)}
-			c.Sessions.Quota = func(string) session.Quota { return quota }
+			quotas, err := tenant.OpenQuotas(dir)
+			if err != nil {
+				return errors.Join(&statusError{exitEngine, err}, e.Close())
+			}
+			others := session.Quota{Sandboxes: l.Tenant.Sandboxes, CPUs: l.Tenant.CPUs, MemoryBytes: int64(l.Tenant.Memory), DiskBytes: int64(l.Tenant.Disk), Rate: l.Tenant.Rate, Burst: l.Tenant.Burst}
+			c.Sessions.Quota = func(tenant string) session.Quota {
+				if q, ok := quotas.Of(tenant); ok {
+					return q
+				}
+				return others
+			}
+			a := l.Admission
+			c.Sessions.Sandboxes = a.Sandboxes
+			c.Admission = server.Admission{Starts: a.Starts, Runs: a.Runs, Queue: a.Queue, Wait: time.Duration(a.Wait)}
 			c.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 			drivers, err := driversOf(l)
 			if err != nil {
@@ -97,7 +109,7 @@ tells systemd when it is ready.`,
 			return nil
 		},
 	}
-	config.Register(cmd.Flags(), "serve", "session", "tenant")
+	config.Register(cmd.Flags(), "serve", "session", "tenant", "admission")
 	return cmd
 }
 
@@ -168,6 +180,6 @@ func newKey() *cobra.Command {
 			return nil
 		},
 	}
-	c.AddCommand(add, ls, rm)
+	c.AddCommand(add, ls, rm, newKeyQuota())
 	return c
 }

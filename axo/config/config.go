@@ -18,12 +18,13 @@ import (
 type Config struct {
 	StateDir string `toml:"state_dir" flag:"state-dir" default:"/var/lib/axo for root, else $XDG_STATE_HOME/axo or ~/.local/state/axo" help:"Directory for compiled modules, images, probes, the journal, sandboxes and keys"`
 
-	Engine  Engine  `toml:"engine" help:"What runs programs"`
-	Path    Path    `toml:"path" help:"Programs that axo uses, where they are not found by their names"`
-	Client  Client  `toml:"client" help:"How commands reach the daemon"`
-	Serve   Serve   `toml:"serve" help:"The daemon"`
-	Session Session `toml:"session" help:"Sandboxes that stay"`
-	Tenant  Tenant  `toml:"tenant" help:"What a tenant may have for whom axo key quota says nothing; 0 is no bound"`
+	Engine    Engine    `toml:"engine" help:"What runs programs"`
+	Path      Path      `toml:"path" help:"Programs that axo uses, where they are not found by their names"`
+	Client    Client    `toml:"client" help:"How commands reach the daemon"`
+	Serve     Serve     `toml:"serve" help:"The daemon"`
+	Session   Session   `toml:"session" help:"Sandboxes that stay"`
+	Tenant    Tenant    `toml:"tenant" help:"What a tenant may have for whom axo key quota says nothing; 0 is no bound"`
+	Admission Admission `toml:"admission" help:"What the daemon takes on at once, from all tenants together"`
 }
 
 // Engine is what runs programs.
@@ -81,15 +82,27 @@ type Tenant struct {
 	CPUs      float64 `toml:"cpus" flag:"tenant-cpus" help:"Cores that its sandboxes may have together"`
 	Memory    Size    `toml:"memory" flag:"tenant-memory" help:"Memory that its sandboxes may have together, such as 4G"`
 	Disk      Size    `toml:"disk" flag:"tenant-disk" help:"What its sandboxes may write together, such as 10G"`
+	Rate      float64 `toml:"rate" flag:"tenant-rate" help:"Sandboxes and runs that it may begin in a second"`
+	Burst     int     `toml:"burst" flag:"tenant-burst" help:"How many it may begin at once when it has begun none for a while; 0: as many as in a second, at least 1"`
+}
+
+// Admission is what the daemon takes on.
+type Admission struct {
+	Sandboxes int      `toml:"sandboxes" flag:"max-sandboxes" help:"Sandboxes that stay, at once; 0: no bound"`
+	Starts    int      `toml:"starts" help:"Sandboxes that are being made at once"`
+	Runs      int      `toml:"runs" flag:"max-runs" help:"Runs under way at once"`
+	Queue     int      `toml:"queue" help:"Requests that wait for each of the two; each tenant has its turn"`
+	Wait      Duration `toml:"wait" help:"How long a request waits, at most"`
 }
 
 // Default is what holds where nothing is set.
 func Default() Config {
 	return Config{
-		StateDir: defaultStateDir(),
-		Engine:   Engine{ProbeTimeout: Duration(3 * time.Second)},
-		Serve:    Serve{Drain: Duration(10 * time.Second), Sweep: Duration(time.Minute), Warm: 2},
-		Session:  Session{Idle: Duration(15 * time.Minute), Life: Duration(24 * time.Hour), MaxIdle: Duration(24 * time.Hour), MaxLife: Duration(30 * 24 * time.Hour), Keep: 16 << 20, MaxEnded: 32},
+		StateDir:  defaultStateDir(),
+		Engine:    Engine{ProbeTimeout: Duration(3 * time.Second)},
+		Serve:     Serve{Drain: Duration(10 * time.Second), Sweep: Duration(time.Minute), Warm: 2},
+		Admission: Admission{Sandboxes: 1000, Starts: 64, Runs: 256, Queue: 1024, Wait: Duration(30 * time.Second)},
+		Session:   Session{Idle: Duration(15 * time.Minute), Life: Duration(24 * time.Hour), MaxIdle: Duration(24 * time.Hour), MaxLife: Duration(30 * 24 * time.Hour), Keep: 16 << 20, MaxEnded: 32},
 	}
 }
 
@@ -124,10 +137,15 @@ func (c Config) Validate() error {
 		value Duration
 	}{
 		{"engine.probe_timeout", c.Engine.ProbeTimeout}, {"serve.drain", c.Serve.Drain}, {"serve.sweep", c.Serve.Sweep},
-		{"session.idle", c.Session.Idle}, {"session.life", c.Session.Life},
+		{"session.idle", c.Session.Idle}, {"session.life", c.Session.Life}, {"admission.wait", c.Admission.Wait},
 	} {
 		if x.value <= 0 {
 			return fmt.Errorf("%s is %v: want a time above zero, such as 10s", x.name, x.value)
+		}
+	}
+	for name, n := range map[string]int{"admission.starts": c.Admission.Starts, "admission.runs": c.Admission.Runs, "admission.queue": c.Admission.Queue} {
+		if n <= 0 {
+			return fmt.Errorf("%s is %d: want at least 1", name, n)
 		}
 	}
 	return nil

@@ -24,7 +24,7 @@ func write(t *testing.T, text string) string {
 func flags(t *testing.T, args ...string) *pflag.FlagSet {
 	t.Helper()
 	fs := pflag.NewFlagSet("axo", pflag.ContinueOnError)
-	Register(fs, "", "engine", "serve", "session", "tenant")
+	Register(fs, "", "engine", "serve", "session", "tenant", "admission")
 	if err := fs.Parse(args); err != nil {
 		t.Fatal(err)
 	}
@@ -114,6 +114,7 @@ func TestWhatIsRefused(t *testing.T) {
 		"not a number":  {text: "[tenant]\ncpus = nan", want: []string{"tenant.cpus", "not negative"}},
 		"too much":      {text: "[session]\nidle = \"48h\"", want: []string{"session.idle is 48h", "session.max_idle"}},
 		"zero":          {text: "[serve]\ndrain = \"0s\"", want: []string{"serve.drain", "above zero"}},
+		"no queue":      {text: "[admission]\nqueue = 0", want: []string{"admission.queue is 0", "at least 1"}},
 		"environment":   {env: "AXO_TENANT_SANDBOXES=many", want: []string{"AXO_TENANT_SANDBOXES", "whole number"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -32,10 +32,11 @@ import (
 type Config struct {
 	// StateDir keeps the keys, the sessions and the socket; 0700, and this
 	// process's alone while it runs.
-	StateDir string
-	Engine   *engine.Engine
-	Sessions session.Config     // Engine, Dir, Logger are set here
-	Runs     session.RunsConfig // likewise
+	StateDir  string
+	Engine    *engine.Engine
+	Sessions  session.Config     // Engine, Dir, Logger are set here
+	Runs      session.RunsConfig // likewise
+	Admission Admission
 	// Images, Templates and Pools are what rest.Config says.
 	Images    rest.Images
 	Templates rest.Templates
@@ -100,8 +101,9 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
+	e := admit(c.Engine, c.Admission, c.Sessions.Quota)
 	sc := c.Sessions
-	sc.Engine, sc.Dir, sc.Logger = c.Engine, filepath.Join(c.StateDir, "serve"), c.Logger
+	sc.Engine, sc.Dir, sc.Logger = e, filepath.Join(c.StateDir, "serve"), c.Logger
 	sessions, err := session.Open(ctx, sc)
 	if err != nil {
 		return err
@@ -120,7 +122,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		c.Logger.Info("discarded what an earlier daemon had ready", "sandboxes", len(gone))
 	}
 	rc := c.Runs
-	rc.Engine, rc.Dir, rc.Logger = c.Engine, filepath.Join(c.StateDir, "runs"), c.Logger
+	rc.Engine, rc.Dir, rc.Logger = e, filepath.Join(c.StateDir, "runs"), c.Logger
 	runs, err := session.OpenRuns(rc)
 	if err != nil {
 		return err
@@ -129,7 +131,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	var draining atomic.Bool
 	stopping := make(chan struct{})
 	handler := rest.New(rest.Config{
-		Sessions: sessions, Runs: runs, Engine: c.Engine, Images: c.Images, Templates: c.Templates, Pools: c.Pools, Find: keys.Find, Version: c.Version,
+		Sessions: sessions, Runs: runs, Engine: e, Images: c.Images, Templates: c.Templates, Pools: c.Pools, Find: keys.Find, Version: c.Version,
 		Draining: draining.Load, Stopping: stopping, Logger: c.Logger,
 	})
 	protocol, err := mcp.New(mcp.Config{Engine: c.Engine, Tools: c.Tools, Sessions: sessions, Version: c.Version, Logger: c.Logger})

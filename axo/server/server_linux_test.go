@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,7 +19,9 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/server"
+	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/client"
 	"github.com/axocoatl/isolation/driver/mem"
@@ -300,4 +303,63 @@ func (s *safeBuffer) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.b.String()
+}
+
+// Who begins too much is told when to come back, in every form of the answer; another
+// tenant is not held up by it.
+func TestQuotaOfTheMoment(t *testing.T) {
+	dir := t.TempDir()
+	d := run(t, dir, mem.NewHost(), func(c *server.Config) {
+		c.Sessions.Quota = func(tenant string) session.Quota {
+			if tenant == "slow" {
+				return session.Quota{Rate: 0.001, Burst: 2}
+			}
+			return session.Quota{}
+		}
+	})
+	keys, err := tenant.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, _, err := keys.Add("slow", tenant.RoleUser)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow, err := client.New(client.Config{Address: d.addresses[1], Key: secret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Close()
+	spec := isolation.Spec{Requirement: isolation.Arbitrary}
+	for i := range 2 {
+		if _, err := slow.Create(t.Context(), fmt.Sprintf("box%d", i), spec); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = slow.Create(t.Context(), "box2", spec)
+	after, ok := api.RetryAfter(err)
+	if !errors.Is(err, isolation.ErrResourceExhausted) || isolation.OutcomeOf(err) != isolation.NotStarted || !ok || after < 900*time.Second || after > 1000*time.Second {
+		t.Errorf("%v: try again after %v %v", err, after, ok)
+	}
+	r, err := http.NewRequestWithContext(t.Context(), "POST", d.addresses[1]+"/v1/runs", strings.NewReader(`{"spec":{"requirement":"Arbitrary"},"process":{"args":["count"]}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("X-API-Key", secret)
+	r.Header.Set("Content-Type", "application/json")
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := c.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); resp.StatusCode != http.StatusTooManyRequests || err != nil || s < 900 || s > 1000 {
+		t.Errorf("%s, Retry-After %q", resp.Status, resp.Header.Get("Retry-After"))
+	}
+	if _, err := dial(t, dir, d.addresses[1]).Create(t.Context(), "box", spec); err != nil {
+		t.Errorf("another tenant: %v", err)
+	}
+	if list, err := slow.Sandboxes(t.Context(), nil); err != nil || len(list) != 2 {
+		t.Errorf("what was refused has left something: %v %v", list, err)
+	}
 }

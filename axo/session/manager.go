@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -43,10 +44,12 @@ type Config struct {
 	// Idle and Life are what a request that does not say gets; 0: 15 min and 24 h.
 	// MaxIdle and MaxLife bound what it may ask for; 0: 24 h and 30 days.
 	Idle, Life, MaxIdle, MaxLife time.Duration
-	// Quota is what a tenant may have at once; nil: no bound.
-	Quota  func(tenant string) Quota
-	Logger *slog.Logger     // nil: silent
-	Now    func() time.Time // nil: time.Now
+	// Quota is what a tenant may have at once; nil: no bound. Sandboxes is how many
+	// all tenants may have together; 0: no bound.
+	Quota     func(tenant string) Quota
+	Sandboxes int
+	Logger    *slog.Logger     // nil: silent
+	Now       func() time.Time // nil: time.Now
 	// OnEvent is called for what happens to sessions, one after another for each.
 	OnEvent func(Event)
 }
@@ -59,6 +62,20 @@ type Quota struct {
 	MemoryBytes int64   `json:"memory_bytes,omitempty" toml:"memory_bytes"`
 	CPUs        float64 `json:"cpus,omitempty" toml:"cpus"`
 	DiskBytes   int64   `json:"disk_bytes,omitempty" toml:"disk_bytes"`
+	// Rate is how many sandboxes and runs it may begin in a second, Burst how many at
+	// once when it has begun none for a while; package admission holds it to them.
+	Rate  float64 `json:"rate,omitempty" toml:"rate"`
+	Burst int     `json:"burst,omitempty" toml:"burst"`
+}
+
+// Validate refuses what no quota can be.
+func (q Quota) Validate() error {
+	for _, n := range []float64{float64(q.Sandboxes), float64(q.Snapshots), float64(q.MemoryBytes), q.CPUs, float64(q.DiskBytes), q.Rate, float64(q.Burst)} {
+		if !(n >= 0) || math.IsInf(n, 1) {
+			return fmt.Errorf("quota %+v: want numbers that are not negative: %w", q, isolation.ErrInvalidArgument)
+		}
+	}
+	return nil
 }
 
 // Request is a session that somebody wants. Spec.Tenant is whose code it is among
@@ -254,8 +271,13 @@ var errClosed = fmt.Errorf("the session manager is closed: %w", isolation.ErrUna
 func (m *Manager) admitLocked(tenant string, want isolation.Resources) error {
 	q := m.config.Quota(tenant)
 	var have Quota
+	all := 0
 	for _, s := range m.sessions {
-		if r, counts := s.resources(); counts && s.tenant == tenant {
+		r, counts := s.resources()
+		if counts {
+			all++
+		}
+		if counts && s.tenant == tenant {
 			have.Sandboxes++
 			have.MemoryBytes += r.MemoryBytes
 			have.CPUs += r.CPUs
@@ -264,6 +286,9 @@ func (m *Manager) admitLocked(tenant string, want isolation.Resources) error {
 	}
 	if q.Sandboxes > 0 && have.Sandboxes+1 > q.Sandboxes {
 		return fmt.Errorf("the tenant has %d sandboxes of %d; delete one, or retry later: %w", have.Sandboxes, q.Sandboxes, isolation.ErrResourceExhausted)
+	}
+	if n := m.config.Sandboxes; n > 0 && all+1 > n {
+		return fmt.Errorf("there are %d sandboxes of all tenants, no more are taken; retry later: %w", all, isolation.ErrUnavailable)
 	}
 	for _, d := range []struct {
 		name             string

@@ -267,6 +267,19 @@ func TestQuota(t *testing.T) {
 	}
 }
 
+// All tenants together have no more than the host takes.
+func TestSandboxesOfAll(t *testing.T) {
+	l := newPlace(t).open(t, func(c *Config) { c.Sandboxes = 2 })
+	one := create(t, l, "a", request())
+	create(t, l, "b", request())
+	_, err := l.Create(t.Context(), "c", request())
+	is(t, err, isolation.ErrUnavailable)
+	if err := one.Delete(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	create(t, l, "c", request())
+}
+
 func TestTimes(t *testing.T) {
 	p := newPlace(t)
 	l := p.open(t)

@@ -3,6 +3,7 @@ package rest
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"regexp"
 	"strconv"
@@ -65,9 +66,7 @@ func (o *once) Unwrap() http.ResponseWriter { return o.ResponseWriter }
 func writeProblem(w http.ResponseWriter, err error) {
 	p := api.ProblemOf(err)
 	w.Header().Set("Content-Type", api.ProblemType)
-	if p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable {
-		w.Header().Set("Retry-After", "1")
-	}
+	maps.Copy(w.Header(), p.GetHeaders())
 	w.WriteHeader(p.Status)
 	_ = json.NewEncoder(w).Encode(p)
 }

@@ -1,0 +1,87 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"strings"
+	"time"
+
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/admission"
+	"github.com/axocoatl/isolation/axo/session"
+	"github.com/axocoatl/isolation/engine"
+)
+
+// Admission bounds what is begun at once, of all tenants together. Zero is what the
+// comments say.
+type Admission struct {
+	Starts int           // sandboxes that are being made; 64
+	Runs   int           // runs under way; 256
+	Queue  int           // those who wait for each; 1024
+	Wait   time.Duration // how long, at most; 30 s
+}
+
+// admitted is an engine that begins what a tenant wants when it is the tenant's turn.
+type admitted struct {
+	*engine.Engine
+	rate         *admission.Rate
+	starts, runs *admission.Queue
+}
+
+func admit(e *engine.Engine, a Admission, quota func(tenant string) session.Quota) *admitted {
+	queue := func(what string, slots int) *admission.Queue {
+		return admission.NewQueue(admission.QueueConfig{What: what, Slots: slots, Bound: cmp.Or(a.Queue, 1024), Wait: cmp.Or(a.Wait, 30*time.Second)})
+	}
+	return &admitted{
+		Engine: e, starts: queue("sandboxes being made", cmp.Or(a.Starts, 64)), runs: queue("runs", cmp.Or(a.Runs, 256)),
+		rate: admission.NewRate(func(tenant string) (float64, int) {
+			if quota == nil {
+				return 0, 0
+			}
+			q := quota(tenant)
+			return q.Rate, q.Burst
+		}, nil),
+	}
+}
+
+// enter waits for the turn of whose request it is.
+func (a *admitted) enter(ctx context.Context, q *admission.Queue, op string, r engine.Request) (leave func(), err error) {
+	tenant, _, _ := strings.Cut(r.Spec.Tenant, "/") // what comes after it is whom the tenant tells apart
+	if err = a.rate.Take(tenant); err == nil {
+		leave, err = q.Enter(ctx, tenant)
+	}
+	if err != nil {
+		return nil, &isolation.Error{Op: op, ID: r.ID, Outcome: isolation.NotStarted, Err: err}
+	}
+	return leave, nil
+}
+
+// Create implements session.Engine.
+func (a *admitted) Create(ctx context.Context, r engine.Request) (isolation.Sandbox, engine.Decision, error) {
+	leave, err := a.enter(ctx, a.starts, "create", r)
+	if err != nil {
+		return nil, engine.Decision{}, err
+	}
+	defer leave()
+	return a.Engine.Create(ctx, r)
+}
+
+// Restore implements session.Engine.
+func (a *admitted) Restore(ctx context.Context, snapshot string, r engine.Request) (isolation.Sandbox, engine.Decision, error) {
+	leave, err := a.enter(ctx, a.starts, "restore", r)
+	if err != nil {
+		return nil, engine.Decision{}, err
+	}
+	defer leave()
+	return a.Engine.Restore(ctx, snapshot, r)
+}
+
+// Run implements session.Runner.
+func (a *admitted) Run(ctx context.Context, r engine.Request) (*engine.Result, error) {
+	leave, err := a.enter(ctx, a.runs, "run", r)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	return a.Engine.Run(ctx, r)
+}
