@@ -26,6 +26,9 @@ import (
 // the guest keeps CAP_SYS_ADMIN there.
 func (g *guest) confine(init *os.File) error {
 	p := &g.plan
+	if err := g.bound(); err != nil {
+		return err
+	}
 	namespaces := unix.CLONE_NEWPID
 	if p.InitGroups {
 		namespaces |= unix.CLONE_NEWCGROUP
@@ -60,9 +63,6 @@ func (g *guest) confine(init *os.File) error {
 		defer set.Close()
 	}
 	return g.spawner.Do(func() error {
-		if err := spawn.DropBounding(p.Process.Bounding); err != nil {
-			return err
-		}
 		if set != nil {
 			if err := landlock.RestrictThread(set); err != nil {
 				return err
@@ -73,6 +73,16 @@ func (g *guest) confine(init *os.File) error {
 		}
 		return spawn.LoadFilter(filter)
 	})
+}
+
+// bound starts the thread, and takes from it what programs can never get back. The
+// guest may do it before the rest, while it has to wait.
+func (g *guest) bound() error {
+	if g.bounded {
+		return nil
+	}
+	g.bounded = true
+	return g.spawner.Do(func() error { return spawn.DropBounding(g.plan.Process.Bounding) })
 }
 
 // unified reports whether programs are made in control groups of version 2.

@@ -107,6 +107,7 @@ type guest struct {
 	notes   []string // what the host does not allow, for Features
 	steps   []wire.Step
 	spawner spawn.Spawner
+	bounded bool       // its thread is: see bound
 	tasks   []*os.File // version 1: control groups of every program
 	into    *os.File   // version 2: the group of every program; nil: none
 	// filter is the one of programs, where they load it themselves: see confine.

@@ -112,6 +112,9 @@ func (g *guest) makeRoot() (*os.File, error) {
 func (g *guest) awaitRoot() (*os.File, error) {
 	unix.CloseOnExec(g.plan.Init)
 	defer unix.Close(g.plan.Ready)
+	if err := g.bound(); err != nil {
+		return nil, err
+	}
 	var b [1]byte
 	for {
 		if _, err := unix.Read(g.plan.Ready, b[:]); err != unix.EINTR {

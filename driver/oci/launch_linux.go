@@ -116,6 +116,10 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 	if err != nil {
 		return fmt.Errorf("embedded %s: %w", guestName, err)
 	}
+	limits, err := l.onlyThese()
+	if err != nil {
+		return err
+	}
 	oom := ""
 	if c.ids.single {
 		// Programs have it from the guest: without a root in its user namespace the
@@ -125,7 +129,7 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 	pid, pidfd, err := e.spawner.Start(spawn.Spec{
 		Program: guest, Args: []string{guestName}, Env: []string{"GOMAXPROCS=1"}, Dir: "/", Files: l.files,
 		Cred: c.ids.credential(), KeepCapabilities: c.ids.single, OOMScoreAdj: oom,
-		ParentDeathSignal: c.deathSignal(), Rlimits: c.guestLimits(),
+		ParentDeathSignal: c.deathSignal(), Rlimits: append(limits, c.guestLimits()...),
 		Namespaces: namespaces, Group: c.group.Keeper(),
 		Beside: root, BesideInit: made.Init, BesideDone: made.Ready,
 		Map: func(pid int) error {
@@ -162,6 +166,18 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 	}
 	failpoint.Hit(failpoint.OCIMade)
 	return c.conn.begin(hello)
+}
+
+// onlyThese bounds the descriptors of the guest to those that it gets, until package
+// syscall's start raises the limit to the hard one. Before that Go's runtime has a look
+// at the control groups' limit on CPUs, whatever GOMAXPROCS says, and reads the whole
+// mount table of the host for it; it does without if it cannot.
+func (l *launch) onlyThese() ([]spawn.Rlimit, error) {
+	var host unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &host); err != nil {
+		return nil, os.NewSyscallError("getrlimit", err)
+	}
+	return []spawn.Rlimit{{Resource: unix.RLIMIT_NOFILE, Cur: uint64(len(l.files)), Max: host.Max}}, nil
 }
 
 // visit is how a process gets into a container's control groups of version 1 and out

@@ -437,6 +437,11 @@ func (s *rootScript) mask(names []string) {
 	empty := plan.Mount{
 		Type: "tmpfs", Data: "nr_inodes=1,mode=555", Flags: unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC,
 	}
+	one := s.base + "/empty" // for all: a file system is made and taken away again for more than a mount
+	if s.made != nil && len(names) > 0 {
+		s.mkdir(one)
+		s.Do("mount an empty directory", unix.SYS_MOUNT, empty.Type, one, empty.Type, empty.Flags, empty.Data)
+	}
 	var null spawn.Reg
 	if s.made == nil && len(names) > 0 {
 		null = s.register()
@@ -445,7 +450,7 @@ func (s *rootScript) mask(names []string) {
 	for _, name := range names {
 		if s.made != nil { // these are the kernel's names
 			s.Do("mask "+name, unix.SYS_MOUNT, s.root+"/dev/null", s.root+name, "", unix.MS_BIND, "").Allow(unix.ENOTDIR).Allow(unix.ENOENT).Else(func() {
-				s.Do("mask "+name, unix.SYS_MOUNT, empty.Type, s.root+name, empty.Type, empty.Flags, empty.Data).Allow(unix.ENOENT)
+				s.Do("mask "+name, unix.SYS_MOUNT, one, s.root+name, "", unix.MS_BIND, "").Allow(unix.ENOENT)
 			})
 			continue
 		}
