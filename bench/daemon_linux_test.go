@@ -19,22 +19,25 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/client"
 	"github.com/axocoatl/isolation/internal/testprog"
+	"github.com/axocoatl/isolation/test/testvm"
 )
 
 // served is a daemon in a process of its own.
 type served struct {
 	axo, state string
+	args       []string
 	cmd        *exec.Cmd
 	*client.Driver
 }
 
-func serve(b *testing.B) *served {
+func serve(b *testing.B, args ...string) *served {
 	b.Helper()
 	dir := b.TempDir()
 	if err := testprog.BuildCommands(dir, []string{"axo", "axo-guest"}); err != nil {
 		b.Fatal(err)
 	}
-	s := &served{axo: filepath.Join(dir, "axo"), state: filepath.Join(dir, "state")}
+	s := &served{axo: filepath.Join(dir, "axo"), state: filepath.Join(dir, "state"), args: append([]string{"serve"}, args...)}
+	s.args = append(s.args, "--state-dir", s.state)
 	s.start(b)
 	b.Cleanup(func() {
 		s.Close()
@@ -47,7 +50,7 @@ func serve(b *testing.B) *served {
 // start starts the daemon and returns when it answers.
 func (s *served) start(b *testing.B) (took time.Duration) {
 	b.Helper()
-	s.cmd = exec.Command(s.axo, "serve", "--state-dir", s.state)
+	s.cmd = exec.Command(s.axo, s.args...)
 	began := time.Now()
 	if err := s.cmd.Start(); err != nil {
 		b.Fatal(err)
@@ -99,22 +102,73 @@ func reportMillis(b *testing.B, took []time.Duration, name string) {
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, name+"-p99-ms")
 }
 
+// createAndFirst makes sandboxes when so many stand ready, and runs a command in each.
+func (s *served) createAndFirst(b *testing.B, ready int) {
+	one := func(i int) time.Duration {
+		began := time.Now()
+		sb := s.create(b, fmt.Sprintf("create-%d-%d-%d", ready, b.N, i), true)
+		s.run(b, sb, isolation.Stdio{}, "/bin/true")
+		took := time.Since(began)
+		if err := sb.Delete(context.Background()); err != nil {
+			b.Fatal(err)
+		}
+		return took
+	}
+	if ready > 0 {
+		one(-1) // from now on they are made ahead
+	}
+	var took []time.Duration
+	for i := 0; b.Loop(); i++ {
+		for ready > 0 {
+			pools, err := s.Pools(b.Context())
+			if err != nil {
+				b.Fatal(err)
+			}
+			idle := 0
+			for _, p := range pools {
+				idle += p.Idle
+			}
+			if idle >= ready {
+				break
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		took = append(took, one(i))
+	}
+	reportMillis(b, took, "first")
+}
+
+// BenchmarkDaemonMachine is the same for virtual machines that stand ready, emulated
+// where there is no KVM.
+func BenchmarkDaemonMachine(b *testing.B) {
+	guest := testprog.Guest(b)
+	b.Setenv("AXO_GUEST_PATH", guest)
+	s := serve(b, "--warm-vms", "2")
+	testvm.Link(b, s.state, guest)
+	vm := isolation.TierMicroVM
+	d, err := client.New(client.Config{Address: "unix://" + filepath.Join(s.state, "axo.sock"), Key: s.key(b), Tier: &vm, AllowEmulated: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	s.Close()
+	s.Driver = d
+	s.createAndFirst(b, 2)
+}
+
+func (s *served) key(b *testing.B) string {
+	b.Helper()
+	key, err := os.ReadFile(filepath.Join(s.state, "token"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	return strings.TrimSpace(string(key))
+}
+
 // BenchmarkDaemon is what a Go client of axo serve sees, on the unix socket.
 func BenchmarkDaemon(b *testing.B) {
 	s := serve(b)
-	b.Run("CreateAndFirst", func(b *testing.B) {
-		var took []time.Duration
-		for i := 0; b.Loop(); i++ {
-			began := time.Now()
-			sb := s.create(b, fmt.Sprintf("create-%d-%d", b.N, i), true)
-			s.run(b, sb, isolation.Stdio{}, "/bin/true")
-			took = append(took, time.Since(began))
-			if err := sb.Delete(context.Background()); err != nil {
-				b.Fatal(err)
-			}
-		}
-		reportMillis(b, took, "first")
-	})
+	b.Run("CreateAndFirst", func(b *testing.B) { s.createAndFirst(b, 2) })
+	b.Run("CreateAndFirstCold", func(b *testing.B) { serve(b, "--warm", "0").createAndFirst(b, 0) })
 	b.Run("Exec", func(b *testing.B) {
 		sb := s.create(b, fmt.Sprintf("exec-%d", b.N), true)
 		var took []time.Duration
