@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation/internal/failpoint"
+	"github.com/axocoatl/isolation/pool"
 )
 
 // counts is a program that writes numbers without a pause to speak of, and keeps the
@@ -90,8 +91,15 @@ func consecutive(t *testing.T, who string, list []string) {
 // program in it goes on, and of copies that nobody was told of nothing is left.
 func TestDaemonCopiesMachines(t *testing.T) {
 	h := newVMHost(t)
-	d := h.serve(t, "")
+	d := h.serve(t, "", "--warm-vms", "1")
+	kept := func() []string { return h.glob(t, filepath.Join(h.state, "sessions", "qemu", "*")) }
+	h.must(t, "create", "--tier", "microvm", "--allow-emulated", "--id", "first")
+	eventually(t, "a machine to stand ready", func() bool { return len(kept()) == 2 })
 	h.must(t, "create", "--tier", "microvm", "--allow-emulated", "--id", "origin")
+	h.must(t, "rm", "first")
+	if list := kept(); !slices.ContainsFunc(list, func(dir string) bool { return pool.MadeAhead(filepath.Base(dir)) }) {
+		t.Errorf("the one that stood ready was not taken: %v", list)
+	}
 	h.must(t, "exec", "-d", "--id", "count", "origin", "--", "sh", "-c", counts)
 	consecutive(t, "origin", h.numbers(t, "origin", 0, 300))
 	if got := strings.Fields(h.must(t, "fork", "-n", "2", "origin")); len(got) != 2 {
@@ -152,6 +160,9 @@ func TestDaemonCopiesMachines(t *testing.T) {
 		boxes := strings.Split(strings.TrimSpace(h.must(t, "ps")), "\n")
 		if len(boxes) != 2 || !strings.HasPrefix(boxes[1], "origin  running") {
 			t.Errorf("%s: there are %q", point, boxes)
+		}
+		if list := kept(); len(list) != 1 {
+			t.Errorf("%s: left, beside the origin: %v", point, list)
 		}
 		// What is kept goes back further than what is written now.
 		list := h.must(t, "ps", "--json", "origin")
