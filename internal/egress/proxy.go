@@ -319,6 +319,24 @@ func (p *Proxy) failed(k *kept, err error) {
 	k.d.Reason = err.Error()
 }
 
+// stopped takes back that a connection was allowed: nothing has gone out on it.
+func (p *Proxy) stopped(k *kept, err error) {
+	p.telling.Lock()
+	defer p.telling.Unlock()
+	p.mu.Lock()
+	if k.d.Allowed {
+		k.d.Allowed = false
+		p.report.Allowed--
+		p.report.Denied++
+	}
+	k.d.Reason = err.Error()
+	d := k.d
+	p.mu.Unlock()
+	if p.config.OnDecision != nil {
+		p.config.OnDecision(d)
+	}
+}
+
 func (p *Proxy) refuse(w http.ResponseWriter, status int, err error) {
 	w.Header().Set("Connection", "close")
 	w.Header().Set("X-Axo-Egress", "refused")
@@ -452,7 +470,7 @@ func (n *named) Read(b []byte) (int, error) {
 	if n.r == nil {
 		if err := n.begin(); err != nil {
 			if err != io.EOF {
-				n.p.failed(n.k, fmt.Errorf("ended: %w", err))
+				n.p.stopped(n.k, fmt.Errorf("%w: ended: %w", errDenied, err))
 			}
 			return 0, err
 		}

@@ -282,7 +282,10 @@ func TestServerName(t *testing.T) {
 		}
 		conn.Close()
 		r := w.proxy.Report()
-		if !c.ok && (r.Sent != 0 || !strings.Contains(r.Connections[0].Reason, "ended")) {
+		w.mu.Lock()
+		told := w.decided[len(w.decided)-1]
+		w.mu.Unlock()
+		if !c.ok && (r.Sent != 0 || r.Allowed != 0 || r.Denied != 1 || told.Allowed || !strings.Contains(r.Connections[0].Reason, "ended")) {
 			t.Errorf("%s for %q: %d bytes went out; %+v", c.target, c.name, r.Sent, r.Connections)
 		}
 	}
