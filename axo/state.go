@@ -38,11 +38,13 @@ func makeStateDir(l *config.Loaded) (string, error) {
 // grantedHosts is what requests may ask for of the network: what the daemon is set to
 // grant, and for somebody who runs a program himself all that he can reach.
 func grantedHosts(c *cobra.Command, l *config.Loaded) []string {
-	if c.Flags().Lookup("allow-egress") == nil { // it is not the daemon
+	if !isDaemon(c) {
 		return engine.AnyHost()
 	}
 	return l.Serve.AllowEgress
 }
+
+func isDaemon(c *cobra.Command) bool { return c.Flags().Lookup("allow-egress") != nil }
 
 // openEngine makes the engine with all drivers, of which some things may be changed.
 // The caller closes it.
@@ -64,6 +66,9 @@ func openEngine(c *cobra.Command, change ...func(*all.Config)) (*engine.Engine, 
 		return nil, &statusError{exitEngine, err}
 	}
 	ec := engine.Config{Registry: reg, StateDir: dc.StateDir, ProbeTimeout: time.Duration(l.Engine.ProbeTimeout), Policy: engine.Policy{Engines: l.Engine.Allow, Egress: grantedHosts(c, l)}}
+	if isDaemon(c) {
+		ec.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	}
 	var e *engine.Engine
 	if ec.Rules, err = rulesOf(c, l); err == nil {
 		e, err = engine.New(ec)
