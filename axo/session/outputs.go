@@ -59,6 +59,15 @@ func (o *outputs) removeLogs() {
 	}
 }
 
+// kept is how much output is on disk.
+func (o *outputs) kept() (n int64) {
+	for _, l := range []*log{o.stdout, o.stderr} {
+		from, to := l.bounds()
+		n += to - from
+	}
+	return n
+}
+
 func (o *outputs) live() bool {
 	select {
 	case <-o.done:

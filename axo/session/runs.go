@@ -28,11 +28,13 @@ type RunsConfig struct {
 	Engine Runner
 	// Dir keeps the records and outputs; it is made with mode 0700.
 	Dir string
-	// Keep is how much is kept of each stream, at least; 0: 16 MiB.
+	// Keep is how much is kept of each stream, at least; 0: 8 MiB.
 	Keep int64
-	// MaxLive bounds the runs of a tenant that are under way; 0: 256. MaxEnded is how
-	// many that have ended are known, and Retain for how long; 0: 256, and an hour.
+	// MaxLive bounds the runs of a tenant that are under way; 0: 64. Of those that have
+	// ended as many are known as MaxEnded, MaxBytes of output and Retain allow; 0: 256,
+	// 512 MiB, an hour.
 	MaxLive, MaxEnded int
+	MaxBytes          int64
 	Retain            time.Duration
 	Logger            *slog.Logger     // nil: silent
 	Now               func() time.Time // nil: time.Now
@@ -53,9 +55,9 @@ type Runs struct {
 // OpenRuns finds the runs that are known.
 func OpenRuns(c RunsConfig) (*Runs, error) {
 	if c.Keep == 0 {
-		c.Keep = 16 << 20
+		c.Keep = 8 << 20
 	}
-	c.MaxLive, c.MaxEnded, c.Retain = cmp.Or(c.MaxLive, 256), cmp.Or(c.MaxEnded, 256), cmp.Or(c.Retain, time.Hour)
+	c.MaxLive, c.MaxEnded, c.MaxBytes, c.Retain = cmp.Or(c.MaxLive, 64), cmp.Or(c.MaxEnded, 256), cmp.Or(c.MaxBytes, 512<<20), cmp.Or(c.Retain, time.Hour)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -214,8 +216,10 @@ func (rs *Runs) Retire() {
 	var old []*Run
 	for _, list := range ended {
 		slices.SortFunc(list, func(a, b *Run) int { return b.endedAt().Compare(a.endedAt()) })
+		bytes := int64(0)
 		for i, r := range list {
-			if i >= rs.config.MaxEnded || now.Sub(r.endedAt()) > rs.config.Retain {
+			bytes += r.kept()
+			if i >= rs.config.MaxEnded || bytes > rs.config.MaxBytes || now.Sub(r.endedAt()) > rs.config.Retain {
 				old = append(old, r)
 				delete(rs.all, r.id)
 			}

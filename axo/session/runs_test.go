@@ -132,3 +132,26 @@ func TestRunsAreBounded(t *testing.T) {
 		t.Errorf("%d are known later", n)
 	}
 }
+
+// TestRunsOutputIsBounded: the output of runs that have ended takes so much of the disk
+// and no more.
+func TestRunsOutputIsBounded(t *testing.T) {
+	write := func(_ context.Context, q engine.Request) (*engine.Result, error) {
+		_, err := q.Stderr.Write(make([]byte, 1000))
+		return &engine.Result{ID: q.ID}, err
+	}
+	rs := openRuns(t, RunsConfig{Engine: runner(write), Dir: t.TempDir(), MaxBytes: 2500})
+	var last *Run
+	for range 4 {
+		r, _, err := rs.Start("a", "", "", theRequest, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-r.done
+		last = r
+	}
+	rs.Retire()
+	if list := rs.List("a"); len(list) != 2 || list[1].ID() != last.ID() {
+		t.Errorf("%d are known", len(list))
+	}
+}
