@@ -3,6 +3,7 @@ module github.com/axocoatl/isolation/axo
 go 1.26.0
 
 require (
+	connectrpc.com/connect v1.19.1
 	github.com/axocoatl/isolation v0.0.0
 	github.com/danielgtaylor/huma/v2 v2.39.0
 	github.com/google/go-containerregistry v0.22.1
@@ -15,6 +16,7 @@ require (
 	go.uber.org/goleak v1.3.0
 	golang.org/x/sys v0.49.0
 	golang.org/x/term v0.47.0
+	google.golang.org/protobuf v1.36.11
 )
 
 require (

@@ -34,6 +34,7 @@ again. SIGTERM ends it when requests under way have ended.
 It takes sockets that systemd has opened for it, as packaging/axo.socket says, and
 tells systemd when it is ready.`,
 		Example: `  axo serve --listen 127.0.0.1:7330
+  axo serve --e2b 127.0.0.1:7331
   axo create && axo ps`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -59,6 +60,7 @@ tells systemd when it is ready.`,
 			}
 			c.Tools = &tool.Caller{Registry: tools, Engine: e}
 			c.Listen, c.Socket, c.Hosts, c.Drain, c.Sweep = l.Serve.Listen, l.Serve.Socket, l.Serve.Hosts, time.Duration(l.Serve.Drain), time.Duration(l.Serve.Sweep)
+			c.E2B, c.E2BDomain = l.Serve.E2B, l.Serve.E2BDomain
 			s := l.Session
 			c.Sessions.Idle, c.Sessions.Life, c.Sessions.MaxIdle, c.Sessions.MaxLife = time.Duration(s.Idle), time.Duration(s.Life), time.Duration(s.MaxIdle), time.Duration(s.MaxLife)
 			c.Sessions.Keep, c.Sessions.MaxEnded = int64(s.Keep), s.MaxEnded

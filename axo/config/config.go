@@ -55,9 +55,11 @@ type Client struct {
 
 // Serve is the daemon.
 type Serve struct {
-	Listen string   `toml:"listen" flag:"listen" help:"Also listen on this loopback address, such as 127.0.0.1:7330"`
-	Socket string   `toml:"socket" flag:"socket" default:"axo.sock in the state directory" help:"Path of the unix socket"`
-	Hosts  []string `toml:"hosts" flag:"host" help:"Names that requests may have in their Host header: those of a proxy before the daemon"`
+	Listen    string   `toml:"listen" flag:"listen" help:"Also listen on this loopback address, such as 127.0.0.1:7330"`
+	Socket    string   `toml:"socket" flag:"socket" default:"axo.sock in the state directory" help:"Path of the unix socket"`
+	E2B       string   `toml:"e2b" flag:"e2b" help:"Also answer E2B's clients, on this loopback address, such as 127.0.0.1:7331"`
+	E2BDomain string   `toml:"e2b_domain" flag:"e2b-domain" help:"Domain below which E2B's clients find sandboxes, by names such as 3000-ID.DOMAIN, which lead here; a port may follow it"`
+	Hosts     []string `toml:"hosts" flag:"host" help:"Names that requests may have in their Host header: those of a proxy before the daemon"`
 	// AllowEgress is what engine.Policy has.
 	AllowEgress []string `toml:"allow_egress" flag:"allow-egress" help:"Hosts that sandboxes may be given: HOST[:PORT], *.HOST, addresses or networks, * for every public one; empty: none"`
 	Drain       Duration `toml:"drain" flag:"drain" help:"How long requests may take to end when the daemon does"`

@@ -19,7 +19,11 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+<<<<<<< HEAD
 	"github.com/axocoatl/isolation/axo/server/mcp"
+=======
+	"github.com/axocoatl/isolation/axo/server/e2b"
+>>>>>>> 264023b (E2B: control plane, programs, files and ports of sandboxes, for E2B's clients)
 	"github.com/axocoatl/isolation/axo/server/rest"
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/tenant"
@@ -53,6 +57,9 @@ type Config struct {
 	// Hosts are names that requests over TCP may have in their Host header, beside
 	// those of the loopback address.
 	Hosts []string
+	// E2B is another address of TCP, on which E2B's clients are answered; empty: none.
+	// E2BDomain is e2b.Config's Domain.
+	E2B, E2BDomain string
 	// Drain is how long requests may take to end when the daemon does; 0: 10 s.
 	Drain time.Duration
 	// Sweep is how often what killed processes left is removed; 0: every minute.
@@ -146,6 +153,20 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
+	var compatible http.Handler
+	var compatibleOn net.Listener
+	if c.E2B != "" {
+		h, l, err := c.listenE2B(sessions, keys, draining.Load, stopping)
+		if err != nil {
+			for _, l := range listeners {
+				l.Close()
+			}
+			return err
+		}
+		defer h.Close()
+		compatible, compatibleOn = h, l
+		listeners = append(listeners, l)
+	}
 	var servers []*http.Server
 	var wg sync.WaitGroup
 	failed := make(chan error, len(listeners))
@@ -153,9 +174,18 @@ func Run(ctx context.Context, c Config) (err error) {
 	// Requests are not cut off when ctx ends: they are given time.
 	base := context.WithoutCancel(ctx)
 	for _, l := range listeners {
+<<<<<<< HEAD
 		h := http.Handler(mux)
 		address := "unix://" + l.Addr().String()
 		if l.Addr().Network() != "unix" {
+=======
+		h := http.Handler(handler)
+		address := "unix://" + c.Socket
+		switch {
+		case l == compatibleOn:
+			h, address = compatible, "http://"+l.Addr().String()
+		case l.Addr().Network() != "unix":
+>>>>>>> 264023b (E2B: control plane, programs, files and ports of sandboxes, for E2B's clients)
 			h = checkHost(h, c.Hosts)
 			address = "http://" + l.Addr().String()
 		}
@@ -255,6 +285,32 @@ func (c Config) listenSocket() (net.Listener, error) {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
 	return l, nil
+}
+
+// listenE2B makes the interface for E2B's clients, and opens its address.
+func (c Config) listenE2B(sessions *session.Manager, keys *tenant.Keys, draining func() bool, stopping <-chan struct{}) (*e2b.Server, net.Listener, error) {
+	if err := CheckListen(c.E2B); err != nil {
+		return nil, nil, err
+	}
+	// Nothing but its timeout is to end one of its sandboxes.
+	idle, life := sessions.Longest()
+	ec := e2b.Config{
+		Sessions: sessions, Find: keys.Find, StateDir: c.StateDir, Domain: c.E2BDomain, Hosts: c.Hosts, MaxTimeout: min(idle, life), Keep: life,
+		Draining: draining, Stopping: stopping, Logger: c.Logger,
+	}
+	if c.Images != nil {
+		ec.Images = c.Images
+	}
+	h, err := e2b.New(ec)
+	if err != nil {
+		return nil, nil, err
+	}
+	l, err := net.Listen("tcp", c.E2B)
+	if err != nil {
+		h.Close()
+		return nil, nil, err
+	}
+	return h, l, nil
 }
 
 // CheckListen refuses an address that others than this host can reach. Empty is

@@ -93,12 +93,18 @@ type Request struct {
 	// From is the snapshot or session that it is a copy of; it is set by Restore and
 	// Fork.
 	From string `json:"from,omitempty"`
+<<<<<<< HEAD
 	// Hold is how long nobody may hold it (Session.Hold), from the start on, before it
 	// is deleted, whatever runs in it; 0: for ever.
 	Hold time.Duration `json:"hold,omitempty"`
 
 	// Source is by which way it came, for a policy; empty: rest.
 	Source string `json:"source,omitempty"`
+=======
+	// Labels are what an interface to the sessions keeps with one, and its owner does
+	// not see.
+	Labels map[string]string `json:"labels,omitempty"`
+>>>>>>> 264023b (E2B: control plane, programs, files and ports of sandboxes, for E2B's clients)
 
 	ID       string            `json:"-"` // empty: made
 	Metadata map[string]string `json:"-"`
@@ -253,7 +259,7 @@ func (m *Manager) reserve(tenant string, r Request) (*Session, error) {
 	}
 	now := c.Now()
 	s := &Session{
-		m: m, id: r.ID, key: key, tenant: tenant, instance: newID(""), metadata: maps.Clone(r.Metadata), created: now,
+		m: m, id: r.ID, key: key, tenant: tenant, instance: newID(""), metadata: maps.Clone(r.Metadata), labels: r.Labels, created: now,
 		rec: record{
 			Version: recordVersion, ID: r.ID, Tenant: tenant, Phase: phaseCreating, Request: r, Durable: !r.Ephemeral,
 			Metadata: maps.Clone(r.Metadata), Created: now, Idle: r.Idle, Expires: now.Add(r.Life),
@@ -318,6 +324,30 @@ func (m *Manager) Get(tenant, id string) (*Session, error) {
 		return nil, fmt.Errorf("session %.80q: %w", id, isolation.ErrNotFound)
 	}
 	return s, nil
+}
+
+// Longest are the longest idle time and life that a request may have.
+func (m *Manager) Longest() (idle, life time.Duration) { return m.config.MaxIdle, m.config.MaxLife }
+
+// WithID returns the sessions of all tenants that have the id: for an interface whose
+// callers do not say whose it is, and show otherwise that they may use it.
+func (m *Manager) WithID(id string) []*Session {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []*Session
+	for _, s := range m.sessions {
+		if s.id == id {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// All returns the sessions of all tenants, in no order; see WithID.
+func (m *Manager) All() []*Session {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Values(m.sessions))
 }
 
 // Owns reports whether a sandbox, by the id that its driver has it by, is a session's.
@@ -475,6 +505,7 @@ func (m *Manager) recoverAll(ctx context.Context) error {
 		} else if err == nil {
 			err = s.rec.check(s.key)
 			s.tenant, s.instance, s.metadata, s.created = s.rec.Tenant, s.rec.Instance, s.rec.Metadata, s.rec.Created
+			s.labels = s.rec.Request.Labels
 			if s.corrupt = err; keyOf(s.tenant, s.rec.ID) == s.key {
 				s.id = s.rec.ID
 			}

@@ -28,6 +28,7 @@ type Session struct {
 	tenant   string
 	instance string
 	metadata map[string]string
+	labels   map[string]string
 	created  time.Time
 
 	ready  chan struct{} // closed when it is made, or found again
@@ -58,6 +59,9 @@ func (s *Session) Instance() string { return s.instance }
 
 // ID returns the session's id.
 func (s *Session) ID() string { return s.id }
+
+// Labels are those of the request that it was made by.
+func (s *Session) Labels() map[string]string { return s.labels }
 
 // Info tells what is known.
 func (s *Session) Info() api.Sandbox {

@@ -377,7 +377,7 @@ func (m *Manager) recoverSnapshots(ctx context.Context) error {
 }
 
 // Restore makes a session of a tenant's snapshot. Of the request its ID, Metadata,
-// Idle and Life count: the rest is as it was. What ran in the sandbox then goes
+// Labels, Idle and Life count: the rest is as it was. What ran in the sandbox then goes
 // on, under the same ids.
 func (m *Manager) Restore(ctx context.Context, tenant, snapshot string, r Request) (*Session, error) {
 	x, err := m.FindSnapshot(tenant, snapshot)
@@ -415,6 +415,6 @@ func (m *Manager) Restore(ctx context.Context, tenant, snapshot string, r Reques
 
 // copyAs is the request of a copy: what the copy has of its own is r's.
 func (r Request) copyAs(own Request, from string) Request {
-	r.ID, r.Metadata, r.Idle, r.Life, r.From = own.ID, maps.Clone(own.Metadata), own.Idle, own.Life, from
+	r.ID, r.Metadata, r.Labels, r.Idle, r.Life, r.From = own.ID, maps.Clone(own.Metadata), maps.Clone(own.Labels), own.Idle, own.Life, from
 	return r
 }
