@@ -5,11 +5,13 @@
 # its own tests; with AXO_REQUIRE set it must be there.
 set -eu
 start=$(date +%s)
-packages="gcc g++ libc6-dev python3 busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32 xz-utils qemu-system-x86 e2fsprogs util-linux mount procps crun runc bubblewrap uidmap libseccomp-dev pkg-config systemd"
+packages="gcc g++ libc6-dev python3 busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32 xz-utils qemu-system-x86 e2fsprogs util-linux mount procps crun runc bubblewrap uidmap libseccomp-dev pkg-config systemd python3-pip"
 # A Rust toolchain of the user's own is left alone; Debian's newer one does too.
 if ! command -v cargo >/dev/null && apt-cache show cargo-web >/dev/null 2>&1; then
 	packages="$packages cargo-web rustc-web rustfmt-web rust-web-clippy"
 fi
+# Debian's npm brings hundreds of packages; who has one from elsewhere keeps it.
+command -v npm >/dev/null || packages="$packages nodejs npm"
 missing=""
 for p in $packages; do
 	dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $p"
@@ -69,6 +71,13 @@ status=0
 ./scripts/inspector.sh >/dev/null || status=$?
 if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
 	echo "SKIPPED: the tests by the MCP inspector" >&2
+elif [ "$status" != 0 ]; then
+	exit "$status"
+fi
+status=0
+./scripts/e2b-clients.sh >/dev/null || status=$?
+if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
+	echo "SKIPPED: the tests with E2B's own clients" >&2
 elif [ "$status" != 0 ]; then
 	exit "$status"
 fi

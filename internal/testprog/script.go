@@ -27,7 +27,7 @@ func script(name string, args ...string) (string, error) {
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit) && exit.ExitCode() == noTool:
-		return "", fmt.Errorf("%s: %w: %s", args[0], ErrNoCompiler, bytes.TrimSpace(says.Bytes()))
+		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), ErrNoCompiler, bytes.TrimSpace(says.Bytes()))
 	case err != nil:
 		return "", fmt.Errorf("%s: %w\n%s", cmd, err, says.Bytes())
 	}

@@ -91,11 +91,14 @@ func openFiles(r *http.Request) (*files, error) {
 }
 
 func failFile(w http.ResponseWriter, err error) {
-	if errors.Is(err, isolation.ErrResourceExhausted) {
+	switch {
+	case errors.Is(err, isolation.ErrResourceExhausted):
 		writeError(w, http.StatusInsufficientStorage, err.Error())
-		return
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		writeError(w, http.StatusBadRequest, "the content is cut off: "+err.Error())
+	default:
+		fail(w, err)
 	}
-	fail(w, err)
 }
 
 // span is a part of a file that a Range header asks for; ok: it asks for one. Several

@@ -33,6 +33,7 @@ type fileOp struct {
 	change *sync.Cond
 	credit int // of content that is sent
 	over   bool
+	told   bool // the guest has answered
 	err    error
 	entry  wire.FileEntry
 }
@@ -85,10 +86,14 @@ func (o *fileOp) frame(f wire.Frame) error {
 		if err := e.Parse(f.Body); err != nil {
 			return err
 		}
-		if o.isOver() {
+		o.mu.Lock()
+		again := o.told
+		o.told = true
+		o.mu.Unlock()
+		if again {
 			return fmt.Errorf("%w: a second FILE", wire.ErrProtocol)
 		}
-		o.end(nil, e)
+		o.end(nil, e) // which does nothing if the caller has stopped meanwhile
 	case wire.Fail:
 		o.end(Failure(f.Body), wire.FileEntry{})
 		o.out.hangUp()
