@@ -34,7 +34,7 @@ type Rule struct {
 	Name         string                  `toml:"name" json:"name"`
 	Tools        []string                `toml:"tools" json:"tools,omitempty"` // names of registered tools
 	Tenants      []string                `toml:"tenants" json:"tenants,omitempty"`
-	Sources      []string                `toml:"sources" json:"sources,omitempty"` // cli, rest, mcp, wrap
+	Sources      []string                `toml:"sources" json:"sources,omitempty"` // cli, rest, e2b, mcp, wrap
 	Requirements []isolation.Requirement `toml:"requirements" json:"requirements,omitempty"`
 	Images       []string                `toml:"images" json:"images,omitempty"`
 
@@ -82,7 +82,7 @@ func (l Limits) split() (isolation.Limits, isolation.Resources) {
 }
 
 // Sources are the ways by which requests come.
-var Sources = []string{"cli", "rest", "mcp", "wrap", "test"}
+var Sources = []string{"cli", "rest", "e2b", "mcp", "wrap", "test"}
 
 // Read reads a policy. What is wrong in it is told with its lines, and is of class
 // InvalidArgument.

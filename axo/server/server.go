@@ -19,11 +19,8 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
-<<<<<<< HEAD
-	"github.com/axocoatl/isolation/axo/server/mcp"
-=======
 	"github.com/axocoatl/isolation/axo/server/e2b"
->>>>>>> 264023b (E2B: control plane, programs, files and ports of sandboxes, for E2B's clients)
+	"github.com/axocoatl/isolation/axo/server/mcp"
 	"github.com/axocoatl/isolation/axo/server/rest"
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/tenant"
@@ -174,18 +171,12 @@ func Run(ctx context.Context, c Config) (err error) {
 	// Requests are not cut off when ctx ends: they are given time.
 	base := context.WithoutCancel(ctx)
 	for _, l := range listeners {
-<<<<<<< HEAD
 		h := http.Handler(mux)
 		address := "unix://" + l.Addr().String()
-		if l.Addr().Network() != "unix" {
-=======
-		h := http.Handler(handler)
-		address := "unix://" + c.Socket
 		switch {
 		case l == compatibleOn:
 			h, address = compatible, "http://"+l.Addr().String()
 		case l.Addr().Network() != "unix":
->>>>>>> 264023b (E2B: control plane, programs, files and ports of sandboxes, for E2B's clients)
 			h = checkHost(h, c.Hosts)
 			address = "http://" + l.Addr().String()
 		}

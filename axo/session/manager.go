@@ -93,18 +93,15 @@ type Request struct {
 	// From is the snapshot or session that it is a copy of; it is set by Restore and
 	// Fork.
 	From string `json:"from,omitempty"`
-<<<<<<< HEAD
 	// Hold is how long nobody may hold it (Session.Hold), from the start on, before it
 	// is deleted, whatever runs in it; 0: for ever.
 	Hold time.Duration `json:"hold,omitempty"`
 
 	// Source is by which way it came, for a policy; empty: rest.
 	Source string `json:"source,omitempty"`
-=======
 	// Labels are what an interface to the sessions keeps with one, and its owner does
 	// not see.
 	Labels map[string]string `json:"labels,omitempty"`
->>>>>>> 264023b (E2B: control plane, programs, files and ports of sandboxes, for E2B's clients)
 
 	ID       string            `json:"-"` // empty: made
 	Metadata map[string]string `json:"-"`

@@ -194,7 +194,7 @@ func (s *Server) request(n newSandbox) (session.Request, error) {
 	_, _ = rand.Read(id[:]) // it never fails
 	req := session.Request{
 		ID: "i" + hex.EncodeToString(id[:]), Spec: isolation.Spec{Requirement: isolation.Arbitrary},
-		Metadata: n.Metadata, Idle: life, Life: life, Labels: map[string]string{labelTemplate: n.TemplateID},
+		Metadata: n.Metadata, Idle: life, Life: life, Labels: map[string]string{labelTemplate: n.TemplateID}, Source: "e2b",
 	}
 	for k, v := range n.EnvVars {
 		if k == "" || strings.ContainsAny(k, "=\x00") || strings.ContainsRune(v, 0) {

@@ -105,15 +105,11 @@ func failFile(w http.ResponseWriter, err error) {
 // parts are not given: the whole file is.
 func span(header string, size int64) (from, to int64, ok bool, err error) {
 	spec, found := strings.CutPrefix(header, "bytes=")
-	if !found || strings.Contains(spec, ",") {
-		return 0, size, false, nil
-	}
 	a, b, dash := strings.Cut(strings.TrimSpace(spec), "-")
-	first, err1 := strconv.ParseInt(a, 10, 64)
-	last, err2 := strconv.ParseInt(b, 10, 64)
+	first, last := position(a), position(b)
 	switch {
-	case !dash || a == "" && b == "" || a != "" && (err1 != nil || first < 0) || b != "" && (err2 != nil || last < 0):
-		return 0, size, false, nil // a header that is not well formed is ignored: RFC 9110, 14.2
+	case !found || !dash || a == "" && b == "" || a != "" && first < 0 || b != "" && last < 0:
+		return 0, size, false, nil // what is not well formed is ignored: RFC 9110, 14.2
 	case a == "":
 		from, to = max(0, size-last), size
 	case b == "":
@@ -130,6 +126,15 @@ func span(header string, size int64) (from, to int64, ok bool, err error) {
 		return 0, 0, true, errors.New("the file has no such part")
 	}
 	return from, to, true, nil
+}
+
+// position is a number of bytes; -1: it is none.
+func position(s string) int64 {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 0 {
+		return -1
+	}
+	return n
 }
 
 func (s *Server) download(w http.ResponseWriter, r *http.Request) {
