@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 // haveContainers reports whether axo can run containers here, with all that it
 // has of limits and users. Where they are required their absence is for the
 // scripts to fail on.
-func haveContainers(t *testing.T, env []string) bool {
+func haveContainers(t testing.TB, env []string) bool {
 	t.Helper()
 	axo, err := exec.LookPath("axo")
 	if err != nil {

@@ -76,7 +76,7 @@ func writeTools(t *testing.T) (dirs []string) {
 }
 
 // mcpEnv is where axo finds what it needs, with a state directory of the test's.
-func mcpEnv(t *testing.T) []string {
+func mcpEnv(t testing.TB) []string {
 	t.Helper()
 	w, g := worker, guest
 	if w == "" {
@@ -92,7 +92,7 @@ func mcpEnv(t *testing.T) []string {
 	return append(os.Environ(), env...)
 }
 
-func axoCommand(t *testing.T, env []string, args ...string) *exec.Cmd {
+func axoCommand(t testing.TB, env []string, args ...string) *exec.Cmd {
 	t.Helper()
 	axo, err := exec.LookPath("axo")
 	if err != nil {
@@ -103,7 +103,7 @@ func axoCommand(t *testing.T, env []string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-func mustRun(t *testing.T, cmd *exec.Cmd) string {
+func mustRun(t testing.TB, cmd *exec.Cmd) string {
 	t.Helper()
 	var errOut bytes.Buffer
 	cmd.Stderr = &errOut
@@ -126,11 +126,11 @@ func text(r *sdk.CallToolResult) string {
 }
 
 // mcpSession connects the official client to a program.
-func mcpSession(t *testing.T, cmd *exec.Cmd, o *sdk.ClientOptions) *sdk.ClientSession {
+func mcpSession(t testing.TB, cmd *exec.Cmd, o *sdk.ClientOptions) *sdk.ClientSession {
 	t.Helper()
 	var errOut bytes.Buffer
 	cmd.Stderr = &errOut
-	s, err := sdk.NewClient(&sdk.Implementation{Name: "test", Version: "1"}, o).Connect(t.Context(), &sdk.CommandTransport{Command: cmd}, nil)
+	s, err := sdk.NewClient(&sdk.Implementation{Name: "test", Version: "1"}, o).Connect(context.Background(), &sdk.CommandTransport{Command: cmd}, nil)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, errOut.String())
 	}
@@ -423,6 +423,36 @@ func TestMCPOverHTTP(t *testing.T) {
 		if got := post(c.change); got != c.want {
 			t.Errorf("%s: %d, want %d", name, got, c.want)
 		}
+	}
+	// The same tools without MCP.
+	plain := func(method, path, body string) (status int, out map[string]any) {
+		t.Helper()
+		r, err := http.NewRequest(method, strings.TrimSuffix(url, "/mcp")+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+keys[0])
+		res, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		if err := json.NewDecoder(res.Body).Decode(&out); err != nil {
+			t.Error(err)
+		}
+		return res.StatusCode, out
+	}
+	if st, out := plain("GET", "/v1/tools", ""); st != 200 || len(out["tools"].([]any)) != 1 {
+		t.Errorf("%d %v", st, out)
+	}
+	if st, out := plain("POST", "/v1/tools/picture/calls", `{"input":{}}`); st != 200 || len(out["artifacts"].([]any)) != 3 || out["output"].(map[string]any)["dots"] != 1.0 {
+		t.Errorf("%d %v", st, out)
+	}
+	if st, out := plain("POST", "/v1/tools/picture@1/calls", `{"input":{"wait":1}}`); st != 200 || out["failure"].(map[string]any)["kind"] != "invalid_input" {
+		t.Errorf("%d %v", st, out)
+	}
+	if st, _ := plain("POST", "/v1/tools/nothing/calls", `{"input":{}}`); st != 404 {
+		t.Errorf("a tool that is not there: %d", st)
 	}
 	session := func(key string) *sdk.ClientSession {
 		t.Helper()

@@ -18,6 +18,7 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/axo/tool"
 	"github.com/axocoatl/isolation/driver/all"
+	"github.com/axocoatl/isolation/engine"
 	"github.com/axocoatl/isolation/image"
 )
 
@@ -50,7 +51,7 @@ func openTools(c *cobra.Command) (*tool.Registry, error) {
 
 // withCaller runs a command on the registry and an engine, and reports its error as
 // others are.
-func withCaller(c *cobra.Command, asJSON bool, f func(*tool.Caller) error) error {
+func withCaller(c *cobra.Command, asJSON bool, f func(*tool.Caller, *engine.Engine) error) error {
 	reg, err := openTools(c)
 	if err != nil {
 		return failed(c, err, asJSON)
@@ -60,7 +61,7 @@ func withCaller(c *cobra.Command, asJSON bool, f func(*tool.Caller) error) error
 		return failed(c, err, asJSON)
 	}
 	defer e.Close()
-	err = f(&tool.Caller{Registry: reg, Engine: e})
+	err = f(&tool.Caller{Registry: reg, Engine: e}, e)
 	var status *statusError
 	if err != nil && !errors.As(err, &status) {
 		return failed(c, err, asJSON)
@@ -107,8 +108,8 @@ interpreter or program started or looked for, in the tier that a call would run 
 What is wrong is told with its line, and then nothing of the tool is taken.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return withCaller(c, asJSON, func(caller *tool.Caller) error {
-				p := tool.Preparer{Engine: caller.Engine, Image: func(ctx context.Context, ref string) (string, error) { return pinImage(c, ctx, ref) }}
+			return withCaller(c, asJSON, func(caller *tool.Caller, e *engine.Engine) error {
+				p := tool.Preparer{Engine: e, Image: func(ctx context.Context, ref string) (string, error) { return pinImage(c, ctx, ref) }}
 				added := []tool.Tool{}
 				for _, dir := range args {
 					t, err := caller.Registry.Add(c.Context(), dir, tool.AddOptions{Replace: replace, Prepare: p.Prepare})
@@ -237,7 +238,7 @@ Exit status: 0; 1 if its output, or a result file, is not what its manifest says
 				}
 				fmt.Fprintf(c.ErrOrStderr(), "%g%s %s\n", p.Progress, of, printable(p.Message))
 			}
-			return withCaller(c, asJSON, func(caller *tool.Caller) error {
+			return withCaller(c, asJSON, func(caller *tool.Caller, _ *engine.Engine) error {
 				res, err := caller.Call(c.Context(), call)
 				if err != nil {
 					return err
@@ -317,7 +318,7 @@ func newToolTest() *cobra.Command {
 		Short: "Call tools as their manifests' tests say",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return withCaller(c, asJSON, func(caller *tool.Caller) error {
+			return withCaller(c, asJSON, func(caller *tool.Caller, _ *engine.Engine) error {
 				out := []tool.TestResult{}
 				bad := 0
 				for _, ref := range args {

@@ -42,7 +42,7 @@ type Config struct {
 	Images    rest.Images
 	Templates rest.Templates
 	Pools     func() []api.Pool
-	// Tools are served at /mcp, beside runs and sandboxes; nil: there are none.
+	// Tools are served at /v1/tools, and at /mcp, beside runs and sandboxes; nil: there are none.
 	Tools *tool.Caller
 	// Socket is the unix socket's path; empty: StateDir/axo.sock.
 	Socket string
@@ -132,13 +132,16 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 
+	if c.Tools != nil {
+		c.Tools.Engine = e // calls wait for their turn as runs do
+	}
 	var draining atomic.Bool
 	stopping := make(chan struct{})
 	handler := rest.New(rest.Config{
-		Sessions: sessions, Runs: runs, Engine: e, Images: c.Images, Templates: c.Templates, Pools: c.Pools, Find: keys.Find, Version: c.Version,
+		Sessions: sessions, Runs: runs, Engine: e, Tools: c.Tools, Images: c.Images, Templates: c.Templates, Pools: c.Pools, Find: keys.Find, Version: c.Version,
 		Draining: draining.Load, Stopping: stopping, Logger: c.Logger,
 	})
-	protocol, err := mcp.New(mcp.Config{Engine: c.Engine, Tools: c.Tools, Sessions: sessions, Version: c.Version, Logger: c.Logger})
+	protocol, err := mcp.New(mcp.Config{Engine: e, Tools: c.Tools, Sessions: sessions, Version: c.Version, Logger: c.Logger})
 	if err != nil {
 		// Those that can be read are served.
 		c.Logger.Warn("tools of the registry", "error", err)

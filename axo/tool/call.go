@@ -94,11 +94,16 @@ type Result struct {
 	Run *engine.Result `json:"run,omitempty"`
 }
 
+// Engine runs programs in sandboxes of their own; *engine.Engine is one.
+type Engine interface {
+	Run(context.Context, engine.Request) (*engine.Result, error)
+}
+
 // Caller calls the tools of a registry. Its fields are set before its first call. It
 // is safe for concurrent use.
 type Caller struct {
 	Registry *Registry
-	Engine   *engine.Engine
+	Engine   Engine
 	// Secret resolves a reference of a manifest; nil: Secret.
 	Secret func(ref string) (string, error)
 
@@ -161,11 +166,13 @@ func (c *Caller) run(ctx context.Context, t Tool, call Call) (*Result, error) {
 		return nil, err
 	}
 	defer leave()
-	dir, err := os.MkdirTemp("", "axo-call-")
-	if err != nil {
-		return nil, err
+	dir := ""
+	if t.Manifest.Convention == ConventionBundle || len(t.Manifest.Files.Out) > 0 && call.Dir != "" {
+		if dir, err = os.MkdirTemp("", "axo-call-"); err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(dir)
 	}
-	defer os.RemoveAll(dir)
 	secret := c.Secret
 	if secret == nil {
 		secret = Secret

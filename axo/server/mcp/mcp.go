@@ -176,7 +176,7 @@ func (s *Server) refresh() error {
 		if s.tools[name] == t.Digest {
 			continue
 		}
-		s.sdk.AddTool(describe(t), s.call(name))
+		s.sdk.AddTool(describe(t), s.call(name, len(t.Manifest.Files.Out) > 0))
 		s.tools[name] = t.Digest
 	}
 	var names []string

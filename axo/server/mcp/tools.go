@@ -53,14 +53,17 @@ func isObject(schema json.RawMessage) bool {
 	return len(schema) > 0 && json.Unmarshal(schema, &s) == nil && s.Type == "object"
 }
 
-// call calls a tool of the registry.
-func (s *Server) call(name string) sdk.ToolHandler {
+// call calls a tool of the registry; one with result files needs a place for them.
+func (s *Server) call(name string, files bool) sdk.ToolHandler {
 	return func(ctx context.Context, r *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
-		dir, err := os.MkdirTemp("", "axo-mcp-")
-		if err != nil {
-			return nil, s.told("call "+name, err)
+		dir := ""
+		if files {
+			var err error
+			if dir, err = os.MkdirTemp("", "axo-mcp-"); err != nil {
+				return nil, s.told("call "+name, err)
+			}
+			defer os.RemoveAll(dir)
 		}
-		defer os.RemoveAll(dir)
 		key, _ := r.Params.Meta[metaKey].(string) // what is no string is no key
 		res, err := s.config.Tools.Call(ctx, tool.Call{
 			Tool: name, Input: r.Params.Arguments, Key: key, Tenant: s.tenantOf(r), Source: s.config.Source,

@@ -60,13 +60,13 @@ func TestAnotherTenantSeesNothing(t *testing.T) {
 		t.Fatal(st)
 	}
 
-	theirs := map[string]string{"id": sb.ID, "exec": p.ID, "snapshot": sn.Name, "run": run.ID, "port": "80", "path": "x"}
-	nobodys := map[string]string{"id": "nothing", "exec": "x-0123456789abcdef0123", "snapshot": "nothing", "run": "run-0123456789abcdef0123", "port": "80", "path": "x"}
+	theirs := map[string]string{"id": sb.ID, "exec": p.ID, "snapshot": sn.Name, "run": run.ID, "port": "80", "path": "x", "name": "nothing"}
+	nobodys := map[string]string{"id": "nothing", "exec": "x-0123456789abcdef0123", "snapshot": "nothing", "run": "run-0123456789abcdef0123", "port": "80", "path": "x", "name": "nothing"}
 	bodies := map[string]any{
 		"touch-sandbox": api.Touch{}, "exec": api.Exec{Process: isolation.ProcessSpec{Args: []string{"exit0"}}}, "kill-exec": api.Kill{},
 		"resize-exec": isolation.TerminalSize{}, "write-stdin": "x", "write-file": "x", "make-directory": api.Mkdir{Path: "/x"},
 		"rename-file": api.Rename{From: "/a", To: "/b"}, "fork-sandbox": api.Fork{Copies: []api.Copy{{}}}, "take-snapshot": api.TakeSnapshot{},
-		"restore-snapshot": api.Copy{},
+		"restore-snapshot": api.Copy{}, "call-tool": api.ToolCall{Input: map[string]any{}},
 	}
 	asked := 0
 	for path, methods := range s.operations(t) {

@@ -20,6 +20,7 @@ import (
 	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/tenant"
+	"github.com/axocoatl/isolation/axo/tool"
 	"github.com/axocoatl/isolation/engine"
 )
 
@@ -36,6 +37,8 @@ type Config struct {
 	Sessions *session.Manager
 	Runs     *session.Runs
 	Engine   Engine
+	// Tools are those of the registry; nil: there are none.
+	Tools *tool.Caller
 	// Images, Templates and Pools are those of the host; nil: there are none to be
 	// had.
 	Images    Images
@@ -187,6 +190,7 @@ func (s *Server) register() {
 	s.registerFiles()
 	s.registerSnapshots()
 	s.registerPorts()
+	s.registerTools()
 }
 
 func (s *Server) health(context.Context, *none) (*body[api.Health], error) {
