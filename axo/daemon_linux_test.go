@@ -43,6 +43,7 @@ func (h *host) as(t *testing.T, uid uint32, stdin string, env []string, args ...
 // TestRunThroughDaemon: a run goes through the daemon that is there, with input, output
 // and status as without it; what is of this host, or runs without isolation, does not.
 func TestRunThroughDaemon(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	if !haveContainers(t, []string{"AXO_GUEST_PATH=" + filepath.Join(h.dir, "axo-guest")}) {
 		t.Skip("SKIPPED, NOT PROVED: this host has no containers")
@@ -98,7 +99,7 @@ func TestRunThroughDaemon(t *testing.T) {
 	if status != 126 || !strings.Contains(said, "no engine of this name") {
 		t.Errorf("a refusal: %d %q", status, said)
 	}
-	if out, said, status = run("", "--timeout", "300ms", "--shell", "echo out; sleep 60"); out != "out\n" || status != 124 || !strings.Contains(said, "timeout_wall") {
+	if out, said, status = run("", "--timeout", "1500ms", "--shell", "echo out; sleep 60"); out != "out\n" || status != 124 || !strings.Contains(said, "timeout_wall") {
 		t.Errorf("a limit: %q %q %d", out, said, status)
 	}
 	if list := h.must(t, "ps"); strings.Count(list, "\n") != 1 {
@@ -122,6 +123,7 @@ func (d *daemon) toldOf(id string) bool {
 // TestHostileLocalUser: another user of this host gets nothing from a daemon that he has
 // no key to, nothing of its user's with a key, and nobody to talk to a daemon of his.
 func TestHostileLocalUser(t *testing.T) {
+	t.Parallel()
 	testprog.Root(t, "becomes another user")
 	h := newHost(t)
 	if !haveContainers(t, []string{"AXO_GUEST_PATH=" + filepath.Join(h.dir, "axo-guest")}) {

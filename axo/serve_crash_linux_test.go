@@ -183,6 +183,7 @@ func TestDaemonKilledAtEachFailpoint(t *testing.T) {
 // ready when the daemon is killed is gone with the next one, and what was handed out
 // is not.
 func TestDaemonKilledWithSandboxesReady(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	if !haveContainers(t, []string{"AXO_GUEST_PATH=" + filepath.Join(h.dir, "axo-guest")}) {
 		t.Skip("SKIPPED, NOT PROVED: this host has no containers")
