@@ -60,6 +60,9 @@ func (m *Manager) snapshotFile(id string) string {
 	return filepath.Join(m.config.Dir, snapshotsDir, id+".json")
 }
 
+// Labels are those of the session that it was taken of.
+func (x *Snapshot) Labels() map[string]string { return x.rec.Source.Request.Labels }
+
 // Info tells what is known.
 func (x *Snapshot) Info() api.Snapshot {
 	x.m.mu.Lock()

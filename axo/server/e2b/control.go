@@ -67,6 +67,7 @@ func (s *Server) registerControl() {
 	handle("POST /sandboxes/{id}/resume", s.connect)
 	handle("POST /sandboxes/{id}/connect", s.connect)
 	handle("POST /v2/sandboxes/{id}/connect", s.connect)
+	s.registerSnapshots(handle)
 	handle("GET /sandboxes/{id}/logs", s.logs)
 	handle("GET /v2/sandboxes/{id}/logs", s.logs)
 	s.control.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
@@ -169,7 +170,12 @@ func (s *Server) create(w http.ResponseWriter, r *http.Request, tenant string) e
 	if err != nil {
 		return err
 	}
-	sn, err := s.config.Sessions.Create(r.Context(), tenant, req)
+	var sn *session.Session
+	if x, xerr := s.config.Sessions.FindSnapshot(tenant, n.TemplateID); xerr == nil && x.Labels()[labelTemplate] != "" {
+		sn, err = s.restore(r.Context(), tenant, x, req)
+	} else if err = s.setRoot(&req, n.TemplateID); err == nil {
+		sn, err = s.config.Sessions.Create(r.Context(), tenant, req)
+	}
 	if err != nil {
 		if errors.Is(err, isolation.ErrResourceExhausted) {
 			w.Header().Set("Retry-After", "1")
@@ -190,10 +196,8 @@ func (s *Server) request(n newSandbox) (session.Request, error) {
 	if err != nil {
 		return session.Request{}, err
 	}
-	var id [10]byte
-	_, _ = rand.Read(id[:]) // it never fails
 	req := session.Request{
-		ID: "i" + hex.EncodeToString(id[:]), Spec: isolation.Spec{Requirement: isolation.Arbitrary},
+		ID: newID(), Spec: isolation.Spec{Requirement: isolation.Arbitrary},
 		Metadata: n.Metadata, Idle: life, Life: life, Labels: map[string]string{labelTemplate: n.TemplateID}, Source: "e2b",
 	}
 	for k, v := range n.EnvVars {
@@ -220,26 +224,36 @@ func (s *Server) request(n newSandbox) (session.Request, error) {
 		// Who names the tier takes it as it is to be had here.
 		req.Tier, req.AllowEmulated = &t, true
 	}
-	if n.TemplateID == BaseTemplate {
-		req.Labels[labelHome] = "/home/user"
-		return req, nil
-	}
-	if n.TemplateID == "" {
-		return req, fmt.Errorf("no templateID: %w", isolation.ErrInvalidArgument)
-	}
-	if s.config.Images == nil {
-		return req, fmt.Errorf("template %.80q: there are no images: %w", n.TemplateID, isolation.ErrNotFound)
-	}
-	img, err := s.config.Images.Get(n.TemplateID)
-	if err != nil {
-		return req, fmt.Errorf("template %.80q is neither %q nor an image here: %w", n.TemplateID, BaseTemplate, err)
-	}
-	req.Spec.Root.Image = img.Digest
-	req.Labels[labelHome] = "/"
-	if img.Config.WorkingDir != "" {
-		req.Labels[labelHome] = img.Config.WorkingDir
-	}
 	return req, nil
+}
+
+func newID() string {
+	var id [10]byte
+	_, _ = rand.Read(id[:]) // it never fails
+	return "i" + hex.EncodeToString(id[:])
+}
+
+// setRoot has a request start from a template.
+func (s *Server) setRoot(r *session.Request, template string) error {
+	switch {
+	case template == BaseTemplate:
+		r.Labels[labelHome] = "/home/user"
+		return nil
+	case template == "":
+		return fmt.Errorf("no templateID: %w", isolation.ErrInvalidArgument)
+	case s.config.Images == nil:
+		return fmt.Errorf("template %.80q: there are no images: %w", template, isolation.ErrNotFound)
+	}
+	img, err := s.config.Images.Get(template)
+	if err != nil {
+		return fmt.Errorf("template %.80q is neither %q, nor a snapshot, nor an image here: %w", template, BaseTemplate, err)
+	}
+	r.Spec.Root.Image = img.Digest
+	r.Labels[labelHome] = "/"
+	if img.Config.WorkingDir != "" {
+		r.Labels[labelHome] = img.Config.WorkingDir
+	}
+	return nil
 }
 
 // sandbox is one as clients see it. Which fields are there depends on who asks.

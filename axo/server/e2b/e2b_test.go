@@ -178,7 +178,7 @@ func TestControlPlane(t *testing.T) {
 		{"/timeout", `{"timeout":3601}`, 400, 0},
 		{"/timeout", `{"timeout":-1}`, 400, 0},
 		{"/timeout", `{}`, 400, 0},
-		{"/snapshots", `{}`, 501, 0},
+		{"/fork", `{"count":0}`, 400, 0},
 	} {
 		var p problem
 		var text []byte
@@ -200,6 +200,75 @@ func TestControlPlane(t *testing.T) {
 	}
 	if r := s.call(t, "", "GET", "/health", nil, nil, in(a)...); r.StatusCode != 502 {
 		t.Errorf("health of what is gone: %d", r.StatusCode)
+	}
+}
+
+func TestSnapshotsAndForks(t *testing.T) {
+	s := start(t)
+	a := s.create(t, "a", map[string]any{"envVars": map[string]string{"A": "1", "B": "1"}})
+	write := func(b sandbox, text string) {
+		t.Helper()
+		if r := s.call(t, "", "POST", "/files?path=/tmp/f", text, nil, append(in(b), "Content-Type", "application/octet-stream")...); r.StatusCode != 200 {
+			t.Fatalf("%d", r.StatusCode)
+		}
+	}
+	holds := func(what string, b sandbox, want string) {
+		t.Helper()
+		var text []byte
+		if s.call(t, "", "GET", "/files?path=/tmp/f", nil, &text, in(b)...); string(text) != want {
+			t.Errorf("%s: %s, want %s", what, text, want)
+		}
+	}
+	write(a, "then")
+	var x, y snapshotInfo
+	if r := s.call(t, "a", "POST", "/sandboxes/"+a.SandboxID+"/snapshots", `{"name":"one"}`, &x); r.StatusCode != 201 || len(x.Names) != 1 || x.Names[0] != "one" {
+		t.Fatalf("%d %+v", r.StatusCode, x)
+	}
+	write(a, "now")
+	s.call(t, "a", "POST", "/sandboxes/"+a.SandboxID+"/snapshots", `{}`, &y)
+	var forks []struct{ Sandbox sandbox }
+	if r := s.call(t, "a", "POST", "/sandboxes/"+a.SandboxID+"/fork", `{"count":2,"timeout":100}`, &forks); r.StatusCode != 201 || len(forks) != 2 || forks[0].Sandbox.EnvdAccessToken == a.EnvdAccessToken {
+		t.Fatalf("%d %+v", r.StatusCode, forks)
+	}
+	holds("a fork", forks[1].Sandbox, "now")
+	for _, name := range []string{x.SnapshotID, "one"} {
+		b := s.create(t, "a", map[string]any{"templateID": name, "envVars": map[string]string{"B": "2"}})
+		holds(name, b, "then")
+		c := pb.NewProcessClient(&http.Client{Transport: bearer{in(b), ""}}, s.URL)
+		stream, err := c.Start(t.Context(), connect.NewRequest(&pb.StartRequest{Process: &pb.ProcessConfig{Cmd: "env"}}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out string
+		for stream.Receive() {
+			out += string(stream.Msg().GetEvent().GetData().GetStdout())
+		}
+		if !strings.Contains(out, "A=1\x00") || !strings.Contains(out, "B=2\x00") {
+			t.Errorf("%q", out)
+		}
+	}
+	var list []snapshotInfo
+	r := s.call(t, "a", "GET", "/snapshots?limit=1", nil, &list)
+	if next := r.Header.Get("X-Next-Token"); len(list) != 1 || list[0].SnapshotID != x.SnapshotID || next == "" {
+		t.Errorf("%+v %q", list, next)
+	} else if r = s.call(t, "a", "GET", "/snapshots?limit=1&nextToken="+next, nil, &list); len(list) != 1 || list[0].SnapshotID != y.SnapshotID || r.Header.Get("X-Next-Token") != "" {
+		t.Errorf("%+v %v", list, r.Header)
+	}
+	for _, c := range []struct {
+		who, method, path, body string
+		status                  int
+	}{
+		{"b", "POST", "/sandboxes", `{"templateID":"one"}`, 404},
+		{"b", "DELETE", "/templates/one", ``, 404},
+		{"a", "POST", "/sandboxes", `{"templateID":"one","metadata":{"axo.tier":"microvm"}}`, 400},
+		{"a", "DELETE", "/templates/base", ``, 404},
+		{"a", "DELETE", "/templates/one", ``, 204},
+		{"a", "DELETE", "/templates/one", ``, 404},
+		{"a", "DELETE", "/templates/" + y.SnapshotID, ``, 204},
+	} {
+		if r := s.call(t, c.who, c.method, c.path, c.body, nil); r.StatusCode != c.status {
+			t.Errorf("%+v: %d", c, r.StatusCode)
+		}
 	}
 }
 

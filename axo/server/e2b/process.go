@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -126,6 +127,7 @@ func (b *box) env(own map[string]string) []string {
 	for k, v := range m {
 		out = append(out, k+"="+v)
 	}
+	slices.Sort(out)
 	return out
 }
 
