@@ -89,21 +89,60 @@ func (c *container) source(m isolation.Mount) (bundle.Source, error) {
 	}, nil
 }
 
-// systemCache keeps what the host's system directories are for a moment: it takes
-// some forty looks to find out.
+// systemCache keeps what the host's system directories are, and which of its names are
+// files, for a moment: it takes some sixty looks to find out.
 type systemCache struct {
 	mu    sync.Mutex
 	until time.Time
 	list  []bundle.Entry
+	kinds map[string]kind
 }
+
+// kind is what has a name.
+type kind uint8
+
+const (
+	kindNone kind = iota
+	kindFile
+	kindDir
+)
 
 var system systemCache
 
 func (s *systemCache) entries() []bundle.Entry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now := time.Now(); now.After(s.until) {
-		s.list, s.until = bundle.HostSystem(), now.Add(time.Second)
-	}
+	s.freshLocked()
 	return s.list
+}
+
+// kind looks at a name of the host's, through links. It may have changed since: who
+// makes a mount of it says so again, and the kernel refuses the wrong one.
+func (s *systemCache) kind(name string) kind {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.freshLocked()
+	k, ok := s.kinds[name]
+	if !ok {
+		k = kindOf(name)
+		s.kinds[name] = k
+	}
+	return k
+}
+
+func (s *systemCache) freshLocked() {
+	if now := time.Now(); now.After(s.until) {
+		s.list, s.kinds, s.until = bundle.HostSystem(), map[string]kind{}, now.Add(time.Second)
+	}
+}
+
+func kindOf(name string) kind {
+	info, err := os.Stat(name)
+	switch {
+	case err != nil:
+		return kindNone
+	case info.IsDir():
+		return kindDir
+	}
+	return kindFile
 }

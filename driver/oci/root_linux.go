@@ -373,17 +373,15 @@ func (s *rootScript) fileSystem(m plan.Mount) spawn.Reg {
 // isFile reports whether a mount's place is a file. What is mounted is looked at
 // once more when it is: the kernel puts no directory on a file.
 func isFile(m plan.Mount) bool {
-	var st unix.Stat_t
-	var err error
 	switch {
 	case m.FD > 0:
-		err = unix.Fstat(m.FD, &st)
-	case m.Source != "":
-		err = unix.Stat(m.Source, &st)
-	default:
-		return false
+		var st unix.Stat_t
+		err := unix.Fstat(m.FD, &st)
+		return err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR
+	case m.Source == m.Target: // the host's own
+		return system.kind(m.Source) == kindFile
 	}
-	return err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR
+	return kindOf(m.Source) == kindFile
 }
 
 // place makes the place of a mount in a directory of our own.
@@ -432,7 +430,8 @@ func (s *rootScript) scratch(name, target string, m plan.Mount) {
 }
 
 // mask hides files behind the null device and directories behind an empty one
-// that nobody can write to. What is not there needs no mask.
+// that nobody can write to. What is not there needs no mask. What the host's kernel has
+// is tried first: to put a file on a directory costs the kernel a grace period.
 func (s *rootScript) mask(names []string) {
 	empty := plan.Mount{
 		Type: "tmpfs", Data: "nr_inodes=1,mode=555", Flags: unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC,
@@ -449,9 +448,7 @@ func (s *rootScript) mask(names []string) {
 	}
 	for _, name := range names {
 		if s.made != nil { // these are the kernel's names
-			s.Do("mask "+name, unix.SYS_MOUNT, s.root+"/dev/null", s.root+name, "", unix.MS_BIND, "").Allow(unix.ENOTDIR).Allow(unix.ENOENT).Else(func() {
-				s.Do("mask "+name, unix.SYS_MOUNT, one, s.root+name, "", unix.MS_BIND, "").Allow(unix.ENOENT)
-			})
+			s.maskKernel(name, one, system.kind(name))
 			continue
 		}
 		to := s.register()
@@ -462,6 +459,25 @@ func (s *rootScript) mask(names []string) {
 				Allow(unix.ENOTDIR).Allow(unix.EINVAL).Else(func() { s.attach("mask "+name, s.fileSystem(empty), to) })
 			s.close(from)
 			s.close(to)
+		})
+	}
+}
+
+// maskKernel masks a name of the kernel's. One that has become something else since it
+// was looked at is an error; one that has come since is seen here.
+func (s *rootScript) maskKernel(name, empty string, k kind) {
+	what, to := "mask "+name, s.root+name
+	bind := func(from string) *spawn.Step {
+		return s.Do(what, unix.SYS_MOUNT, from, to, "", unix.MS_BIND, "").Allow(unix.ENOENT)
+	}
+	switch null := s.root + "/dev/null"; k {
+	case kindFile:
+		bind(null)
+	case kindDir:
+		bind(empty)
+	default:
+		s.Do(what, unix.SYS_FACCESSAT, unix.AT_FDCWD, to, unix.F_OK).Allow(unix.ENOENT).Then(func() {
+			bind(null).Allow(unix.ENOTDIR).Else(func() { bind(empty) })
 		})
 	}
 }
