@@ -3,6 +3,7 @@
 # make demo    build everything and run the main job on real input
 # make test    install what tests need, and run them
 # make test-cgroup2  the container tier where control groups are version 2, in an emulated machine
+# make test-runs  10,000 containers, one after the other, after which the host is as before
 # make fuzz-worker  fuzz what the wasmtime worker reads from its host, for SECONDS
 # make test-kvm-nested  virtual machines with KVM, in an emulated machine that has it
 # make test-firecracker FIRECRACKER=FILE  virtual machines by that Firecracker, here or, without KVM, as above
@@ -15,7 +16,7 @@ export CGO_ENABLED = 0
 WORKER = driver/wasm/embedded/axo-wasm
 GUEST = driver/oci/embedded/axo-guest
 
-.PHONY: build deb wasmtime fuzz-worker demo test test-cgroup2 test-kvm-nested test-firecracker check bench bench-microvm setup cross clean
+.PHONY: build deb wasmtime fuzz-worker demo test test-cgroup2 test-runs test-kvm-nested test-firecracker check bench bench-microvm setup cross clean
 
 build: bin/axo
 
@@ -50,6 +51,10 @@ test: setup
 # Debian's kernel for clouds, in QEMU.
 test-cgroup2: setup
 	go run ./test/cgroup2 -kernel "$$(./scripts/kernel-package.sh)"
+
+# 10,000 containers in a loop leave nothing behind.
+test-runs: setup
+	AXO_REQUIRE=1 AXO_RUNS=10000 go test -count=1 -run 'TestManyRuns/builtin' -timeout 30m ./driver/oci
 
 SECONDS = 60
 
