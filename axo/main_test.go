@@ -62,6 +62,7 @@ func haveContainers(t testing.TB, env []string) bool {
 }
 
 func TestScripts(t *testing.T) {
+	worker, guest := worker, guest // what is made here goes with this test
 	if worker == "" {
 		worker = testprog.Worker(t)
 	}
