@@ -8,8 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"iter"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -496,5 +494,3 @@ func (p *progress) end() {
 	}
 	p.line, p.skip = p.line[:0], false
 }
-
-func mapKeys(m map[string]string) iter.Seq[string] { return maps.Keys(m) }

@@ -153,8 +153,8 @@ type Tool struct {
 	Added    time.Time `json:"added"`
 	// ImageDigest is what the entrypoint's image was when the tool was added.
 	ImageDigest string `json:"image_digest,omitempty"`
-	// Decision is where it would have run then: "tier/engine".
-	RanIn string `json:"tried,omitempty"`
+	// RanIn is where a call would have run then: "tier/engine".
+	RanIn string `json:"ran_in,omitempty"`
 
 	dir string // with its files
 }

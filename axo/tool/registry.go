@@ -28,9 +28,9 @@ type Registry struct {
 	dir string
 
 	mu     sync.Mutex
-	seen   os.FileInfo // of the index that was read; guarded by mu
-	index  index       // guarded by mu
-	loaded map[string]Tool
+	seen   os.FileInfo     // of the index that was read; guarded by mu
+	index  index           // guarded by mu
+	loaded map[string]Tool // by digest; guarded by mu
 }
 
 // index has a list of versions for each name; the last one is what the name alone is.
@@ -271,13 +271,14 @@ func (r *Registry) removeUnnamed(x index) error {
 // current returns the index, read again only when it has changed.
 func (r *Registry) current() (index, error) {
 	info, err := os.Stat(filepath.Join(r.dir, indexFile))
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if errors.Is(err, os.ErrNotExist) {
-		return index{}, nil
+		r.index, r.seen = index{}, nil
+		return r.index, nil
 	} else if err != nil {
 		return index{}, err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	if r.seen != nil && os.SameFile(info, r.seen) && info.ModTime().Equal(r.seen.ModTime()) && info.Size() == r.seen.Size() {
 		return r.index, nil
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -134,7 +135,7 @@ func (t Tool) request(input []byte, in any, dir string, secret func(ref string) 
 	if r, err = t.base(args); err != nil {
 		return r, err
 	}
-	for _, k := range slices.Sorted(mapKeys(m.Env)) {
+	for _, k := range slices.Sorted(maps.Keys(m.Env)) {
 		v := m.Env[k]
 		if m.Convention == ConventionArgs {
 			var whole bool
@@ -146,7 +147,7 @@ func (t Tool) request(input []byte, in any, dir string, secret func(ref string) 
 		}
 		r.Process.Env = append(r.Process.Env, k+"="+v)
 	}
-	for _, k := range slices.Sorted(mapKeys(m.Secrets)) {
+	for _, k := range slices.Sorted(maps.Keys(m.Secrets)) {
 		v, err := secret(m.Secrets[k])
 		if err != nil {
 			return r, fmt.Errorf("secret %s: %w", k, err)

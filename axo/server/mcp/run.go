@@ -42,20 +42,22 @@ func (l limits) apply(r *engine.Request) error {
 		r.Process.Limits.Wall = defaultWall
 	}
 	r.Spec.Resources.MemoryBytes = l.MemoryMB << 20
-	t, err := tierOf(l.MinTier)
+	t, err := tierOf(l.MinTier, r.Spec.Requirement)
 	r.MinTier = t
 	return err
 }
 
-func tierOf(name string) (*isolation.Tier, error) {
+// tierOf reads a least tier. One below the default is met by that, and does not lower
+// it: what a model asks for is nobody's consent.
+func tierOf(name string, what isolation.Requirement) (*isolation.Tier, error) {
 	if name == "" {
 		return nil, nil
 	}
 	t, err := isolation.ParseTier(name)
-	if err == nil && t == isolation.TierNone {
-		err = fmt.Errorf("min_tier none is no isolation: %w", isolation.ErrPermissionDenied)
+	if err != nil {
+		return nil, err
 	}
-	return &t, err
+	return new(max(t, engine.DefaultMinTier(what))), nil
 }
 
 type pythonInput struct {

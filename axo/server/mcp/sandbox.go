@@ -124,7 +124,7 @@ func (s *Server) create(ctx context.Context, r *sdk.CallToolRequest, in createIn
 	req.Spec.Requirement, req.Spec.Root.Image = isolation.Arbitrary, in.Image
 	req.Spec.Resources.MemoryBytes = in.MemoryMB << 20
 	var err error
-	if req.MinTier, err = tierOf(in.MinTier); err != nil {
+	if req.MinTier, err = tierOf(in.MinTier, req.Spec.Requirement); err != nil {
 		return nil, err
 	}
 	x, err := s.config.Sessions.Create(ctx, who, req)
