@@ -256,6 +256,12 @@ func TestHostileLocalUser(t *testing.T) {
 	if asked == 0 {
 		t.Error("the trap was not looked at")
 	}
+	// What stands ready goes with it.
+	if err := d.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-d.ended
+	eventually(t, "its control groups to go", func() bool { return len(h.groups(t, d.Process.Pid)) == 0 })
 }
 
 // listenAs makes a socket on which another user listens.
