@@ -69,6 +69,22 @@ func (h *host) serve(t *testing.T, point string, args ...string) *daemon {
 	return d
 }
 
+// stop lets it end, and checks that it does, in order.
+func (d *daemon) stop(t *testing.T) {
+	t.Helper()
+	if err := d.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-d.ended:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the daemon does not end")
+	}
+	if code := d.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("the daemon's status is %d:\n%s", code, d.log)
+	}
+}
+
 func (d *daemon) dead() bool {
 	select {
 	case <-d.ended:
@@ -76,6 +92,16 @@ func (d *daemon) dead() bool {
 	default:
 		return false
 	}
+}
+
+// guests lists the processes that are the first of a sandbox of this host's.
+func (h *host) guests(t *testing.T) (pids []string) {
+	for _, p := range h.workers(t) {
+		if exe, err := os.Readlink(filepath.Join(p, "exe")); err == nil && strings.Contains(exe, "axo-guest") {
+			pids = append(pids, p)
+		}
+	}
+	return pids
 }
 
 // do runs a command against the daemon.
@@ -92,9 +118,17 @@ func TestDaemonKilledAtEachFailpoint(t *testing.T) {
 	if !haveContainers(t, []string{"AXO_GUEST_PATH=" + filepath.Join(h.dir, "axo-guest")}) {
 		t.Skip("SKIPPED, NOT PROVED: this host has no containers")
 	}
-	for _, point := range failpoint.Session {
+	// What the host can do is tried out before, so that the points are the sandbox's.
+	first := h.serve(t, "", "--warm", "0")
+	h.must(t, "create", "--id", "box")
+	h.must(t, "rm", "box")
+	first.stop(t)
+	// Those of the driver are come to by the sandbox alone: nothing is made ahead.
+	points := slices.Concat(failpoint.Session, failpoint.Detached)
+	points = slices.DeleteFunc(points, func(p string) bool { return p == failpoint.OCIForgotten }) // a daemon keeps what the guest need not forget
+	for _, point := range points {
 		t.Run(point, func(t *testing.T) {
-			d := h.serve(t, point)
+			d := h.serve(t, point, "--warm", "0")
 			// What was acknowledged is what the next daemon is held to.
 			var created, ran, deleted bool
 			var text string
@@ -125,18 +159,22 @@ func TestDaemonKilledAtEachFailpoint(t *testing.T) {
 				t.Fatalf("%v\n%s", err, list)
 			}
 			there := strings.Contains(list, "box ")
-			deleting := slices.Contains([]string{failpoint.SessionDeleting, failpoint.SessionUnmade}, point)
+			deleting := slices.Contains([]string{failpoint.SessionDeleting, failpoint.SessionUnmade, failpoint.OCIUnready, failpoint.OCIEnded, failpoint.OCIRemoved}, point)
 			switch {
 			case created && !deleted && !deleting && !there:
 				t.Errorf("a sandbox that was acknowledged is gone:\n%s", list)
 			case (deleted || deleting) && there:
 				t.Errorf("a sandbox that was deleted is there:\n%s", list)
 			}
+			// What is told is what the kernel has.
+			if guests := h.guests(t); there != (len(guests) > 0) {
+				t.Errorf("processes of sandboxes %v, while ps tells\n%s", guests, list)
+			}
 			if there {
 				if !strings.Contains(list, " running ") {
 					t.Errorf("it is not as it was:\n%s", list)
 				}
-				if out, err := h.do("exec", "box", "--", "echo", "again"); err != nil || out != "again\n" {
+				if out, err := h.do("exec", "--timeout", "20s", "box", "--", "echo", "again"); err != nil || out != "again\n" {
 					t.Errorf("it cannot be used: %v %q", err, out)
 				}
 				if point == failpoint.ExecStarted || point == failpoint.ExecEnded {
@@ -152,17 +190,7 @@ func TestDaemonKilledAtEachFailpoint(t *testing.T) {
 					t.Errorf("rm: %v %s", err, out)
 				}
 			}
-			if err := next.Process.Signal(syscall.SIGTERM); err != nil {
-				t.Fatal(err)
-			}
-			select {
-			case <-next.ended:
-			case <-time.After(30 * time.Second):
-				t.Fatal("the daemon does not end")
-			}
-			if code := next.ProcessState.ExitCode(); code != 0 {
-				t.Errorf("the daemon's status is %d:\n%s", code, next.log)
-			}
+			next.stop(t)
 			for _, pid := range []int{d.Process.Pid, next.Process.Pid} {
 				eventually(t, "its control groups to go", func() bool { return len(h.groups(t, pid)) == 0 })
 				h.clean(t, pid)

@@ -122,7 +122,8 @@ func (s *Session) resources() (r isolation.Resources, counts bool) {
 func (s *Session) durable() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.rec.Durable
+	// Of a record that cannot be read nobody knows, and what may be somebody's is kept.
+	return s.rec.Durable || s.corrupt != nil
 }
 
 // create makes the sandbox, by build. After an error nothing is left.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -501,8 +502,15 @@ func (e *Kept) Data(v any) error {
 // when this returns.
 func (e *Kept) Ready() error { return e.setReady(true) }
 
-// Unready says that its removal begins: from now on a sweep ends it.
-func (e *Kept) Unready() error { return e.setReady(false) }
+// Unready says that its removal begins: from now on a sweep ends it. On a disk that is
+// full nothing is written and the removal goes on, since it makes room: if it ends in
+// the middle, the sandbox is found dead.
+func (e *Kept) Unready() error {
+	if err := e.setReady(false); !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+		return err
+	}
+	return nil
+}
 
 func (e *Kept) setReady(is bool) error {
 	e.mu.Lock()
@@ -511,7 +519,11 @@ func (e *Kept) setReady(is bool) error {
 		return nil
 	}
 	e.rec.Ready = is
-	return e.writeLocked(is)
+	err := e.writeLocked(is)
+	if err != nil {
+		e.rec.Ready = !is // as it is on the disk
+	}
+	return err
 }
 
 // Note writes something of its own about the sandbox, under a name: of one of its
