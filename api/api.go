@@ -357,3 +357,24 @@ type Shelf struct {
 type Pools struct {
 	Pools []Pool `json:"pools" nullable:"false"`
 }
+
+// AuditEntry is one thing that happened, or was asked for.
+type AuditEntry struct {
+	Seq     int64     `json:"seq" doc:"1, 2, 3, ... of the whole log"`
+	Time    time.Time `json:"time"`
+	Kind    string    `json:"kind" doc:"request and refused: of a caller; created, exec, exited, deleted, lost, ...: of a sandbox; run, ran: of a run; egress; pruned"`
+	Tenant  string    `json:"tenant,omitempty"`
+	Key     string    `json:"key,omitempty" doc:"The id of the key that asked"`
+	Subject string    `json:"subject,omitempty" doc:"The sandbox or run"`
+	Exec    string    `json:"exec,omitempty" doc:"The program in it"`
+	// Fields hold what belongs to the kind.
+	Fields map[string]string `json:"fields,omitempty"`
+	Hash   string            `json:"hash,omitempty" doc:"SHA-256 of the hash before it and of the entry, hex"`
+}
+
+// AuditEntries are some of them, in order.
+type AuditEntries struct {
+	Entries []AuditEntry `json:"entries" nullable:"false"`
+	// More is set when there are more after the last.
+	More bool `json:"more"`
+}

@@ -14,6 +14,7 @@ import (
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/tool"
 	"github.com/axocoatl/isolation/driver/all"
+	"github.com/axocoatl/isolation/engine"
 )
 
 func newMCP() *cobra.Command {
@@ -44,7 +45,7 @@ Sandboxes go when it ends. axo serve does the same over HTTP, at /mcp.`,
 			if err != nil {
 				return err
 			}
-			e, err := openEngine(c, func(a *all.Config) { a.Warm = warm })
+			e, err := openEngine(c, func(a *all.Config, _ *engine.Config) { a.Warm = warm })
 			if err != nil {
 				return err
 			}

@@ -11,12 +11,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/axo/audit"
 	"github.com/axocoatl/isolation/axo/config"
 	"github.com/axocoatl/isolation/axo/server"
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/axo/tool"
 	"github.com/axocoatl/isolation/driver/all"
+	"github.com/axocoatl/isolation/engine"
 )
 
 func newServe() *cobra.Command {
@@ -49,7 +51,21 @@ tells systemd when it is ready.`,
 			if c.Activated, err = server.Activated(); err != nil {
 				return &statusError{exitEngine, err}
 			}
-			e, err := openEngine(cmd, func(c *all.Config) { c.Warm, c.WarmVMs, c.WarmDetached = l.Serve.Warm, l.Serve.WarmVMs, true })
+			c.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
+			var onEvent func(engine.Event)
+			if !l.Audit.Off {
+				log, err := audit.Open(audit.Path(dir))
+				if err != nil {
+					return &statusError{exitEngine, err}
+				}
+				defer log.Close()
+				c.Auditor, c.AuditKeep = &server.Auditor{Log: log, Logger: c.Logger}, time.Duration(l.Audit.Keep)
+				onEvent = c.Auditor.EngineEvent
+			}
+			e, err := openEngine(cmd, func(c *all.Config, ec *engine.Config) {
+				c.Warm, c.WarmVMs, c.WarmDetached = l.Serve.Warm, l.Serve.WarmVMs, true
+				ec.OnEvent = onEvent
+			})
 			if err != nil {
 				return err
 			}
@@ -78,7 +94,6 @@ tells systemd when it is ready.`,
 			a := l.Admission
 			c.Sessions.Sandboxes = a.Sandboxes
 			c.Admission = server.Admission{Starts: a.Starts, Runs: a.Runs, Queue: a.Queue, Wait: time.Duration(a.Wait)}
-			c.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 			drivers, err := driversOf(l)
 			if err != nil {
 				return errors.Join(err, e.Close())
@@ -111,7 +126,7 @@ tells systemd when it is ready.`,
 			return nil
 		},
 	}
-	config.Register(cmd.Flags(), "serve", "session", "tenant", "admission")
+	config.Register(cmd.Flags(), "serve", "session", "audit", "tenant", "admission")
 	return cmd
 }
 

@@ -46,9 +46,9 @@ func grantedHosts(c *cobra.Command, l *config.Loaded) []string {
 
 func isDaemon(c *cobra.Command) bool { return c.Flags().Lookup("allow-egress") != nil }
 
-// openEngine makes the engine with all drivers, of which some things may be changed.
-// The caller closes it.
-func openEngine(c *cobra.Command, change ...func(*all.Config)) (*engine.Engine, error) {
+// openEngine makes the engine with all drivers, of both of which some things may be
+// changed. The caller closes it.
+func openEngine(c *cobra.Command, change ...func(*all.Config, *engine.Config)) (*engine.Engine, error) {
 	l, err := settings(c)
 	if err != nil {
 		return nil, err
@@ -58,14 +58,15 @@ func openEngine(c *cobra.Command, change ...func(*all.Config)) (*engine.Engine, 
 		return nil, err
 	}
 	dc.Progress = func(step string) { fmt.Fprintf(c.ErrOrStderr(), "%s ...\n", step) }
+	ec := engine.Config{StateDir: dc.StateDir, ProbeTimeout: time.Duration(l.Engine.ProbeTimeout), Policy: engine.Policy{Engines: l.Engine.Allow, Egress: grantedHosts(c, l)}}
 	for _, f := range change {
-		f(&dc)
+		f(&dc, &ec)
 	}
 	reg, err := all.Registry(dc)
 	if err != nil {
 		return nil, &statusError{exitEngine, err}
 	}
-	ec := engine.Config{Registry: reg, StateDir: dc.StateDir, ProbeTimeout: time.Duration(l.Engine.ProbeTimeout), Policy: engine.Policy{Engines: l.Engine.Allow, Egress: grantedHosts(c, l)}}
+	ec.Registry = reg
 	if isDaemon(c) {
 		ec.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}

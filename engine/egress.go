@@ -109,13 +109,13 @@ func lacksEgress(f isolation.Features, r Request) (reason, fix string) {
 
 // network is what a sandbox has of one.
 type network struct {
-	e     *Engine
-	id    string
-	allow Egress
-	rules []egress.Rule
-	proxy *egress.Proxy
-	l     net.Listener
-	close func()
+	e          *Engine
+	id, tenant string
+	allow      Egress
+	rules      []egress.Rule
+	proxy      *egress.Proxy
+	l          net.Listener
+	close      func()
 }
 
 // connect gives a sandbox the proxy that its request asks for; nil: none. It is there
@@ -125,7 +125,7 @@ func (e *Engine) connect(ctx context.Context, p Policy, sb isolation.Sandbox, r 
 	if err != nil || rules == nil {
 		return nil, err
 	}
-	n := &network{e: e, id: r.ID, allow: r.Egress, rules: rules}
+	n := &network{e: e, id: r.ID, tenant: r.Spec.Tenant, allow: r.Egress, rules: rules}
 	return n, n.open(ctx, sb)
 }
 
@@ -171,7 +171,7 @@ func (n *network) again(ctx context.Context, sb isolation.Sandbox) (*network, er
 	if n == nil {
 		return nil, nil
 	}
-	c := &network{e: n.e, id: sb.ID(), allow: n.allow, rules: n.rules}
+	c := &network{e: n.e, id: sb.ID(), tenant: n.tenant, allow: n.allow, rules: n.rules}
 	return c, c.open(ctx, sb)
 }
 
@@ -195,7 +195,7 @@ func (n *network) decided(d egress.Decision) {
 			fields[k] = v
 		}
 	}
-	n.e.config.OnEvent(Event{Time: d.Time, RunID: n.id, Kind: EventEgress, Fields: fields})
+	n.e.config.OnEvent(Event{Time: d.Time, RunID: n.id, Tenant: n.tenant, Kind: EventEgress, Fields: fields})
 }
 
 func connection(d egress.Decision) EgressConnection {

@@ -68,7 +68,7 @@ func (r *run) event(k EventKind, fields ...string) {
 	if r.e.config.OnEvent == nil {
 		return
 	}
-	ev := Event{Time: r.e.config.Now(), RunID: r.r.ID, Kind: k}
+	ev := Event{Time: r.e.config.Now(), RunID: r.r.ID, Tenant: r.r.Spec.Tenant, Kind: k}
 	for i := 0; i+1 < len(fields); i += 2 {
 		if ev.Fields == nil {
 			ev.Fields = map[string]string{}

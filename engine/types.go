@@ -205,7 +205,9 @@ type Result struct {
 type Event struct {
 	Time  time.Time `json:"time"`
 	RunID string    `json:"run_id"`
-	Kind  EventKind `json:"kind"`
+	// Tenant is the Spec's.
+	Tenant string    `json:"tenant,omitempty"`
+	Kind   EventKind `json:"kind"`
 	// Fields hold what belongs to the kind: tier, engine, reason, error.
 	Fields map[string]string `json:"fields,omitempty"`
 }

@@ -23,6 +23,7 @@ type Config struct {
 	Client    Client    `toml:"client" help:"How commands reach the daemon"`
 	Serve     Serve     `toml:"serve" help:"The daemon"`
 	Session   Session   `toml:"session" help:"Sandboxes that stay"`
+	Audit     Audit     `toml:"audit" help:"The record of who had what run, and what became of it"`
 	Tenant    Tenant    `toml:"tenant" help:"What a tenant may have for whom axo key quota says nothing; 0 is no bound"`
 	Admission Admission `toml:"admission" help:"What the daemon takes on at once, from all tenants together"`
 }
@@ -78,6 +79,12 @@ type Session struct {
 	MaxEnded int      `toml:"max_ended" help:"How many ended programs of a sandbox are known"`
 }
 
+// Audit is the record of who had what run.
+type Audit struct {
+	Off  bool     `toml:"off" help:"Write nothing down"`
+	Keep Duration `toml:"keep" help:"Remove entries that are older; 0: keep them for ever"`
+}
+
 // Tenant is what a tenant may have at once.
 type Tenant struct {
 	Sandboxes int     `toml:"sandboxes" flag:"tenant-sandboxes" help:"Sandboxes at once"`
@@ -105,6 +112,7 @@ func Default() Config {
 		Serve:     Serve{Drain: Duration(10 * time.Second), Sweep: Duration(time.Minute), Warm: 2},
 		Admission: Admission{Sandboxes: 1000, Starts: 64, Runs: 256, Queue: 1024, Wait: Duration(30 * time.Second)},
 		Session:   Session{Idle: Duration(15 * time.Minute), Life: Duration(24 * time.Hour), MaxIdle: Duration(24 * time.Hour), MaxLife: Duration(30 * 24 * time.Hour), Keep: 16 << 20, MaxEnded: 32},
+		Audit:     Audit{Keep: Duration(90 * 24 * time.Hour)},
 	}
 }
 

@@ -60,9 +60,13 @@ type Config struct {
 	// Drain is how long requests may take to end when the daemon does; 0: 10 s.
 	Drain time.Duration
 	// Sweep is how often what killed processes left is removed; 0: every minute.
-	Sweep   time.Duration
-	Version string
-	Logger  *slog.Logger
+	Sweep time.Duration
+	// Auditor writes down what happens, and keeps that for AuditKeep; 0: for ever. nil:
+	// nothing is written down.
+	Auditor   *Auditor
+	AuditKeep time.Duration
+	Version   string
+	Logger    *slog.Logger
 	// Ready is called when requests are answered, with the addresses.
 	Ready func(addresses []string)
 }
@@ -108,11 +112,18 @@ func Run(ctx context.Context, c Config) (err error) {
 	e := admit(c.Engine, c.Admission, c.Sessions.Quota)
 	sc := c.Sessions
 	sc.Engine, sc.Dir, sc.Logger = e, filepath.Join(c.StateDir, "serve"), c.Logger
+	runner := rest.Engine(e)
+	var log rest.Audit
+	if c.Auditor != nil {
+		sc.OnEvent = c.Auditor.sessionEvents(sc.OnEvent)
+		runner, log = c.Auditor.engine(e, c.Images), c.Auditor.Log
+	}
 	sessions, err := session.Open(ctx, sc)
 	if err != nil {
 		return err
 	}
 	own = nil
+	c.Auditor.has(sessions)
 	defer func() {
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
@@ -126,22 +137,22 @@ func Run(ctx context.Context, c Config) (err error) {
 		c.Logger.Info("discarded what an earlier daemon had ready", "sandboxes", len(gone))
 	}
 	rc := c.Runs
-	rc.Engine, rc.Dir, rc.Logger = e, filepath.Join(c.StateDir, "runs"), c.Logger
+	rc.Engine, rc.Dir, rc.Logger = runner, filepath.Join(c.StateDir, "runs"), c.Logger
 	runs, err := session.OpenRuns(rc)
 	if err != nil {
 		return err
 	}
 
 	if c.Tools != nil {
-		c.Tools.Engine = e // calls wait for their turn as runs do
+		c.Tools.Engine = runner // calls wait for their turn as runs do
 	}
 	var draining atomic.Bool
 	stopping := make(chan struct{})
 	handler := rest.New(rest.Config{
-		Sessions: sessions, Runs: runs, Engine: e, Tools: c.Tools, Images: c.Images, Templates: c.Templates, Pools: c.Pools, Find: keys.Find, Version: c.Version,
+		Sessions: sessions, Runs: runs, Engine: runner, Audit: log, Tools: c.Tools, Images: c.Images, Templates: c.Templates, Pools: c.Pools, Find: keys.Find, Version: c.Version,
 		Draining: draining.Load, Stopping: stopping, Logger: c.Logger,
 	})
-	protocol, err := mcp.New(mcp.Config{Engine: e, Tools: c.Tools, Sessions: sessions, Version: c.Version, Logger: c.Logger})
+	protocol, err := mcp.New(mcp.Config{Engine: runner, Tools: c.Tools, Sessions: sessions, Version: c.Version, Logger: c.Logger})
 	if err != nil {
 		// Those that can be read are served.
 		c.Logger.Warn("tools of the registry", "error", err)
@@ -198,6 +209,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	wg.Go(func() { sweep(ctx, c.Engine, c.Sweep) })
 	wg.Go(func() { protocol.Watch(ctx) })
+	wg.Go(func() { c.Auditor.prune(ctx, c.AuditKeep) })
 	if c.Ready != nil {
 		c.Ready(addresses)
 	}

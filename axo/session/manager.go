@@ -360,6 +360,23 @@ func (m *Manager) Owns(id string) bool {
 	})
 }
 
+// Named returns whose a sandbox is, and which session of his, by the id that its driver
+// has it by.
+func (m *Manager) Named(id string) (tenant, session string, ok bool) {
+	m.mu.Lock()
+	all := slices.Collect(maps.Values(m.sessions))
+	m.mu.Unlock()
+	for _, s := range all {
+		s.mu.Lock()
+		is := s.corrupt == nil && s.sandboxID(s.rec) == id
+		s.mu.Unlock()
+		if is {
+			return s.tenant, s.id, true
+		}
+	}
+	return "", "", false
+}
+
 // List returns a tenant's sessions that have all of the metadata, the oldest
 // first.
 func (m *Manager) List(tenant string, metadata map[string]string) []*Session {

@@ -86,6 +86,9 @@ func OpenRuns(c RunsConfig) (*Runs, error) {
 	return rs, nil
 }
 
+// NewRunID is an id for a run.
+func NewRunID() string { return newID("run-") }
+
 // Start begins a run, or returns the one that was begun by the same request before.
 // A request is the same if it has the same key, which is the caller's; "": no other
 // is. One with the key and another digest is AlreadyExists; one of which it is known
@@ -94,7 +97,7 @@ func OpenRuns(c RunsConfig) (*Runs, error) {
 // error is of one that has not begun.
 func (rs *Runs) Start(tenant, key, digest string, req engine.Request, follow bool) (_ *Run, again bool, err error) {
 	fail := func(err error) error { return &isolation.Error{Op: "run", Outcome: isolation.NotStarted, Err: err} }
-	r := &Run{r: rs, id: newID("run-"), tenant: tenant, outputs: newOutputs()}
+	r := &Run{r: rs, id: NewRunID(), tenant: tenant, outputs: newOutputs()}
 	r.rec = runRecord{
 		Version: recordVersion, ID: r.id, Tenant: tenant, Key: key, Request: digest, Spec: req.Spec, Process: req.Process, Started: rs.config.Now(),
 	}

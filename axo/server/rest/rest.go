@@ -44,6 +44,8 @@ type Config struct {
 	Images    Images
 	Templates Templates
 	Pools     func() []api.Pool
+	// Audit takes what is asked for, before it is done; nil: nothing is written down.
+	Audit Audit
 	// Find returns whose a key is: *tenant.Keys has it.
 	Find    func(secret string) (tenant.Key, error)
 	Version string
@@ -97,7 +99,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx := context.WithValue(r.Context(), keyOf{}, key)
 	ctx = context.WithValue(ctx, instanceOf{}, strings.Trim(r.Header.Get("If-Match"), `"`))
-	s.mux.ServeHTTP(w, r.WithContext(ctx))
+	s.audited(w, r.WithContext(ctx))
 }
 
 func public(path string) bool {
@@ -191,6 +193,7 @@ func (s *Server) register() {
 	s.registerSnapshots()
 	s.registerPorts()
 	s.registerTools()
+	s.registerAudit()
 }
 
 func (s *Server) health(context.Context, *none) (*body[api.Health], error) {

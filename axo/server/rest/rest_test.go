@@ -19,6 +19,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/axo/audit"
 	"github.com/axocoatl/isolation/axo/server/rest"
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/tenant"
@@ -29,7 +30,8 @@ import (
 type server struct {
 	*httptest.Server
 	keys   map[string]string // by tenant
-	socket string            // the same, on a unix socket
+	audit  *audit.Log
+	socket string // the same, on a unix socket
 	stop   func() error
 }
 
@@ -67,7 +69,11 @@ func start(t testing.TB, change ...func(*session.Config)) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if s.audit, err = audit.Open(filepath.Join(dir, "audit.db")); err != nil {
+		t.Fatal(err)
+	}
 	s.Server = httptest.NewUnstartedServer(rest.New(rest.Config{
+		Audit:    s.audit,
 		Sessions: m, Runs: runs, Engine: e, Images: fakeImages{}, Templates: fakeTemplates{}, Find: keys.Find, Version: "test",
 		Pools: func() []api.Pool { return []api.Pool{{Engine: "mem", Shelves: []api.Shelf{}}} },
 	}))
@@ -93,7 +99,7 @@ func start(t testing.TB, change ...func(*session.Config)) *server {
 				errs = append(errs, sn.Delete(ctx))
 			}
 		}
-		return errors.Join(append(errs, m.Close(ctx))...)
+		return errors.Join(append(errs, m.Close(ctx), s.audit.Close())...)
 	})
 	t.Cleanup(func() {
 		if err := s.stop(); err != nil {
