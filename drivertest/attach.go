@@ -158,11 +158,12 @@ func checkAttachHolds(t testing.TB, s *suite) {
 	ps.ExecID = "flood"
 	gate := make(chan struct{})
 	var got int64
-	if _, err := r.sb.Exec(s.ctx(t), ps, isolation.Stdio{Stdout: writerFunc(func(b []byte) (int, error) {
+	first, err := r.sb.Exec(s.ctx(t), ps, isolation.Stdio{Stdout: writerFunc(func(b []byte) (int, error) {
 		<-gate
 		got += int64(len(b))
 		return len(b), nil
-	})}); err != nil {
+	})})
+	if err != nil {
 		t.Fatalf("Exec: %v", err)
 	}
 	p, err := a.Attach(s.ctx(t), "flood", isolation.Offsets{}, isolation.Stdio{Stdout: io.Discard})
@@ -177,6 +178,10 @@ func checkAttachHolds(t testing.TB, s *suite) {
 	}
 	if again, err := p.Wait(s.ctx(t)); err != nil || again.Stdout != e.Stdout {
 		t.Errorf("Wait again: %v, %v", again, err)
+	}
+	// Each has his output by the end of his own Wait.
+	if e, err := first.Wait(s.ctx(t)); err != nil || e.Stdout != (isolation.Output{Bytes: n}) {
+		t.Errorf("the first caller's Wait: %v, %v, %+v", e, err, e.Stdout)
 	}
 	r.kill(t, isolation.SIGKILL)
 	killed(t, r.wait(t), isolation.SIGKILL)
