@@ -35,7 +35,7 @@ pub mod kind {
     pub const WAIT: u8 = 23;
     pub const RUN: u8 = 24;
     /// Known, but not to a WASM worker, are those of containers up to here.
-    pub const LAST: u8 = 29;
+    pub const LAST: u8 = 30;
 }
 
 /// A violation of the protocol.
