@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -72,7 +73,11 @@ func withDaemon(c *cobra.Command, f func(context.Context, *client.Driver) error)
 	case err == nil || errors.As(err, &status):
 		return err
 	case errors.Is(err, isolation.ErrUnavailable):
-		return &statusError{exitEngine, fmt.Errorf("%w; is axo serve running?", err)}
+		var dial *net.OpError
+		if errors.As(err, &dial) {
+			err = fmt.Errorf("%w; is axo serve running?", err)
+		}
+		return &statusError{exitEngine, err}
 	}
 	return &statusError{failureStatus(c.Context(), err), err}
 }

@@ -56,8 +56,8 @@ func TestStateDirectoryThatFails(t *testing.T) {
 	}
 
 	fill(t, filepath.Join(h.state, "fill"))
-	refused("no space left", "create", "--id", "three")
-	refused("no space left", "exec", "one", "--", "true")
+	refused("disk is full", "create", "--id", "three")
+	refused("disk is full", "exec", "one", "--", "true")
 	lists("one", "two")
 	h.must(t, "rm", "two")
 	lists("one")

@@ -68,18 +68,28 @@ func TestAudit(t *testing.T) {
 	}
 }
 
-// TestAuditIsClosed: while nothing can be written down nothing is done.
+// TestAuditIsClosed: while nothing can be written down nothing is begun, and what is
+// there can be ended.
 func TestAuditIsClosed(t *testing.T) {
 	s := start(t)
+	s.create(t, "a", api.Create{ID: "old"})
 	if err := s.audit.Close(); err != nil {
 		t.Fatal(err)
 	}
 	var p api.Problem
 	st := s.call(t, "a", "POST", "/v1/sandboxes", api.Create{ID: "box", Spec: isolation.Spec{Requirement: isolation.Arbitrary}}, &p)
-	if st != 503 || p.Class != "unavailable" || !strings.Contains(p.Detail, "not written down") {
+	if st != 503 || p.Class != "unavailable" || !strings.Contains(p.Detail, "is not written down") {
 		t.Errorf("%d, %+v", st, p)
 	}
 	if st := s.call(t, "a", "GET", "/v1/sandboxes/box", nil, nil); st != 404 {
 		t.Errorf("it was made: %d", st)
+	}
+	for _, c := range []struct{ method, path string }{{"DELETE", "/v1/sandboxes/old/files?path=/x"}, {"PUT", "/v1/sandboxes/old/files?path=/x"}, {"POST", "/v1/sandboxes/old/execs"}} {
+		if st := s.call(t, "a", c.method, c.path, api.Exec{Process: isolation.ProcessSpec{Args: []string{"exit0"}}}, nil); st != 503 {
+			t.Errorf("%s %s: %d", c.method, c.path, st)
+		}
+	}
+	if st := s.call(t, "a", "DELETE", "/v1/sandboxes/old", nil, nil); st != 204 {
+		t.Errorf("delete: %d", st)
 	}
 }
