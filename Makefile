@@ -8,6 +8,7 @@
 # make test-kvm-nested  virtual machines with KVM, in an emulated machine that has it
 # make test-firecracker FIRECRACKER=FILE  virtual machines by that Firecracker, here or, without KVM, as above
 # make deb     bin/axo.deb, a package for Debian, with the systemd units in packaging
+# make load    8 clients make, use and delete 200 containers at a time of one daemon, for LOAD
 # make check   format, vet, lint with the layering rules, cross-builds, clean tree
 # make bench   the numbers of docs/CLAIMS.md
 # make bench-microvm  those of virtual machines
@@ -16,7 +17,7 @@ export CGO_ENABLED = 0
 WORKER = driver/wasm/embedded/axo-wasm
 GUEST = driver/oci/embedded/axo-guest
 
-.PHONY: build deb wasmtime fuzz-worker demo test test-cgroup2 test-runs test-kvm-nested test-firecracker check bench bench-microvm setup cross clean
+.PHONY: load build deb wasmtime fuzz-worker demo test test-cgroup2 test-runs test-kvm-nested test-firecracker check bench bench-microvm setup cross clean
 
 build: bin/axo
 
@@ -55,6 +56,11 @@ test-cgroup2: setup
 # 10,000 containers in a loop leave nothing behind.
 test-runs: setup
 	AXO_REQUIRE=1 AXO_RUNS=10000 go test -count=1 -run 'TestManyRuns/builtin' -timeout 30m ./driver/oci
+
+LOAD = 10m
+
+load: setup
+	AXO_REQUIRE=1 AXO_LOAD=$(LOAD) go test -vet=off -count=1 -timeout 60m -run 'TestLoad$$' -v ./axo
 
 SECONDS = 60
 
