@@ -132,7 +132,9 @@ func TestLoad(t *testing.T) {
 	}
 	slices.Sort(execs)
 	slices.Sort(creates)
-	at := func(list []time.Duration, p int) time.Duration { return list[min(len(list)-1, len(list)*p/100)].Round(100 * time.Microsecond) }
+	at := func(list []time.Duration, p int) time.Duration {
+		return list[min(len(list)-1, len(list)*p/100)].Round(100 * time.Microsecond)
+	}
 	t.Logf("%d sandboxes (p50 %v, p99 %v), %d programs (p50 %v, p99 %v), %d put off; the daemon: %d MiB after a third, %d at its peak, %d when all were gone",
 		len(creates), at(creates, 50), at(creates, 99), len(execs), at(execs, 50), at(execs, 99), putOff, rss[len(rss)/3]>>20, peak>>20, after>>20)
 }
