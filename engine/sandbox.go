@@ -37,6 +37,12 @@ func (e *Engine) create(ctx context.Context, r Request) (isolation.Sandbox, Deci
 	if r.ID, err = e.completeID(r.ID); err != nil {
 		return nil, Decision{}, err
 	}
+	return e.place(ctx, r, func(c candidate, r Request) (isolation.Sandbox, error) { return c.driver.Create(ctx, r.ID, r.Spec) })
+}
+
+// place chooses an engine for a sandbox that stays, and has it made there, with what the
+// policy makes of the request.
+func (e *Engine) place(ctx context.Context, r Request, make func(candidate, Request) (isolation.Sandbox, error)) (isolation.Sandbox, Decision, error) {
 	r.Process = isolation.ProcessSpec{}
 	asked := isolation.LimitsOf(r.Spec, r.Process)
 	p, err := e.policyFor(r)
@@ -61,7 +67,7 @@ func (e *Engine) create(ctx context.Context, r Request) (isolation.Sandbox, Deci
 	if err != nil {
 		return nil, d, err
 	}
-	sb, err := c.driver.Create(ctx, r.ID, r.Spec)
+	sb, err := make(c, r)
 	if err == nil {
 		sb, err = e.withEgress(ctx, p, sb, r)
 	}

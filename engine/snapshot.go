@@ -25,42 +25,13 @@ func (e *Engine) Restore(ctx context.Context, snapshot string, r Request) (isola
 }
 
 func (e *Engine) restore(ctx context.Context, snapshot string, r Request) (isolation.Sandbox, Decision, error) {
-	r.Process = isolation.ProcessSpec{}
-	asked := isolation.LimitsOf(r.Spec, r.Process)
-	p, err := e.policyFor(r)
-	if err != nil {
-		return nil, Decision{}, err
-	}
-	if r.Spec.Resources, err = p.resources(r.Spec.Resources); err != nil {
-		return nil, Decision{}, err
-	}
-	if _, err := p.egressRules(r.Egress); err != nil {
-		return nil, Decision{}, err
-	}
-	if err := e.admission.enter(ctx, p.Admission); err != nil {
-		return nil, Decision{}, err
-	}
-	defer e.admission.leave()
-	d, c, err := choose(ctx, p, e.candidates, r, asked, e.probes.features)
-	if err != nil {
-		return nil, d, err
-	}
-	restorer, ok := isolation.As[isolation.Restorer](c.driver)
-	if !ok {
-		return nil, d, unrestored(c.name)
-	}
-	f, err := e.probes.features(ctx, c)
-	if err != nil {
-		return nil, d, err
-	}
-	sb, err := restorer.Restore(ctx, r.ID, snapshot)
-	if err == nil {
-		sb, err = e.withEgress(ctx, p, sb, r)
-	}
-	if err != nil {
-		return nil, d, err
-	}
-	return &sandbox{sb, p, f, r.Spec, r.AllowUnenforced}, d, nil
+	return e.place(ctx, r, func(c candidate, r Request) (isolation.Sandbox, error) {
+		restorer, ok := isolation.As[isolation.Restorer](c.driver)
+		if !ok {
+			return nil, unrestored(c.name)
+		}
+		return restorer.Restore(ctx, r.ID, snapshot)
+	})
 }
 
 func unrestored(engine string) error {
