@@ -283,6 +283,18 @@ func leftovers(t testing.TB) []string {
 	return out
 }
 
+// standsStill says that a paused VMM does not go on. A few ticks of 10 ms are its
+// own: it may still be answering that it has stopped. One whose guest computes
+// would take most of 50.
+func standsStill(t testing.TB, pid int) {
+	t.Helper()
+	before := cpuOf(t, pid)
+	time.Sleep(500 * time.Millisecond)
+	if used := cpuOf(t, pid) - before; used > 5 {
+		t.Errorf("the paused QEMU used %d ticks", used)
+	}
+}
+
 // cpuOf is the processor time of a process in clock ticks (proc_pid_stat(5)).
 func cpuOf(t testing.TB, pid int) (ticks int64) {
 	t.Helper()

@@ -532,7 +532,7 @@ func TestTerminal(t *testing.T) {
 	in, feed := io.Pipe()
 	out, told := io.Pipe()
 	p, err := sb.Exec(t.Context(), isolation.ProcessSpec{
-		Args: []string{"/bin/sh", "-c", "tty; stty size; echo go; read x; stty size; exec sleep 60"}, Env: []string{"PATH=/usr/bin:/bin"},
+		Args: []string{"/bin/sh", "-c", "tty; stty size; echo go; read x; until [ \"$(stty size)\" = '40 132' ]; do sleep 0.01; done; stty size; exec sleep 60"}, Env: []string{"PATH=/usr/bin:/bin"},
 		Terminal: true, Size: isolation.TerminalSize{Rows: 24, Cols: 80},
 	}, isolation.Stdio{Stdin: in, Stdout: told})
 	if err != nil {
@@ -552,6 +552,8 @@ func TestTerminal(t *testing.T) {
 	if !ok {
 		t.Fatal("no Resizer")
 	}
+	// What is typed goes to the terminal by another way than its size, and may be
+	// there first.
 	if err := r.Resize(t.Context(), isolation.TerminalSize{Rows: 40, Cols: 132}); err != nil {
 		t.Fatal(err)
 	}
