@@ -2,6 +2,9 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -73,6 +76,43 @@ func (h *host) begins(t *testing.T, box string) int64 {
 	return n
 }
 
+// written tells how much the program that counts has written.
+func (h *host) written(t *testing.T, box string) int64 {
+	t.Helper()
+	list := h.must(t, "ps", "--json", box)
+	at := regexp.MustCompile(`"to": (\d+)`).FindAllStringSubmatch(list, -1)
+	if len(at) < 2 { // its input, then its output
+		t.Fatalf("nothing is known of its output: %s", list)
+	}
+	n, err := strconv.ParseInt(at[1][1], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// stopped reports whether the QEMU of the one machine that there is, is stopped.
+func (h *host) stopped(t *testing.T) bool {
+	t.Helper()
+	list := h.glob(t, filepath.Join(h.state, "sessions", "qemu", "*", "record.json"))
+	if len(list) != 1 {
+		t.Fatalf("machines: %v, want one", list)
+	}
+	var rec struct{ Main struct{ PID int } }
+	b, err := os.ReadFile(list[0])
+	if err == nil {
+		err = json.Unmarshal(b, &rec)
+	}
+	if err == nil {
+		b, err = os.ReadFile(fmt.Sprintf("/proc/%d/stat", rec.Main.PID))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	// proc_pid_stat(5): the state comes after the name, which is in brackets.
+	return strings.HasPrefix(string(b[bytes.LastIndexByte(b, ')'):]), ") T")
+}
+
 // consecutive fails unless each number is one more than the one before.
 func consecutive(t *testing.T, who string, list []string) {
 	t.Helper()
@@ -87,10 +127,17 @@ func consecutive(t *testing.T, who string, list []string) {
 
 // TestDaemonCopiesMachines copies a virtual machine of the daemon's with a program
 // that writes all the time: its copies go on with it, and no line is lost or doubled.
-// Then it kills the daemon at each point of copying. The next one has the sandbox, the
-// program in it goes on, and of copies that nobody was told of nothing is left.
+// Then it kills the daemon at each point of copying, of pausing and of resuming. The next
+// one has the sandbox, the program in it goes on, and of copies that nobody was told of
+// nothing is left.
 func TestDaemonCopiesMachines(t *testing.T) {
 	h := newVMHost(t)
+	t.Cleanup(func() {
+		if t.Failed() { // what outlives its daemon does not outlive the test
+			h.serve(t, "")
+			t.Logf("%s", h.must(t, "rm", "origin"))
+		}
+	})
 	d := h.serve(t, "", "--warm-vms", "1")
 	kept := func() []string { return h.glob(t, filepath.Join(h.state, "sessions", "qemu", "*")) }
 	h.must(t, "create", "--tier", "microvm", "--allow-emulated", "--id", "first")
@@ -165,16 +212,7 @@ func TestDaemonCopiesMachines(t *testing.T) {
 			t.Errorf("%s: left, beside the origin: %v", point, list)
 		}
 		// What is kept goes back further than what is written now.
-		list := h.must(t, "ps", "--json", "origin")
-		at := regexp.MustCompile(`"to": (\d+)`).FindAllStringSubmatch(list, -1)
-		if len(at) < 2 {
-			t.Fatalf("%s: %s", point, list)
-		}
-		to, err := strconv.ParseInt(at[1][1], 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		consecutive(t, point, h.numbers(t, "origin", max(0, to-2000), 600))
+		consecutive(t, point, h.numbers(t, "origin", max(0, h.written(t, "origin")-2000), 600))
 		taken := h.must(t, "snapshots", "ls")
 		if kept := strings.Contains(taken, "late "); kept != (point == failpoint.SnapshotKept) {
 			t.Errorf("%s: snapshots are\n%s", point, taken)
@@ -187,6 +225,39 @@ func TestDaemonCopiesMachines(t *testing.T) {
 		if left := h.glob(t, filepath.Join(h.state, "snapshots", "snap-*")); len(left) > 1 {
 			t.Errorf("%s: left: %v", point, left)
 		}
+	}
+	for _, point := range slices.Concat(failpoint.Pause, failpoint.Resume) {
+		if err := d.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		<-d.ended
+		d = h.serve(t, point)
+		pids = append(pids, d.Process.Pid)
+		what := "pause"
+		if slices.Contains(failpoint.Resume, point) {
+			h.must(t, "pause", "origin")
+			what = "resume"
+		}
+		if out, err := h.do(what, "origin"); err == nil {
+			t.Fatalf("%s: %s was acknowledged: %s", point, what, out)
+		}
+		eventually(t, "the daemon to come to "+point, d.dead)
+		d = h.serve(t, "")
+		pids = append(pids, d.Process.Pid)
+		// It is one or the other, and what is told is what the kernel has.
+		list := h.must(t, "ps")
+		paused := strings.Contains(list, "origin  paused")
+		if !paused && !strings.Contains(list, "origin  running") {
+			t.Fatalf("%s: there are\n%s", point, list)
+		}
+		eventually(t, "QEMU to be as it is told of at "+point, func() bool { return h.stopped(t) == paused })
+		if paused {
+			h.must(t, "resume", "origin")
+		}
+		if out := h.must(t, "exec", "--timeout", "60s", "origin", "--", "echo", "again"); out != "again\n" {
+			t.Errorf("%s: it cannot be used: %q", point, out)
+		}
+		consecutive(t, point, h.numbers(t, "origin", max(0, h.written(t, "origin")-2000), 600))
 	}
 	h.must(t, "rm", "origin")
 	if err := d.Process.Signal(syscall.SIGTERM); err != nil {

@@ -321,6 +321,11 @@ func (s *Session) freeze(ctx context.Context, paused bool, do func(isolation.Pau
 	if err := do(p); err != nil {
 		return err
 	}
+	if paused {
+		failpoint.Hit(failpoint.SessionPaused)
+	} else {
+		failpoint.Hit(failpoint.SessionResumed)
+	}
 	s.mu.Lock()
 	s.paused, s.active = paused, s.m.config.Now()
 	still := s.rec.Still

@@ -11,6 +11,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/guest/wire"
+	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
 // stillness is whether a machine is paused: QEMU itself is stopped, so that not
@@ -25,7 +26,10 @@ func (m *machine) Pause(context.Context) error {
 	if err := m.freeze(); err != nil || m.kept == nil {
 		return err
 	}
-	return m.kept.pause(true)
+	failpoint.Hit(failpoint.VMStill)
+	err := m.kept.pause(true)
+	failpoint.Hit(failpoint.VMPaused)
+	return err
 }
 
 func (m *machine) freeze() error {
@@ -48,9 +52,11 @@ func (m *machine) Resume(ctx context.Context) error {
 	if err := m.vm.Thaw(); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.VMWoken)
 	if err := m.Conn.Sync(ctx, again(m.Resources)); err != nil {
 		return errors.Join(fmt.Errorf("sync: %w", err), m.vm.Freeze())
 	}
+	failpoint.Hit(failpoint.VMResumed)
 	m.still.is.Store(false)
 	m.Conn.Hold(false)
 	if m.kept == nil {

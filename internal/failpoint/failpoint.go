@@ -76,6 +76,13 @@ const (
 	SnapshotDeleting = "snapshot.deleting" // a record that it is to go, and all of it
 	ForkRecorded     = "fork.recorded"     // the records of copies, nothing else yet
 	Forked           = "fork.made"         // the copies are there, and records that they are being made
+
+	VMStill        = "vm.still"        // a machine stands still, and its record says that it runs
+	VMPaused       = "vm.paused"       // its record too says that it stands still
+	VMWoken        = "vm.woken"        // it runs, its guest has not the time, and its record says that it stands still
+	VMResumed      = "vm.resumed"      // its guest has the time, and its record says that it stands still
+	SessionPaused  = "session.paused"  // its sandbox is paused, and nobody has been told
+	SessionResumed = "session.resumed" // its sandbox goes on, and nobody has been told
 )
 
 // Wasm, OCI and None are the points that a run of each tier comes to, Image those
@@ -93,6 +100,10 @@ var (
 
 	// Copy are those of the daemon where a sandbox is copied.
 	Copy = []string{SnapshotRecorded, SnapshotTaken, SnapshotKept, SnapshotDeleting, ForkRecorded, Forked}
+	// Pause are those of the daemon where a machine is paused, Resume those where it
+	// goes on.
+	Pause  = []string{VMStill, VMPaused, SessionPaused}
+	Resume = []string{VMWoken, VMResumed, SessionResumed}
 	// Session are those of the daemon.
 	Session = []string{SessionRecorded, SessionMade, SessionLive, ExecRecorded, ExecStarted, ExecEnded, SessionDeleting, SessionUnmade}
 )
