@@ -50,7 +50,7 @@ Sandboxes go when it ends. axo serve does the same over HTTP, at /mcp.`,
 				return err
 			}
 			logger := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-			config := mcp.Config{Engine: e, Tools: &tool.Caller{Registry: reg, Engine: e}, ToolsOnly: toolsOnly, Ephemeral: true, Version: version, Logger: logger}
+			config := mcp.Config{Engine: e, Tools: &tool.Caller{Registry: reg, Engine: e}, ToolsOnly: toolsOnly, Ephemeral: true, Allows: e.Allows, Version: version, Logger: logger}
 			end := e.Close
 			if !toolsOnly {
 				// The records of sandboxes that go with this process are of no use to another.

@@ -27,6 +27,7 @@ var mcpTools = map[string]map[string]string{
 version = "1"
 title = "A picture"
 description = "Makes a picture of one dot, and says how it gets on."
+concurrency = 1 # so that one which goes on although its caller gave up is found out
 [entrypoint]
 source = "main.py"
 language = "python"
@@ -288,7 +289,7 @@ func TestMCP(t *testing.T) {
 
 // TestMCPInspector has the protocol's own inspector (npm) list and call tools.
 func TestMCPInspector(t *testing.T) {
-	inspector := testprog.Inspector(t)
+	inspector := testprog.MCP(t, "inspector")
 	env := mcpEnv(t)
 	dirs := writeTools(t)
 	mustRun(t, axoCommand(t, env, append([]string{"tool", "add"}, dirs...)...))
@@ -298,7 +299,7 @@ func TestMCPInspector(t *testing.T) {
 	}
 	inspect := func(args ...string) string {
 		t.Helper()
-		cmd := exec.Command(inspector[0], slices.Concat(inspector[1:], []string{"--cli", axo, "mcp", "serve", "--warm", "0"}, args)...)
+		cmd := exec.Command("node", slices.Concat([]string{inspector, "--cli", axo, "mcp", "serve", "--warm", "0"}, args)...)
 		cmd.Env = env
 		return mustRun(t, cmd)
 	}
@@ -368,14 +369,10 @@ func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(r)
 }
 
-func TestMCPOverHTTP(t *testing.T) {
-	env := mcpEnv(t)
-	mustRun(t, axoCommand(t, env, append([]string{"tool", "add"}, writeTools(t)...)...))
-	keys := []string{}
-	for _, who := range []string{"one", "two"} {
-		keys = append(keys, strings.TrimSpace(mustRun(t, axoCommand(t, env, "key", "add", who))))
-	}
-	cmd := axoCommand(t, env, "serve", "--listen", "127.0.0.1:0", "--warm", "0")
+// serveHTTP starts a daemon, and returns its address.
+func serveHTTP(t testing.TB, env []string, args ...string) string {
+	t.Helper()
+	cmd := axoCommand(t, env, append([]string{"serve", "--listen", "127.0.0.1:0", "--warm", "0"}, args...)...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -383,16 +380,49 @@ func TestMCPOverHTTP(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		_ = cmd.Process.Signal(os.Interrupt)
-		_ = cmd.Wait()
-	}()
-	url := ""
-	for in := bufio.NewScanner(out); url == "" && in.Scan(); {
-		if at, ok := strings.CutPrefix(in.Text(), "ready: http://"); ok {
-			url = "http://" + at + "/mcp"
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the daemon: %v", err)
+		}
+	})
+	for in := bufio.NewScanner(out); in.Scan(); {
+		if at, ok := strings.CutPrefix(in.Text(), "ready: "); ok && strings.HasPrefix(at, "http://") {
+			return at
 		}
 	}
+	t.Fatal("the daemon has no address")
+	return ""
+}
+
+// addKeys makes a key for each tenant.
+func addKeys(t testing.TB, env []string, tenants ...string) (keys []string) {
+	t.Helper()
+	for _, who := range tenants {
+		keys = append(keys, strings.TrimSpace(mustRun(t, axoCommand(t, env, "key", "add", who))))
+	}
+	return keys
+}
+
+// httpSession connects the official client to a daemon; an empty version is the newest
+// one.
+func httpSession(t testing.TB, url, key, version string, o *sdk.ClientOptions) *sdk.ClientSession {
+	t.Helper()
+	s, err := sdk.NewClient(&sdk.Implementation{Name: "test", Version: "1"}, o).Connect(t.Context(), &sdk.StreamableClientTransport{
+		Endpoint: url, HTTPClient: &http.Client{Transport: bearer{key}}, DisableStandaloneSSE: o == nil,
+	}, &sdk.ClientSessionOptions{ProtocolVersion: version})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func TestMCPOverHTTP(t *testing.T) {
+	env := mcpEnv(t)
+	mustRun(t, axoCommand(t, env, append([]string{"tool", "add"}, writeTools(t)...)...))
+	keys := addKeys(t, env, "one", "two")
+	url := serveHTTP(t, env) + "/mcp"
 	post := func(change func(*http.Request)) int {
 		t.Helper()
 		r, err := http.NewRequest(http.MethodPost, url, strings.NewReader(`{"jsonrpc":"2.0","id":1,"method":"ping"}`))
@@ -454,18 +484,7 @@ func TestMCPOverHTTP(t *testing.T) {
 	if st, _ := plain("POST", "/v1/tools/nothing/calls", `{"input":{}}`); st != 404 {
 		t.Errorf("a tool that is not there: %d", st)
 	}
-	session := func(key string) *sdk.ClientSession {
-		t.Helper()
-		s, err := sdk.NewClient(&sdk.Implementation{Name: "test", Version: "1"}, nil).Connect(t.Context(), &sdk.StreamableClientTransport{
-			Endpoint: url, HTTPClient: &http.Client{Transport: bearer{key}}, DisableStandaloneSSE: true,
-		}, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = s.Close() })
-		return s
-	}
-	one, two := session(keys[0]), session(keys[1])
+	one, two := httpSession(t, url, keys[0], "", nil), httpSession(t, url, keys[1], "", nil)
 	call := func(s *sdk.ClientSession, name string, args map[string]any) *sdk.CallToolResult {
 		t.Helper()
 		r, err := s.CallTool(t.Context(), &sdk.CallToolParams{Name: name, Arguments: args})

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the tests need and a plain machine may lack: Python, a static busybox for
 # images, a C compiler for WebAssembly and the WebAssembly tools, from Debian's
-# packages, interpreters compiled to it, and the MCP inspector. Builds the wasmtime worker and runs
+# packages, interpreters compiled to it, and programs that speak MCP. Builds the wasmtime worker and runs
 # its own tests; with AXO_REQUIRE set it must be there.
 set -eu
 start=$(date +%s)
@@ -67,13 +67,15 @@ for i in python quickjs; do
 		exit "$status"
 	fi
 done
-status=0
-./scripts/inspector.sh >/dev/null || status=$?
-if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
-	echo "SKIPPED: the tests by the MCP inspector" >&2
-elif [ "$status" != 0 ]; then
-	exit "$status"
-fi
+for m in inspector conformance everything uvx; do
+	status=0
+	./scripts/mcp-programs.sh $m >/dev/null || status=$?
+	if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
+		echo "SKIPPED: the tests of MCP with $m" >&2
+	elif [ "$status" != 0 ]; then
+		exit "$status"
+	fi
+done
 status=0
 ./scripts/e2b-clients.sh >/dev/null || status=$?
 if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then

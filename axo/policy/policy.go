@@ -38,7 +38,7 @@ type Rule struct {
 	Requirements []isolation.Requirement `toml:"requirements" json:"requirements,omitempty"`
 	Images       []string                `toml:"images" json:"images,omitempty"`
 
-	// Deny refuses, and says why.
+	// Deny refuses, and says why. A tool that is denied to a tenant is not shown to it.
 	Deny string `toml:"deny" json:"deny,omitempty"`
 
 	MinTier           *isolation.Tier `toml:"min_tier" json:"min_tier,omitempty"`

@@ -149,16 +149,16 @@ func Run(ctx context.Context, c Config) (err error) {
 	var draining atomic.Bool
 	stopping := make(chan struct{})
 	handler := rest.New(rest.Config{
-		Sessions: sessions, Runs: runs, Engine: runner, Audit: log, Tools: c.Tools, Images: c.Images, Templates: c.Templates, Pools: c.Pools, Find: keys.Find, Version: c.Version,
+		Sessions: sessions, Runs: runs, Engine: runner, Audit: log, Tools: c.Tools, Allows: c.Engine.Allows, Images: c.Images, Templates: c.Templates, Pools: c.Pools, Find: keys.Find, Version: c.Version,
 		Draining: draining.Load, Stopping: stopping, Logger: c.Logger,
 	})
-	protocol, err := mcp.New(mcp.Config{Engine: runner, Tools: c.Tools, Sessions: sessions, Version: c.Version, Logger: c.Logger})
+	protocol, err := mcp.New(mcp.Config{Engine: runner, Tools: c.Tools, Sessions: sessions, Allows: c.Engine.Allows, Version: c.Version, Logger: c.Logger})
 	if err != nil {
 		// Those that can be read are served.
 		c.Logger.Warn("tools of the registry", "error", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/mcp", protocol.Handler(keys.Find))
+	mux.Handle("/mcp", protocol.Handler(keys.Find, stopping))
 	mux.Handle("/", handler)
 	listeners, err := c.listen()
 	if err != nil {

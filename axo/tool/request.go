@@ -108,6 +108,36 @@ func (t Tool) arguments(in map[string]any) ([]string, error) {
 
 var errInput = errors.New("invalid input")
 
+// Subject is what a policy judges a tool by, whatever its input.
+func (t Tool) Subject(tenant, source string) engine.Request {
+	m := t.Manifest
+	r := engine.Request{Tool: t.Ref(), Source: source, Spec: isolation.Spec{Requirement: m.Requirement, Tenant: tenant, Mounts: t.mounts()}}
+	if m.Entrypoint.Image != "" {
+		r.Spec.Root.Image = t.image()
+	}
+	return r
+}
+
+func (t Tool) mounts() (out []isolation.Mount) {
+	for _, x := range t.Manifest.Mounts {
+		out = append(out, isolation.Mount{Source: x.Source, Destination: x.Destination, ReadOnly: !x.Writable})
+	}
+	return out
+}
+
+// image is the entrypoint's: the name, by which rules go, and the content that it had
+// when the tool was added.
+func (t Tool) image() string {
+	name, _, _ := strings.Cut(t.Manifest.Entrypoint.Image, "@")
+	switch {
+	case t.ImageDigest == "":
+		return t.Manifest.Entrypoint.Image
+	case strings.HasPrefix(name, "sha256:"):
+		return t.ImageDigest
+	}
+	return name + "@" + t.ImageDigest
+}
+
 // base is what is alike in all calls: what runs, and what is around it.
 func (t Tool) base(args []string) (r engine.Request, err error) {
 	m := t.Manifest
@@ -115,9 +145,7 @@ func (t Tool) base(args []string) (r engine.Request, err error) {
 	r.Spec = isolation.Spec{Requirement: m.Requirement, Resources: m.Limits.resources()}
 	r.Process.Limits = m.Limits.process()
 	r.MinTier, r.Engine, r.AllowEmulated = m.MinTier, m.Engine, m.AllowEmulated
-	for _, x := range m.Mounts {
-		r.Spec.Mounts = append(r.Spec.Mounts, isolation.Mount{Source: x.Source, Destination: x.Destination, ReadOnly: !x.Writable})
-	}
+	r.Spec.Mounts = t.mounts()
 	for i, x := range m.Files.In {
 		r.CopyIn = append(r.CopyIn, engine.Copy{Host: filepath.Join(t.dir, fmt.Sprintf("in-%d", i)), Guest: x.Destination})
 	}
@@ -190,10 +218,7 @@ func (t Tool) program(r *engine.Request, args []string) (err error) {
 			r.Process.Args = slices.Insert(r.Process.Args, 3, m.Name)
 		}
 	case e.Image != "":
-		r.Spec.Root.Image, r.Process.Args = e.Image, args
-		if t.ImageDigest != "" {
-			r.Spec.Root.Image = t.ImageDigest
-		}
+		r.Spec.Root.Image, r.Process.Args = t.image(), args
 	case e.Bundle != "":
 		if err := t.bundle(&r.Spec, &r.Process); err != nil {
 			return err

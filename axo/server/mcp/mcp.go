@@ -10,17 +10,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net/http"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/modelcontextprotocol/go-sdk/auth"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/axo/session"
-	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/axo/tool"
 	"github.com/axocoatl/isolation/engine"
 )
@@ -39,6 +36,9 @@ type Config struct {
 	// ToolsOnly leaves out what runs code that the caller brings: run_python and so on,
 	// and sandboxes.
 	ToolsOnly bool
+	// Allows says what a policy refuses, by itself: such a tool is not there for that
+	// tenant. *engine.Engine has it. nil: every one is there.
+	Allows func(engine.Request) error
 	// Ephemeral has sandboxes go with this process.
 	Ephemeral bool
 	// Tenant is whose calls those on stdio are.
@@ -55,8 +55,9 @@ type Server struct {
 	sdk    *sdk.Server
 	own    map[string]bool // names of the tools that are not of the registry
 
-	mu    sync.Mutex
-	tools map[string]string // name -> digest, of the registry's; guarded by mu
+	mu       sync.Mutex
+	tools    map[string]string     // name -> digest, of the registry's; guarded by mu
+	sessions map[string]remembered // those over HTTP, by id; guarded by mu
 }
 
 // look is how often the registry is looked at for changes.
@@ -74,12 +75,13 @@ func New(c Config) (*Server, error) {
 	if c.Source == "" {
 		c.Source = "mcp"
 	}
-	s := &Server{config: c, own: map[string]bool{}, tools: map[string]string{}}
+	s := &Server{config: c, own: map[string]bool{}, tools: map[string]string{}, sessions: map[string]remembered{}}
 	o := &sdk.ServerOptions{Capabilities: &sdk.ServerCapabilities{Tools: &sdk.ToolCapabilities{ListChanged: true}}}
 	if !c.ToolsOnly {
 		o.Instructions = instructions
 	}
 	s.sdk = sdk.NewServer(&sdk.Implementation{Name: "axo", Title: "Axocoatl Isolation", Version: c.Version}, o)
+	s.sdk.AddReceivingMiddleware(s.see)
 	if !c.ToolsOnly {
 		s.addRuns()
 		if c.Sessions != nil {
@@ -125,25 +127,6 @@ func (s *Server) Watch(ctx context.Context) {
 			}
 		}
 	}
-}
-
-// maxBody bounds a request over HTTP.
-const maxBody = 16 << 20
-
-// Handler speaks streamable HTTP. Each request needs a key, as find has them; the
-// tenant is the key's. It has no sessions: what is kept is in sandboxes.
-func (s *Server) Handler(find func(secret string) (tenant.Key, error)) http.Handler {
-	verify := func(_ context.Context, token string, _ *http.Request) (*auth.TokenInfo, error) {
-		k, err := find(token)
-		if err != nil {
-			return nil, auth.ErrInvalidToken
-		}
-		return &auth.TokenInfo{UserID: k.Tenant, Expiration: time.Now().Add(time.Hour)}, nil
-	}
-	h := sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return s.sdk }, &sdk.StreamableHTTPOptions{
-		Stateless: true, Logger: s.config.Logger, MaxRequestBodyBytes: maxBody, PropagateRequestCancellation: true,
-	})
-	return http.NewCrossOriginProtection().Handler(auth.RequireBearerToken(verify, nil)(h))
 }
 
 // tenantOf is whose call it is.

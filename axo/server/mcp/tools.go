@@ -156,8 +156,12 @@ func summary(r *engine.Result) map[string]any {
 	return map[string]any{"tier": r.Tier, "engine": r.Engine, "decision": r.Decision, "exit": r.Exit, "usage": r.Usage}
 }
 
-// pace is how often progress is passed on, at most: a tool may say it all the time.
-const pace = 20 * time.Millisecond
+// Progress is passed on at once if it is seldom, and every pace if it is not: a tool
+// may say it all the time.
+const (
+	pace  = 20 * time.Millisecond
+	burst = 32
+)
 
 // progress tells a client of a tool's progress, if it wants that; nil: it does not.
 func (s *Server) progress(ctx context.Context, r *sdk.CallToolRequest) func(tool.Progress) {
@@ -166,16 +170,18 @@ func (s *Server) progress(ctx context.Context, r *sdk.CallToolRequest) func(tool
 		return nil
 	}
 	var mu sync.Mutex
-	var last time.Time
+	last, left := time.Now(), burst
 	most := -1.0
 	return func(p tool.Progress) {
 		mu.Lock()
 		defer mu.Unlock()
+		n := int(time.Since(last) / pace)
+		last, left = last.Add(time.Duration(n)*pace), min(burst, left+n)
 		// It has to increase, says the protocol, and be no flood.
-		if p.Progress <= most || time.Since(last) < pace && p.Progress != p.Total {
+		if p.Progress <= most || left == 0 && p.Progress != p.Total {
 			return
 		}
-		most, last = p.Progress, time.Now()
+		most, left = p.Progress, max(0, left-1)
 		err := r.Session.NotifyProgress(ctx, &sdk.ProgressNotificationParams{ProgressToken: token, Progress: p.Progress, Total: p.Total, Message: p.Message})
 		if err != nil {
 			s.config.Logger.Debug("progress", "error", err)

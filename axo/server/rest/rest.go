@@ -39,6 +39,9 @@ type Config struct {
 	Engine   Engine
 	// Tools are those of the registry; nil: there are none.
 	Tools *tool.Caller
+	// Allows says what a policy refuses: such a tool is not there for that tenant. nil:
+	// every one is.
+	Allows func(engine.Request) error
 	// Images, Templates and Pools are those of the host; nil: there are none to be
 	// had.
 	Images    Images

@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -21,7 +22,12 @@ func (s *Server) registerTools() {
 	huma.Register(s.api, op("call-tool", "POST", "/v1/tools/{name}/calls", "Call a tool; that it failed is an answer, too", "tools", func(o *huma.Operation) { o.MaxBodyBytes = 9 << 20 }), s.callTool)
 }
 
-func (s *Server) listTools(context.Context, *none) (*body[api.Tools], error) {
+// visible reports whether a tool is there for whose request it is.
+func (s *Server) visible(ctx context.Context, t tool.Tool) bool {
+	return s.config.Allows == nil || s.config.Allows(t.Subject(caller(ctx).Tenant, "rest")) == nil
+}
+
+func (s *Server) listTools(ctx context.Context, _ *none) (*body[api.Tools], error) {
 	out := api.Tools{Tools: []api.Tool{}}
 	if s.config.Tools == nil {
 		return &body[api.Tools]{out}, nil
@@ -31,6 +37,9 @@ func (s *Server) listTools(context.Context, *none) (*body[api.Tools], error) {
 		s.config.Logger.Warn("tools of the registry", "error", err) // the others are there
 	}
 	for _, t := range list {
+		if !s.visible(ctx, t) {
+			continue
+		}
 		m := t.Manifest
 		out.Tools = append(out.Tools, api.Tool{
 			Name: m.Name, Version: m.Version, Title: m.Title, Description: m.Description, Digest: t.Digest, Requirement: m.Requirement,
@@ -50,6 +59,9 @@ func (s *Server) callTool(ctx context.Context, in *struct {
 	}
 	if s.config.Tools == nil {
 		return nil, problem(fmt.Errorf("no tool %.200q: %w", in.Name, isolation.ErrNotFound))
+	}
+	if t, err := s.config.Tools.Registry.Get(in.Name); err != nil || !s.visible(ctx, t) {
+		return nil, problem(cmp.Or(err, fmt.Errorf("no tool %.200q: %w", in.Name, isolation.ErrNotFound)))
 	}
 	input, err := json.Marshal(in.Body.Input)
 	if err != nil {

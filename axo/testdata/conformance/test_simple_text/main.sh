@@ -1,0 +1,1 @@
+echo "This is a simple text response for testing."
