@@ -266,6 +266,9 @@ func proxyEnv(env []string) []string {
 			out = append(out, v[0]+"="+v[1], strings.ToUpper(v[0])+"="+v[1])
 		}
 	}
+	if !has["node_use_env_proxy"] {
+		out = append(out, "NODE_USE_ENV_PROXY=1") // fetch of Node.js, of 22.21 and later, goes by the others then
+	}
 	return out
 }
 
