@@ -24,7 +24,7 @@ func newSetup() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(*cobra.Command, []string) error { return errors.New("of which tier? see axo setup --help") },
 	}
-	c.AddCommand(newSetupMicroVM())
+	c.AddCommand(newSetupMicroVM(), newSetupBase())
 	return c
 }
 

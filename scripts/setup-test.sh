@@ -1,11 +1,12 @@
 #!/bin/sh
 # Installs what the tests need and a plain machine may lack: Python, a static busybox for
 # images, a C compiler for WebAssembly and the WebAssembly tools, from Debian's
-# packages, interpreters compiled to it, and programs that speak MCP. Builds the wasmtime worker and runs
+# packages, interpreters compiled to it, programs that speak MCP, E2B's clients and the base image.
+# Builds the wasmtime worker and runs
 # its own tests; with AXO_REQUIRE set it must be there.
 set -eu
 start=$(date +%s)
-packages="gcc g++ libc6-dev python3 busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32 xz-utils qemu-system-x86 e2fsprogs util-linux mount procps crun runc bubblewrap uidmap libseccomp-dev pkg-config systemd python3-pip"
+packages="gcc g++ libc6-dev python3 busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32 xz-utils qemu-system-x86 e2fsprogs util-linux mount procps crun runc bubblewrap uidmap libseccomp-dev pkg-config systemd python3-pip mmdebstrap"
 # A Rust toolchain of the user's own is left alone; Debian's newer one does too.
 if ! command -v cargo >/dev/null && apt-cache show cargo-web >/dev/null 2>&1; then
 	packages="$packages cargo-web rustc-web rustfmt-web rust-web-clippy"
@@ -80,6 +81,13 @@ status=0
 ./scripts/e2b-clients.sh >/dev/null || status=$?
 if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
 	echo "SKIPPED: the tests with E2B's own clients" >&2
+elif [ "$status" != 0 ]; then
+	exit "$status"
+fi
+status=0
+./scripts/base-image.sh >/dev/null || status=$?
+if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
+	echo "SKIPPED: the tests with the base image" >&2
 elif [ "$status" != 0 ]; then
 	exit "$status"
 fi

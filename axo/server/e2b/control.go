@@ -19,7 +19,9 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/axo/base"
 	"github.com/axocoatl/isolation/axo/session"
+	"github.com/axocoatl/isolation/image"
 )
 
 // What is kept with a sandbox.
@@ -30,7 +32,8 @@ const (
 	labelPrivate  = "e2b.private" // its ports take a token
 )
 
-// BaseTemplate is the host's system with the user "user"; other templates are images.
+// BaseTemplate is the image that axo setup base makes, or where there is none the host's
+// own system with the user "user"; other templates are images.
 const BaseTemplate = "base"
 
 // TierKey is the entry of the metadata that says which tier a sandbox is to have.
@@ -236,19 +239,27 @@ func newID() string {
 // setRoot has a request start from a template.
 func (s *Server) setRoot(r *session.Request, template string) error {
 	switch {
-	case template == BaseTemplate:
-		r.Labels[labelHome] = "/home/user"
-		return nil
 	case template == "":
 		return fmt.Errorf("no templateID: %w", isolation.ErrInvalidArgument)
-	case s.config.Images == nil:
+	case s.config.Images == nil && template != BaseTemplate:
 		return fmt.Errorf("template %.80q: there are no images: %w", template, isolation.ErrNotFound)
 	}
-	img, err := s.config.Images.Get(template)
-	if err != nil {
+	var img image.Image
+	err := isolation.ErrNotFound
+	if s.config.Images != nil {
+		img, err = s.config.Images.Get(template)
+	}
+	switch {
+	case template == BaseTemplate && (errors.Is(err, isolation.ErrNotFound) || err == nil && !base.Of(img)):
+		r.Labels[labelHome] = "/home/user"
+		return nil
+	case err != nil:
 		return fmt.Errorf("template %.80q is neither %q, nor a snapshot, nor an image here: %w", template, BaseTemplate, err)
 	}
 	r.Spec.Root.Image = img.Digest
+	if base.Of(img) {
+		r.Spec.Profile = "session" // its user has sudo
+	}
 	r.Labels[labelHome] = "/"
 	if img.Config.WorkingDir != "" {
 		r.Labels[labelHome] = img.Config.WorkingDir

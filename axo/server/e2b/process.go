@@ -116,7 +116,7 @@ func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 // before the earlier.
 func (b *box) env(own map[string]string) []string {
 	m := map[string]string{"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": b.ID(), "E2B_TEMPLATE_ID": b.Labels()[labelTemplate]}
-	if b.Labels()[labelTemplate] == BaseTemplate {
+	if b.Info().Spec.Root.IsZero() { // what an image has to say of it, it says itself
 		m["PATH"], m["HOME"], m["USER"], m["LOGNAME"], m["SHELL"] = "/usr/local/bin:/usr/bin:/bin", b.home, "user", "user", "/bin/bash"
 	}
 	_ = json.Unmarshal([]byte(b.Labels()[labelEnv]), &m) // it was made by create
