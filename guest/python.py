@@ -4,7 +4,7 @@ def _axo():
     # What programs ask for most: their own import of it is then nothing.
     import base64, collections, datetime, functools, itertools, io, json, math, random, re, string, textwrap, traceback, typing
 
-    import gc
+    import _io, _thread, _weakref, atexit, gc, types
 
     s = socket.socket(fileno=3)
     copy = -1
@@ -38,9 +38,42 @@ def _axo():
         if copy != 0:
             a.close()
             b.close()
+    known, callbacks, leave = set(sys.modules), atexit._ncallbacks(), os._exit
+
+    def unnoticed():
+        """Reports whether nothing that the program has made would see its end.
+
+        Then the interpreter need not take itself apart, module by module, for longer
+        than most programs run.
+        """
+        if _thread._count() or atexit._ncallbacks() != callbacks or gc.get_freeze_count() > frozen:
+            return False
+        if sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__:
+            return False
+        for name, m in sys.modules.items():
+            # What is not Python may have an end of its own.
+            if name not in known and not str(getattr(m, "__file__", None)).endswith(".py"):
+                return False
+        suspends = types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType
+        for o in gc.get_objects():  # but for those that were there before
+            t = type(o)
+            if issubclass(t, type):
+                if "__del__" in vars(o):
+                    return False
+            elif issubclass(t, _weakref.ref):
+                if o.__callback__ is not None:
+                    return False
+            elif issubclass(t, suspends) or issubclass(t, _io._IOBase):
+                return False
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return True
+
+    compile("pass", "<string>", "exec", dont_inherit=True)  # the first makes a hundred types
     # What is here by now is not searched for garbage again, at the end least.
     gc.collect()
     gc.freeze()
+    frozen = gc.get_freeze_count()
     if copy != 0:
         s.sendall(b"R")
 
@@ -95,15 +128,18 @@ def _axo():
     if s.recv(1) != b"G":
         os._exit(0)
     s.close()
-    for name in ("socket", "_socket", "selectors", "resource"):
+    for name in ("socket", "_socket", "selectors", "resource", "atexit"):
         sys.modules.pop(name, None)
     main = sys.modules["__main__"].__dict__
     del main["_axo"]
     status = 0
     try:
         exec(compile(args[2], "<string>", "exec", dont_inherit=True), main)
-    except SystemExit:
-        raise
+    except SystemExit as e:
+        status = 0 if e.code is None else e.code
+        if type(status) is not int or not 0 <= status < 256:
+            gc.unfreeze()
+            raise
     except BaseException as e:
         status = 1
         # Without this frame, as if the code had been all.
@@ -114,6 +150,12 @@ def _axo():
 
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
+    try:
+        if unnoticed():
+            leave(status)
+    except Exception:
+        pass  # it sees to it in its own way
+    gc.unfreeze()  # for a whole end
     sys.exit(status)
 
 

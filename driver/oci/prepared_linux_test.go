@@ -111,6 +111,16 @@ func TestPreparedIsTheSame(t *testing.T) {
 		{code: "b = []\nwhile True: b.append(bytearray(1 << 24))"},
 		{code: "import sys; sys.setrecursionlimit(100000)\ndef f(): f()\nf()"},
 		{code: "class E(BaseException): pass\nraise E('z')"},
+		// What sees the end of the interpreter.
+		{code: "import json\nclass A:\n  __slots__ = ()\n  def __del__(self): print('gone', json.dumps(1))\njson.a = A()"},
+		{code: "f = open('/tmp/f', 'w')\nf.write('kept')\nimport os\nif os.fork(): os.wait(); print(open('/tmp/f').read())"},
+		{code: "def g():\n  try: yield\n  finally: print('left')\na = g()\nnext(a)"},
+		{code: "import weakref, re\nclass A: pass\na = A()\nr = weakref.ref(a, lambda r: print('gone'))"},
+		{code: "import sys, io\nclass W(io.StringIO):\n  def flush(self): sys.__stdout__.write('flushed')\nsys.stdout = W()"},
+		{code: "import os\nprint('lost')\nos.close(1)"},
+		{code: "import sys; sys.exit(-1)"},
+		{code: "import sys; sys.exit(2**40 + 3)"},
+		{code: "import sys; sys.exit(True)"},
 	} {
 		ps := isolation.ProcessSpec{Args: append([]string{"python3", "-c", c.code}, c.args...), Env: append([]string{"PATH=/usr/bin:/bin"}, c.env...), Cwd: c.cwd, Limits: c.limit}
 		plain := execute(t, sandbox(t, d, fmt.Sprintf("plain-%d", i), false), ps, "some input")
