@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,6 +18,18 @@ func settings(c *cobra.Command) (*config.Loaded, error) {
 	l, err := config.Load(config.Source{File: file, Env: os.Environ(), Flags: c.Flags()})
 	if err == nil {
 		err = server.CheckListen(l.Serve.Listen)
+	}
+	if s := l.Serve; err == nil {
+		switch {
+		case s.E2BTLS != "" && s.E2BTLS != "self":
+			err = fmt.Errorf("serve.e2b_tls is %.40q: want self, or nothing", s.E2BTLS)
+		case s.E2BTLS != "" && s.E2BTLSCert != "":
+			err = errors.New("serve.e2b_tls and serve.e2b_tls_cert are two certificates: want one")
+		case (s.E2BTLSCert == "") != (s.E2BTLSKey == ""):
+			err = errors.New("serve.e2b_tls_cert and serve.e2b_tls_key want each other")
+		case s.E2B == "" && s.E2BTLS+s.E2BTLSCert != "":
+			err = errors.New("serve.e2b_tls says how serve.e2b is answered, and that is not set")
+		}
 	}
 	if err != nil {
 		return nil, &statusError{exitUsage, err}

@@ -77,6 +77,7 @@ tells systemd when it is ready.`,
 			c.Tools = &tool.Caller{Registry: tools, Engine: e}
 			c.Listen, c.Socket, c.Hosts, c.Drain, c.Sweep = l.Serve.Listen, l.Serve.Socket, l.Serve.Hosts, time.Duration(l.Serve.Drain), time.Duration(l.Serve.Sweep)
 			c.E2B, c.E2BDomain = l.Serve.E2B, l.Serve.E2BDomain
+			c.E2BTLS = server.TLS{Self: l.Serve.E2BTLS == "self", Cert: l.Serve.E2BTLSCert, Key: l.Serve.E2BTLSKey}
 			s := l.Session
 			c.Sessions.Idle, c.Sessions.Life, c.Sessions.MaxIdle, c.Sessions.MaxLife = time.Duration(s.Idle), time.Duration(s.Life), time.Duration(s.MaxIdle), time.Duration(s.MaxLife)
 			c.Sessions.Keep, c.Sessions.MaxEnded = int64(s.Keep), s.MaxEnded
@@ -117,6 +118,9 @@ tells systemd when it is ready.`,
 			c.Ready = func(addresses []string) {
 				for _, a := range addresses {
 					fmt.Fprintln(cmd.OutOrStdout(), "ready:", a)
+				}
+				if c.E2B != "" && c.E2BTLS.Self {
+					fmt.Fprintln(cmd.OutOrStdout(), "authority:", server.AuthorityPath(dir))
 				}
 				notifyReady()
 			}

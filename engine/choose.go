@@ -220,7 +220,7 @@ func consider(ctx context.Context, p Policy, r Request, minTier isolation.Tier, 
 	if len(r.CopyIn)+len(r.CopyOut)+len(r.Sync) > 0 && !slices.Contains(f.Abilities, isolation.AbilityFiles) {
 		return f, "it cannot copy files into a sandbox and out of it", "leave them out, or give it a directory", nil
 	}
-	if reason, fix := lacksEgress(f, r); reason != "" {
+	if reason, fix := lacksEgress(f, p, r); reason != "" {
 		return f, reason, fix, nil
 	}
 	for _, l := range isolation.LimitsOf(isolation.Spec{Resources: p.MaxResources}, isolation.ProcessSpec{Limits: p.MaxLimits}) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,12 +26,18 @@ type Egress struct {
 	// 80 and 443, ":*" is any. A name leads to public addresses only, unless an
 	// address in this list allows more.
 	Allow []string `json:"allow,omitempty" doc:"HOST[:PORT], *.HOST, *, ADDRESS or NETWORK; without a port 80 and 443, :* is any"`
+	// Granted allows all that the policy grants, besides; that may be nothing.
+	Granted bool `json:"granted,omitempty" doc:"Also all that the policy grants, which may be nothing"`
+	// Deny lists addresses and networks to which nothing goes, whatever else is said.
+	Deny []string `json:"deny,omitempty" doc:"ADDRESS or NETWORK to which nothing goes, also when a name leads there; :PORT or :* as in allow, and :* is what is meant without"`
 	// MaxBytes bounds what goes both ways; 0: 1 GiB.
 	MaxBytes int64 `json:"max_bytes,omitempty" minimum:"0" doc:"What may go both ways; 0: 1 GiB"`
 }
 
 // IsZero reports whether nothing may be reached.
-func (e Egress) IsZero() bool { return len(e.Allow) == 0 && e.MaxBytes == 0 }
+func (e Egress) IsZero() bool {
+	return len(e.Allow) == 0 && !e.Granted && len(e.Deny) == 0 && e.MaxBytes == 0
+}
 
 // EgressReport is what a sandbox asked for of the network, and got.
 type EgressReport struct {
@@ -70,38 +77,67 @@ const maxEgress = 256
 func AnyHost() []string { return []string{"*:*", "0.0.0.0/0:*", "[::/0]:*"} }
 
 // egressRules reads what a request asks for, and holds the policy on it.
-func (p Policy) egressRules(e Egress) ([]egress.Rule, error) {
-	if e.IsZero() {
-		return nil, nil
-	}
+func (p Policy) egressRules(e Egress) (allow, deny []egress.Rule, err error) {
 	switch {
-	case len(e.Allow) == 0:
-		return nil, fmt.Errorf("egress: a limit of bytes, and no hosts: %w", isolation.ErrInvalidArgument)
-	case len(e.Allow) > maxEgress:
-		return nil, fmt.Errorf("egress: %d hosts, at most %d are taken: %w", len(e.Allow), maxEgress, isolation.ErrInvalidArgument)
+	case e.IsZero():
+		return nil, nil, nil
+	case len(e.Allow) == 0 && !e.Granted:
+		return nil, nil, fmt.Errorf("egress: what is denied, or a limit of bytes, and no hosts: %w", isolation.ErrInvalidArgument)
+	case len(e.Allow) > maxEgress || len(e.Deny) > maxEgress:
+		return nil, nil, fmt.Errorf("egress: %d hosts, at most %d are taken: %w", max(len(e.Allow), len(e.Deny)), maxEgress, isolation.ErrInvalidArgument)
 	case e.MaxBytes < 0:
-		return nil, fmt.Errorf("egress: negative size: %w", isolation.ErrInvalidArgument)
+		return nil, nil, fmt.Errorf("egress: negative size: %w", isolation.ErrInvalidArgument)
 	}
 	asked, err := egress.ParseRules(e.Allow)
 	if err != nil {
-		return nil, fmt.Errorf("egress: %w: %w", err, isolation.ErrInvalidArgument)
+		return nil, nil, fmt.Errorf("egress: %w: %w", err, isolation.ErrInvalidArgument)
+	}
+	if deny, err = denied(e.Deny); err != nil {
+		return nil, nil, err
 	}
 	granted, err := egress.ParseRules(p.Egress)
 	if err != nil {
-		return nil, fmt.Errorf("policy: egress: %w: %w", err, isolation.ErrInvalidArgument)
+		return nil, nil, fmt.Errorf("policy: egress: %w: %w", err, isolation.ErrInvalidArgument)
 	}
 	for i, a := range asked {
 		if !slices.ContainsFunc(granted, func(g egress.Rule) bool { return g.Covers(a) }) {
-			return nil, fmt.Errorf("egress: the policy does not grant %q: %w", e.Allow[i], isolation.ErrPermissionDenied)
+			return nil, nil, fmt.Errorf("egress: the policy does not grant %q: %w", e.Allow[i], isolation.ErrPermissionDenied)
 		}
 	}
-	return asked, nil
+	if e.Granted {
+		asked = append(asked, granted...)
+	}
+	return asked, deny, nil
+}
+
+// denied reads what is denied; without a port it is all of an address.
+func denied(list []string) ([]egress.Rule, error) {
+	var out []egress.Rule
+	for _, s := range list {
+		r, err := egress.ParseRule(s)
+		if _, portless := netip.ParseAddr(s); portless == nil {
+			r, err = egress.ParseRule("[" + s + "]:*")
+		} else if _, portless := netip.ParsePrefix(s); portless == nil {
+			r, err = egress.ParseRule("[" + s + "]:*")
+		}
+		if err == nil {
+			if _, ok := r.Address(); !ok {
+				err = fmt.Errorf("%.200q is a name, and only addresses and networks can be denied", s)
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("egress: deny: %w: %w", err, isolation.ErrInvalidArgument)
+		}
+		out = append(out, r)
+	}
+	return out, nil
 }
 
 // lacksEgress says why an engine cannot do what a request asks for of the network, or
 // nothing.
-func lacksEgress(f isolation.Features, r Request) (reason, fix string) {
-	if r.Egress.IsZero() || slices.Contains(f.Abilities, isolation.AbilityListen) {
+func lacksEgress(f isolation.Features, p Policy, r Request) (reason, fix string) {
+	// Of all that the policy grants there may be nothing.
+	if r.Egress.IsZero() || len(r.Egress.Allow) == 0 && len(p.Egress) == 0 || slices.Contains(f.Abilities, isolation.AbilityListen) {
 		return "", ""
 	}
 	return "it cannot give a program the hosts that it may reach, and no others", "leave out --allow-host, or use the tier oci or microvm"
@@ -113,6 +149,7 @@ type network struct {
 	id, tenant string
 	allow      Egress
 	rules      []egress.Rule
+	deny       []egress.Rule
 	proxy      *egress.Proxy
 	l          net.Listener
 	close      func()
@@ -121,11 +158,11 @@ type network struct {
 // connect gives a sandbox the proxy that its request asks for; nil: none. It is there
 // when a program starts.
 func (e *Engine) connect(ctx context.Context, p Policy, sb isolation.Sandbox, r Request) (*network, error) {
-	rules, err := p.egressRules(r.Egress)
-	if err != nil || rules == nil {
+	rules, deny, err := p.egressRules(r.Egress)
+	if err != nil || len(rules) == 0 {
 		return nil, err
 	}
-	n := &network{e: e, id: r.ID, tenant: r.Spec.Tenant, allow: r.Egress, rules: rules}
+	n := &network{e: e, id: r.ID, tenant: r.Spec.Tenant, allow: r.Egress, rules: rules, deny: deny}
 	return n, n.open(ctx, sb)
 }
 
@@ -138,7 +175,7 @@ func (n *network) open(ctx context.Context, sb isolation.Sandbox) error {
 	if n.l, err = listener.ListenPort(ctx, ProxyPort); err != nil {
 		return fmt.Errorf("open the proxy's port: %w", err)
 	}
-	n.proxy = egress.New(egress.Config{Rules: n.rules, MaxBytes: n.allow.MaxBytes, OnDecision: n.decided, Now: n.e.config.Now})
+	n.proxy = egress.New(egress.Config{Rules: n.rules, Deny: n.deny, MaxBytes: n.allow.MaxBytes, OnDecision: n.decided, Now: n.e.config.Now})
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -171,7 +208,7 @@ func (n *network) again(ctx context.Context, sb isolation.Sandbox) (*network, er
 	if n == nil {
 		return nil, nil
 	}
-	c := &network{e: n.e, id: sb.ID(), tenant: n.tenant, allow: n.allow, rules: n.rules}
+	c := &network{e: n.e, id: sb.ID(), tenant: n.tenant, allow: n.allow, rules: n.rules, deny: n.deny}
 	return c, c.open(ctx, sb)
 }
 

@@ -183,6 +183,44 @@ func TestEgressIsRefused(t *testing.T) {
 	}
 }
 
+// TestEgressThatIsGranted: a request may ask for all that it may have, whatever that is,
+// and have a part of it denied.
+func TestEgressThatIsGranted(t *testing.T) {
+	e, address := online(t, nil, engine.Config{Policy: engine.Policy{Egress: engine.AnyHost()}})
+	strict, _ := online(t, nil, engine.Config{})
+	for name, c := range map[string]struct {
+		e     *engine.Engine
+		asks  engine.Egress
+		wants string
+	}{
+		"all":              {e, engine.Egress{Granted: true}, "200 served\n"},
+		"but this":         {e, engine.Egress{Granted: true, Deny: []string{"127.0.0.1"}}, "403 "},
+		"but this network": {e, engine.Egress{Allow: []string{address}, Deny: []string{"127.0.0.0/8"}}, "403 "},
+		"but another":      {e, engine.Egress{Allow: []string{address}, Deny: []string{"127.0.0.2", "::1", "fd00::/8"}}, "200 served\n"},
+		"nothing":          {strict, engine.Egress{Granted: true}, "no proxy\n"},
+	} {
+		r := asking(nil, "http://"+address+"/")
+		r.Egress = c.asks
+		res, err := c.e.Run(t.Context(), r)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if got := res.Stdout.String(); !strings.HasPrefix(got, c.wants) {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	for _, bad := range []engine.Egress{
+		{Deny: []string{"127.0.0.1"}}, {Granted: true, Deny: []string{"example.org"}}, {Granted: true, Deny: []string{"1.2.3"}}, {Granted: true, Deny: make([]string, 300)},
+	} {
+		r := asking(nil)
+		r.Egress = bad
+		if _, err := e.Run(t.Context(), r); !errors.Is(err, isolation.ErrInvalidArgument) {
+			t.Errorf("%.60v: %v", bad, err)
+		}
+	}
+}
+
 // TestEgressOfASession goes on for all programs, over a recovery, in copies, and ends
 // with the sandbox.
 func TestEgressOfASession(t *testing.T) {

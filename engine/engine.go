@@ -173,7 +173,7 @@ func (e *Engine) complete(asks Request) (governed, []isolation.Limit, error) {
 	if r.Process.Limits, err = r.policy.limits(r.Process.Limits); err != nil {
 		return r, nil, err
 	}
-	if _, err := r.policy.egressRules(r.Egress); err != nil {
+	if _, _, err := r.policy.egressRules(r.Egress); err != nil {
 		return r, nil, err
 	}
 	r.Spec.Resources, err = r.policy.resources(r.Spec.Resources)

@@ -52,7 +52,7 @@ func (e *Engine) place(ctx context.Context, r Request, make func(candidate, Requ
 	if r.Spec.Resources, err = p.resources(r.Spec.Resources); err != nil {
 		return nil, Decision{}, err
 	}
-	if _, err := p.egressRules(r.Egress); err != nil {
+	if _, _, err := p.egressRules(r.Egress); err != nil {
 		return nil, Decision{}, err
 	}
 	if err := e.admission.enter(ctx, p.Admission); err != nil {

@@ -56,11 +56,14 @@ type Client struct {
 
 // Serve is the daemon.
 type Serve struct {
-	Listen    string   `toml:"listen" flag:"listen" help:"Also listen on this loopback address, such as 127.0.0.1:7330"`
-	Socket    string   `toml:"socket" flag:"socket" default:"axo.sock in the state directory" help:"Path of the unix socket"`
-	E2B       string   `toml:"e2b" flag:"e2b" help:"Also answer E2B's clients, on this loopback address, such as 127.0.0.1:7331"`
-	E2BDomain string   `toml:"e2b_domain" flag:"e2b-domain" help:"Domain below which E2B's clients find sandboxes, by names such as 3000-ID.DOMAIN, which lead here; a port may follow it"`
-	Hosts     []string `toml:"hosts" flag:"host" help:"Names that requests may have in their Host header: those of a proxy before the daemon"`
+	Listen     string   `toml:"listen" flag:"listen" help:"Also listen on this loopback address, such as 127.0.0.1:7330"`
+	Socket     string   `toml:"socket" flag:"socket" default:"axo.sock in the state directory" help:"Path of the unix socket"`
+	E2B        string   `toml:"e2b" flag:"e2b" help:"Also answer E2B's clients, on this loopback address, such as 127.0.0.1:7331"`
+	E2BDomain  string   `toml:"e2b_domain" flag:"e2b-domain" help:"Domain below which E2B's clients find sandboxes, by names such as 3000-ID.DOMAIN, which lead here; a port may follow it"`
+	E2BTLS     string   `toml:"e2b_tls" flag:"e2b-tls" help:"self: E2B's clients are answered over TLS, with a certificate of an authority that is made for this daemon alone, e2b-ca.pem in the state directory"`
+	E2BTLSCert string   `toml:"e2b_tls_cert" flag:"e2b-tls-cert" help:"Or with the certificate in this file, PEM, with those of its issuers behind it; it is read anew when it changes"`
+	E2BTLSKey  string   `toml:"e2b_tls_key" flag:"e2b-tls-key" help:"The file of its key"`
+	Hosts      []string `toml:"hosts" flag:"host" help:"Names that requests may have in their Host header: those of a proxy before the daemon"`
 	// AllowEgress is what engine.Policy has.
 	AllowEgress []string `toml:"allow_egress" flag:"allow-egress" help:"Hosts that sandboxes may be given: HOST[:PORT], *.HOST, addresses or networks, * for every public one; empty: none"`
 	Drain       Duration `toml:"drain" flag:"drain" help:"How long requests may take to end when the daemon does"`

@@ -4,6 +4,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -57,6 +58,8 @@ type Config struct {
 	// E2B is another address of TCP, on which E2B's clients are answered; empty: none.
 	// E2BDomain is e2b.Config's Domain.
 	E2B, E2BDomain string
+	// E2BTLS is how its clients are answered over TLS.
+	E2BTLS TLS
 	// Drain is how long requests may take to end when the daemon does; 0: 10 s.
 	Drain time.Duration
 	// Sweep is how often what killed processes left is removed; 0: every minute.
@@ -166,8 +169,13 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	var compatible http.Handler
 	var compatibleOn net.Listener
+	var certificate *tls.Config
 	if c.E2B != "" {
-		h, l, err := c.listenE2B(sessions, keys, draining.Load, stopping)
+		var h *e2b.Server
+		var l net.Listener
+		if certificate, err = c.E2BTLS.config(c.StateDir, c.E2BDomain); err == nil {
+			h, l, err = c.listenE2B(sessions, keys, draining.Load, stopping)
+		}
 		if err != nil {
 			for _, l := range listeners {
 				l.Close()
@@ -190,6 +198,9 @@ func Run(ctx context.Context, c Config) (err error) {
 		switch {
 		case l == compatibleOn:
 			h, address = compatible, "http://"+l.Addr().String()
+			if certificate != nil {
+				address = "https://" + l.Addr().String()
+			}
 		case l.Addr().Network() != "unix":
 			h = checkHost(h, c.Hosts)
 			address = "http://" + l.Addr().String()
@@ -201,8 +212,13 @@ func Run(ctx context.Context, c Config) (err error) {
 		}
 		servers = append(servers, s)
 		addresses = append(addresses, address)
+		serve := s.Serve
+		if l == compatibleOn && certificate != nil {
+			s.TLSConfig = certificate
+			serve = func(l net.Listener) error { return s.ServeTLS(l, "", "") }
+		}
 		wg.Go(func() {
-			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			if err := serve(l); !errors.Is(err, http.ErrServerClosed) {
 				failed <- fmt.Errorf("serve %s: %w", address, err)
 			}
 		})

@@ -97,6 +97,10 @@ type Request struct {
 	// is deleted, whatever runs in it; 0: for ever.
 	Hold time.Duration `json:"hold,omitempty"`
 
+	// PauseAtEnd has it paused at the end of its time instead of deleted, and kept for
+	// the longest life; see Session.Pause. One that cannot be paused is refused.
+	PauseAtEnd bool `json:"pause_at_end,omitempty"`
+
 	// Source is by which way it came, for a policy; empty: rest.
 	Source string `json:"source,omitempty"`
 	// Labels are what an interface to the sessions keeps with one, and its owner does
@@ -465,6 +469,13 @@ func (m *Manager) Reap() {
 		m.wg.Go(func() {
 			ctx, cancel := context.WithTimeout(m.ctx, time.Minute)
 			defer cancel()
+			if s.PausesAtEnd() && s.running() {
+				err := s.pauseAtEnd(ctx)
+				if err == nil || m.ctx.Err() != nil {
+					return
+				}
+				m.config.Logger.Error("pause session at the end of its time; it is deleted", "session", s.id, "error", err)
+			}
 			if err := s.end(ctx, why); err != nil && m.ctx.Err() == nil {
 				m.config.Logger.Error("delete session", "session", s.id, "reason", why, "error", err)
 			}

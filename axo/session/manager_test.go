@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -597,5 +598,72 @@ func TestEndedProgramsAreForgotten(t *testing.T) {
 	}
 	if list, err := os.ReadDir(filepath.Join(s.dir(), execsDir)); err != nil || len(list) > 4 {
 		t.Errorf("%d are on disk, %v", len(list), err)
+	}
+}
+
+// until waits for something that is done in the background.
+func until(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for range 3000 {
+		if is() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("waited in vain for " + what)
+}
+
+// A session whose maker wants that is paused at the end of its time, and ends when it has
+// been kept as long as any.
+func TestPauseAtEnd(t *testing.T) {
+	p := newPlace(t)
+	l := p.open(t, func(c *Config) { c.MaxLife = 100 * time.Hour })
+	r := request()
+	r.PauseAtEnd, r.Life = true, time.Minute
+	s := create(t, l, "a", r)
+	p.advance(2 * time.Minute)
+	l.Reap()
+	until(t, "its pause", func() bool { return s.Info().Status == api.StatusPaused })
+	if left := s.Info().Expires.Sub(p.clock()); left < 99*time.Hour {
+		t.Errorf("it is kept for %v", left)
+	}
+	p.advance(99 * time.Hour)
+	l.Reap()
+	if err := s.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Touch(t.Context(), time.Minute, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	p.advance(2 * time.Minute)
+	l.Reap()
+	until(t, "its pause, again", func() bool { return s.Info().Status == api.StatusPaused })
+	p.advance(101 * time.Hour)
+	l.Reap()
+	until(t, "its end", func() bool {
+		_, err := l.Get("a", s.ID())
+		return errors.Is(err, isolation.ErrNotFound)
+	})
+}
+
+// One that cannot be paused is not made.
+func TestPauseAtEndIsRefused(t *testing.T) {
+	p := newPlace(t)
+	var reg isolation.Registry
+	reg.Add(isolation.TierOCI, mem.New(mem.Config{Features: func(f *isolation.Features) {
+		f.Tier, f.Abilities = isolation.TierOCI, slices.DeleteFunc(f.Abilities, func(a string) bool { return a == isolation.AbilityPause })
+	}}))
+	e, err := engine.New(engine.Config{Registry: reg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := p.open(t, func(c *Config) { c.Engine = e })
+	r := request()
+	r.PauseAtEnd = true
+	if _, err := l.Create(t.Context(), "a", r); !errors.Is(err, isolation.ErrUnsupported) {
+		t.Errorf("%v", err)
+	}
+	if list := l.List("a", nil); len(list) != 0 {
+		t.Errorf("%v is left", list)
 	}
 }

@@ -18,6 +18,17 @@ func (s *Session) DialPort(ctx context.Context, port uint16) (net.Conn, error) {
 	return d.DialPort(ctx, port)
 }
 
+// Networked reports whether anything of the network may be reached from it.
+func (s *Session) Networked() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sb == nil {
+		return false
+	}
+	_, ok := isolation.As[engine.EgressReporter](s.sb)
+	return ok
+}
+
 // Egress tells what the sandbox asked for of the network since this process has it.
 func (s *Session) Egress(ctx context.Context) (engine.EgressReport, error) {
 	sb, err := s.use(ctx)

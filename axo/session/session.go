@@ -167,7 +167,16 @@ func (s *Session) fresh(ctx context.Context) (made, error) {
 	r := s.rec.Request.engineRequest(s.key, s.tenant)
 	r.Spec.Detached = s.rec.Durable
 	sb, d, err := s.m.config.Engine.Create(ctx, r)
-	return made{sb, d}, err
+	if err != nil || !s.rec.Request.PauseAtEnd {
+		return made{sb, d}, err
+	}
+	if _, ok := isolation.As[isolation.Pauser](sb); !ok {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		err = &isolation.UnsupportedError{Feature: "to be paused, on the engine " + d.Engine, Need: "the tier microvm"}
+		return made{}, &isolation.Error{Op: "create", ID: s.id, Outcome: isolation.NotStarted, Err: errors.Join(err, sb.Delete(undo))}
+	}
+	return made{sb, d}, nil
 }
 
 // build writes down what is to be made, has it made, and writes down that it is
@@ -304,6 +313,29 @@ func (s *Session) Touch(ctx context.Context, idle, life time.Duration) error {
 // Pause stops its programs; see [isolation.Pauser].
 func (s *Session) Pause(ctx context.Context) error {
 	return s.freeze(ctx, true, func(p isolation.Pauser) error { return p.Pause(ctx) })
+}
+
+// pauseAtEnd pauses it, and keeps it for the longest life.
+func (s *Session) pauseAtEnd(ctx context.Context) error {
+	// Not after it: it would be past its time for a moment, and paused, and so deleted.
+	if err := s.Touch(ctx, 0, s.m.config.MaxLife); err != nil {
+		return err
+	}
+	return s.Pause(ctx)
+}
+
+// PausesAtEnd is what its request said; see Request.PauseAtEnd.
+func (s *Session) PausesAtEnd() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rec.Request.PauseAtEnd
+}
+
+// running reports whether it can be paused.
+func (s *Session) running() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.statusLocked() == api.StatusRunning
 }
 
 // Resume lets them go on.

@@ -416,8 +416,13 @@ func (m *Manager) Restore(ctx context.Context, tenant, snapshot string, r Reques
 	return s, nil
 }
 
-// copyAs is the request of a copy: what the copy has of its own is r's.
+// copyAs is the request of a copy: what the copy has of its own is own's. It may reach
+// what its origin may, unless own says something else.
 func (r Request) copyAs(own Request, from string) Request {
 	r.ID, r.Metadata, r.Labels, r.Idle, r.Life, r.From = own.ID, maps.Clone(own.Metadata), maps.Clone(own.Labels), own.Idle, own.Life, from
+	r.PauseAtEnd = own.PauseAtEnd
+	if !own.Egress.IsZero() {
+		r.Egress = own.Egress
+	}
 	return r
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -31,6 +32,9 @@ func (p *Proxy) decide(ctx context.Context, host string, port uint16) ([]netip.A
 		}
 		if !p.hasAddress(a, port) {
 			return nil, fmt.Errorf("%w: no rule allows this address", errDenied)
+		}
+		if p.denies(a, port) {
+			return nil, fmt.Errorf("%w: this address is denied", errDenied)
 		}
 		return []netip.Addr{a}, nil
 	}
@@ -61,6 +65,8 @@ func (p *Proxy) decide(ctx context.Context, host string, port uint16) ([]netip.A
 			what = "this host's own"
 		}
 		switch {
+		case p.denies(a, port):
+			why = fmt.Sprintf("its address %v is denied", a)
 		case what != "" && !p.hasAddress(a, port):
 			why = fmt.Sprintf("its address %v is %s, and no rule allows that", a, what)
 		case len(out) < maxAddresses:
@@ -74,10 +80,9 @@ func (p *Proxy) decide(ctx context.Context, host string, port uint16) ([]netip.A
 }
 
 func (p *Proxy) hasAddress(a netip.Addr, port uint16) bool {
-	for _, r := range p.config.Rules {
-		if r.hasAddress(a, port) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(p.config.Rules, func(r Rule) bool { return r.hasAddress(a, port) })
+}
+
+func (p *Proxy) denies(a netip.Addr, port uint16) bool {
+	return slices.ContainsFunc(p.config.Deny, func(r Rule) bool { return r.hasAddress(a, port) })
 }

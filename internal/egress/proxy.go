@@ -23,6 +23,9 @@ import (
 // Config makes a Proxy.
 type Config struct {
 	Rules []Rule
+	// Deny are addresses and networks to which nothing goes, whatever Rules say, also
+	// when a name leads there. Rules that are of names mean nothing here.
+	Deny []Rule
 	// MaxBytes bounds what goes both ways, of all connections together. When it is
 	// reached they are ended, and no further ones are made. 0: 1 GiB.
 	MaxBytes int64

@@ -200,6 +200,31 @@ func TestDecisions(t *testing.T) {
 	}
 }
 
+// TestDenied: what is denied is not reached by its address, nor by a name that is allowed.
+func TestDenied(t *testing.T) {
+	names := map[string][]string{"one.test": {"8.8.8.8"}, "both.test": {"8.8.8.8", "8.8.4.4"}, "other.test": {"8.8.4.4"}}
+	deny, err := ParseRules([]string{"8.8.8.0/24:*", "10.0.0.1:7"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, echoServer(t), names, func(c *Config) { c.Deny = deny }, "*:7", "8.8.8.8:7", "10.0.0.0/8:*")
+	for _, c := range []struct {
+		target string
+		status int
+	}{{"one.test:7", 403}, {"both.test:7", 200}, {"other.test:7", 200}, {"8.8.8.8:7", 403}, {"10.0.0.1:7", 403}, {"10.0.0.1:8", 200}, {"10.0.0.2:7", 200}} {
+		resp, conn, _ := w.say("CONNECT " + c.target + " HTTP/1.1\r\n\r\n")
+		if resp.StatusCode != c.status {
+			t.Errorf("%s: %s", c.target, resp.Status)
+		}
+		conn.Close()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if got := strings.Join(w.dialed, " "); strings.Contains(got, "8.8.8.8") {
+		t.Errorf("dialed %s", got)
+	}
+}
+
 // TestSmuggling: nothing gets a second destination into a request.
 func TestSmuggling(t *testing.T) {
 	var mu sync.Mutex

@@ -111,6 +111,9 @@ func parseRule(s string) (r Rule, err error) {
 	return r, err
 }
 
+// Address returns the network of a rule that is of addresses.
+func (r Rule) Address() (netip.Prefix, bool) { return r.prefix, r.prefix.IsValid() }
+
 // cleanName is a host name in one form: ASCII, lower case, no dot at its end. What a
 // resolver could take for an address in one of its old forms is none (WHATWG URL,
 // "ends in a number").

@@ -30,6 +30,8 @@ const (
 	labelEnv      = "e2b.env"     // JSON
 	labelHome     = "e2b.home"    // where relative paths begin
 	labelPrivate  = "e2b.private" // its ports take a token
+	labelNetwork  = "e2b.network" // what was asked for of the network, JSON
+	labelResume   = "e2b.resume"  // when it is paused, a request has it go on: for so many seconds
 )
 
 // BaseTemplate is the image that axo setup base makes, or where there is none the host's
@@ -100,7 +102,7 @@ type newSandbox struct {
 	Timeout             *int64            `json:"timeout"` // seconds
 	Metadata            map[string]string `json:"metadata"`
 	EnvVars             map[string]string `json:"envVars"`
-	AllowInternetAccess *bool             `json:"allow_internet_access"` // there is none in any case
+	AllowInternetAccess *bool             `json:"allow_internet_access"` // nil: yes
 	Secure              *bool             `json:"secure"`                // it is in any case
 	AutoPause           bool              `json:"autoPause"`
 	AutoPauseMemory     *bool             `json:"autoPauseMemory"`
@@ -114,13 +116,13 @@ type newSandbox struct {
 }
 
 type network struct {
-	AllowPublicTraffic *bool           `json:"allowPublicTraffic"`
-	AllowOut           []string        `json:"allowOut"`
-	DenyOut            []string        `json:"denyOut"` // all is denied
-	MaskRequestHost    string          `json:"maskRequestHost"`
-	EgressProxy        json.RawMessage `json:"egressProxy"`
-	Rules              json.RawMessage `json:"rules"`
-	HTTPSPorts         []int           `json:"httpsPorts"`
+	AllowPublicTraffic *bool           `json:"allowPublicTraffic,omitempty"`
+	AllowOut           []string        `json:"allowOut,omitempty"`
+	DenyOut            []string        `json:"denyOut,omitempty"`
+	MaskRequestHost    string          `json:"maskRequestHost,omitempty"`
+	EgressProxy        json.RawMessage `json:"egressProxy,omitempty"`
+	Rules              json.RawMessage `json:"rules,omitempty"`
+	HTTPSPorts         []int           `json:"httpsPorts,omitempty"`
 }
 
 func given(m json.RawMessage) bool {
@@ -131,8 +133,10 @@ func given(m json.RawMessage) bool {
 // unsupported names what is asked for and cannot be had.
 func (n newSandbox) unsupported() string {
 	switch {
-	case n.AutoPause || n.AutoResume.Enabled:
-		return "autoPause and autoResume: a sandbox is killed at its timeout"
+	case n.AutoPause && n.AutoPauseMemory != nil && !*n.AutoPauseMemory:
+		return "autoPauseMemory: false: a sandbox that is paused keeps its memory"
+	case n.AutoResume.Enabled && !n.AutoPause:
+		return "autoResume without autoPause"
 	case given(n.MCP):
 		return "mcp"
 	case given(n.IAM):
@@ -141,8 +145,8 @@ func (n newSandbox) unsupported() string {
 		return "volumeMounts"
 	case n.Network == nil:
 		return ""
-	case len(n.Network.AllowOut) > 0 || given(n.Network.EgressProxy) || given(n.Network.Rules):
-		return "network.allowOut, egressProxy and rules: sandboxes have no way out"
+	case given(n.Network.EgressProxy) || given(n.Network.Rules):
+		return "network.egressProxy and rules: what goes out is not changed, nor led elsewhere"
 	case n.Network.MaskRequestHost != "" || len(n.Network.HTTPSPorts) > 0:
 		return "network.maskRequestHost and httpsPorts"
 	}
@@ -213,8 +217,11 @@ func (s *Server) request(n newSandbox) (session.Request, error) {
 		return req, err
 	}
 	req.Labels[labelEnv] = string(env)
-	if n.Network != nil && n.Network.AllowPublicTraffic != nil && !*n.Network.AllowPublicTraffic {
-		req.Labels[labelPrivate] = "1"
+	if err := n.network(&req); err != nil {
+		return req, err
+	}
+	if req.PauseAtEnd = n.AutoPause; n.AutoPause && n.AutoResume.Enabled {
+		req.Labels[labelResume] = strconv.FormatInt(seconds, 10)
 	}
 	if name := n.Metadata[TierKey]; name != "" {
 		t, err := isolation.ParseTier(name)
@@ -284,6 +291,21 @@ type sandbox struct {
 	DiskSizeMB         *int64            `json:"diskSizeMB,omitempty"`
 	Metadata           map[string]string `json:"metadata,omitempty"`
 	Internet           *bool             `json:"allowInternetAccess,omitempty"`
+	Network            *network          `json:"network,omitempty"`
+	Lifecycle          *lifecycle        `json:"lifecycle,omitempty"`
+}
+
+type lifecycle struct {
+	OnTimeout  string `json:"onTimeout"` // kill or pause
+	AutoResume bool   `json:"autoResume"`
+}
+
+func lifecycleOf(sn *session.Session) *lifecycle {
+	l := &lifecycle{OnTimeout: "kill", AutoResume: sn.Labels()[labelResume] != ""}
+	if sn.PausesAtEnd() {
+		l.OnTimeout = "pause"
+	}
+	return l
 }
 
 // opened is a sandbox with what opens it.
@@ -453,7 +475,9 @@ func (s *Server) get(w http.ResponseWriter, r *http.Request, tenant string) erro
 		return err
 	}
 	out, open := listed(sn), s.opened(sn)
-	out.EnvdAccessToken, out.Domain, out.Internet = open.EnvdAccessToken, open.Domain, new(bool)
+	out.EnvdAccessToken, out.Domain = open.EnvdAccessToken, open.Domain
+	internet := sn.Networked()
+	out.Internet, out.Network, out.Lifecycle = &internet, networkOf(sn), lifecycleOf(sn)
 	writeJSON(w, http.StatusOK, out)
 	return nil
 }
@@ -558,12 +582,15 @@ func (s *Server) connect(w http.ResponseWriter, r *http.Request, tenant string) 
 	if err := decode(r, &in); err != nil {
 		return err
 	}
-	if in.AutoPause || in.Memory != nil && !*in.Memory {
-		return fmt.Errorf("this server does not have autoPause, nor sandboxes that are resumed without their memory: %w", isolation.ErrInvalidArgument)
+	if in.Memory != nil && !*in.Memory {
+		return fmt.Errorf("a sandbox is not resumed without its memory: %w", isolation.ErrInvalidArgument)
 	}
 	sn, err := s.mine(r, tenant)
 	if err != nil {
 		return err
+	}
+	if in.AutoPause && !sn.PausesAtEnd() {
+		return fmt.Errorf("autoPause is said when a sandbox is made: %w", isolation.ErrInvalidArgument)
 	}
 	paused := sn.Info().Status == api.StatusPaused
 	// When it runs again the time counts that it is to run.

@@ -44,6 +44,9 @@ const envdVersion = "0.5.7"
 // envdPort is where clients believe that programs and files are.
 const envdPort = 49983
 
+// trafficHeader has the token of a sandbox whose ports are not for everybody.
+const trafficHeader = "e2b-traffic-access-token"
+
 // Images finds an image by its name; *image.Store does.
 type Images interface {
 	Get(ref string) (image.Image, error)
@@ -203,23 +206,47 @@ func (s *Server) inside(w http.ResponseWriter, r *http.Request, id, port string)
 		return
 	}
 	sn := s.find(id)
-	if sn == nil || sn.Info().Status != api.StatusRunning {
+	var status api.Status
+	if sn != nil {
+		status = s.awake(r, sn, uint16(n))
+	}
+	switch {
+	case status == api.StatusPaused && n != envdPort:
+		writeProblem(w, r, portProblem{SandboxID: sn.ID(), Message: "The sandbox is paused", Code: http.StatusConflict, CanAutoResume: new(bool)})
+	case status != api.StatusRunning:
 		// What clients take for a sandbox that is gone, or paused.
-		writeJSON(w, http.StatusBadGateway, gone{fmt.Sprintf("%.80s", id), "The sandbox was not found", 0, http.StatusBadGateway})
-		return
-	}
-	if n != envdPort {
+		writeProblem(w, r, portProblem{SandboxID: fmt.Sprintf("%.80s", id), Message: "The sandbox was not found", Code: http.StatusBadGateway})
+	case n != envdPort:
 		s.forward(w, r, sn, uint16(n))
-		return
+	default:
+		s.serveEnvd(w, r, sn)
 	}
-	s.serveEnvd(w, r, sn)
 }
 
-type gone struct {
-	SandboxID string `json:"sandboxId"`
-	Message   string `json:"message"`
-	Port      int    `json:"port,omitempty"`
-	Code      int    `json:"code"`
+// awake returns what a sandbox is. One that is paused, and whose maker wanted that, goes
+// on for a request that may use it, for its timeout or the default, whichever is longer.
+func (s *Server) awake(r *http.Request, sn *session.Session, port uint16) api.Status {
+	status := sn.Info().Status
+	seconds, err := strconv.ParseInt(sn.Labels()[labelResume], 10, 64)
+	if status != api.StatusPaused || err != nil || r.URL.Path == "/health" && port == envdPort || !s.mayUse(r, sn, port) {
+		return status
+	}
+	seconds = min(max(seconds, defaultTimeout), int64(s.config.MaxTimeout/time.Second))
+	if err = s.prolong(r.Context(), sn, seconds, false); err == nil {
+		err = sn.Resume(r.Context())
+	}
+	if err != nil {
+		s.config.Logger.Warn("resume a sandbox for a request", "sandbox", sn.ID(), "error", err)
+	}
+	return sn.Info().Status
+}
+
+// mayUse reports whether a request has what opens its port of a sandbox.
+func (s *Server) mayUse(r *http.Request, sn *session.Session, port uint16) bool {
+	if port == envdPort {
+		return same(r.Header.Get("X-Access-Token"), s.token(sn, "envd")) || r.URL.Path == "/files" && checkSignature(r, s.token(sn, "envd"), time.Now()) == nil
+	}
+	return sn.Labels()[labelPrivate] == "" || same(r.Header.Get(trafficHeader), s.token(sn, "traffic"))
 }
 
 func (s *Server) serveEnvd(w http.ResponseWriter, r *http.Request, sn *session.Session) {
@@ -278,19 +305,23 @@ func (s *Server) find(id string) *session.Session {
 
 // forward passes a request on to a port.
 func (s *Server) forward(w http.ResponseWriter, r *http.Request, sn *session.Session, port uint16) {
-	if sn.Labels()[labelPrivate] != "" && !same(r.Header.Get("E2b-Traffic-Access-Token"), s.token(sn, "traffic")) {
-		writeError(w, http.StatusForbidden, "the sandbox's ports take the header E2B-Traffic-Access-Token")
+	if !s.mayUse(r, sn, port) {
+		what := "Token header '" + trafficHeader + "' is missing"
+		if r.Header.Get(trafficHeader) != "" {
+			what = "Provided token in header '" + trafficHeader + "' is invalid"
+		}
+		writeProblem(w, r, portProblem{SandboxID: sn.ID(), Message: "Sandbox is secured with traffic access token. " + what, Code: http.StatusForbidden})
 		return
 	}
 	forward.HTTP(w, r, sn, port, forward.Config{
 		Path: r.URL.EscapedPath(), Stopping: s.config.Stopping, Logger: s.config.Logger,
-		Secrets: []string{"X-Access-Token", "E2b-Traffic-Access-Token", "E2b-Sandbox-Id", "E2b-Sandbox-Port"},
+		Secrets: []string{"X-Access-Token", trafficHeader, "E2b-Sandbox-Id", "E2b-Sandbox-Port"},
 		Fail: func(w http.ResponseWriter, err error) {
 			if errors.Is(err, isolation.ErrUnsupported) {
 				writeError(w, http.StatusNotImplemented, err.Error())
 				return
 			}
-			writeJSON(w, http.StatusBadGateway, gone{sn.ID(), "The sandbox is running but port is not open", int(port), http.StatusBadGateway})
+			writeProblem(w, r, portProblem{SandboxID: sn.ID(), Message: "The sandbox is running but port is not open", Port: port, Code: http.StatusBadGateway})
 		},
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -275,8 +276,14 @@ func TestSnapshotsAndForks(t *testing.T) {
 func TestWhatIsNotSupportedIsRefused(t *testing.T) {
 	s := start(t)
 	for body, status := range map[string]int{
-		`{"templateID":"base","autoPause":true}`:                            400,
-		`{"templateID":"base","network":{"allowOut":["1.1.1.1"]}}`:          400,
+		`{"templateID":"base","autoPause":true,"autoPauseMemory":false}`:    400,
+		`{"templateID":"base","autoResume":{"enabled":true}}`:               400,
+		`{"templateID":"base","network":{"allowOut":["1.1.1.1"]}}`:          403,
+		`{"templateID":"base","network":{"allowOut":["a:80"]}}`:             400,
+		`{"templateID":"base","network":{"allowOut":["http://a"]}}`:         400,
+		`{"templateID":"base","network":{"denyOut":["example.org"]}}`:       400,
+		`{"templateID":"base","network":{"rules":{"a":[{}]}}}`:              400,
+		`{"templateID":"base","network":{"egressProxy":{"address":"a:1"}}}`: 400,
 		`{"templateID":"base","volumeMounts":[{"name":"v","path":"/v"}]}`:   400,
 		`{"templateID":"base","mcp":{"x":{}}}`:                              400,
 		`{"templateID":"base","fieldOfTomorrow":1}`:                         400,
@@ -349,6 +356,121 @@ func TestHosts(t *testing.T) {
 	} {
 		if r := s.call(t, "", "GET", "/health", nil, nil, "Host", host); r.StatusCode != want {
 			t.Errorf("%s: %d, want %d", host, r.StatusCode, want)
+		}
+	}
+}
+
+// What is asked for of the network is what the engine is told, or is refused.
+func TestNetwork(t *testing.T) {
+	no := false
+	for text, want := range map[string]struct {
+		n newSandbox
+		e engine.Egress
+	}{
+		"as it is":          {newSandbox{}, engine.Egress{Granted: true}},
+		"none":              {newSandbox{AllowInternetAccess: &no}, engine.Egress{}},
+		"none by addresses": {newSandbox{Network: &network{DenyOut: []string{everything}}}, engine.Egress{}},
+		"but these": {
+			newSandbox{Network: &network{DenyOut: []string{"0.0.0.0/0"}, AllowOut: []string{"*.a.test", "b.test", "10.0.0.0/8", "fd00::1"}}},
+			engine.Egress{Allow: []string{"*.a.test", "b.test", "[10.0.0.0/8]:*", "[fd00::1/128]:*"}},
+		},
+		"none but these": {newSandbox{AllowInternetAccess: &no, Network: &network{AllowOut: []string{"b.test"}}}, engine.Egress{Allow: []string{"b.test"}}},
+		"all but these":  {newSandbox{Network: &network{DenyOut: []string{"8.8.8.8", "9.9.9.9/8"}}}, engine.Egress{Granted: true, Deny: []string{"8.8.8.8/32", "9.0.0.0/8"}}},
+		"all, said":      {newSandbox{AllowInternetAccess: &no, Network: &network{AllowOut: []string{everything}}}, engine.Egress{Granted: true}},
+		"opened again":   {newSandbox{Network: &network{DenyOut: []string{"10.0.0.0/8"}, AllowOut: []string{"10.1.0.0/16"}}}, engine.Egress{MaxBytes: -1}},
+	} {
+		r := session.Request{Labels: map[string]string{}}
+		if err := want.n.network(&r); err != nil {
+			if want.e.MaxBytes != -1 || !errors.Is(err, isolation.ErrInvalidArgument) {
+				t.Errorf("%s: %v", text, err)
+			}
+		} else if !reflect.DeepEqual(r.Egress, want.e) {
+			t.Errorf("%s: %+v, want %+v", text, r.Egress, want.e)
+		}
+	}
+	s := start(t)
+	b := s.create(t, "a", map[string]any{"network": map[string]any{"denyOut": []string{everything}}})
+	var one sandbox
+	if s.call(t, "a", "GET", "/sandboxes/"+b.SandboxID, nil, &one); one.Network == nil || len(one.Network.DenyOut) != 1 || one.Internet == nil || *one.Internet {
+		t.Errorf("%+v", one)
+	}
+}
+
+// A sandbox that is to pause at its timeout does, and goes on for a request that may use
+// it, and for no other, if its maker wanted that.
+func TestAutoPause(t *testing.T) {
+	s := start(t)
+	b := s.create(t, "a", map[string]any{"timeout": 0, "autoPause": true, "autoResume": map[string]bool{"enabled": true}, "network": map[string]any{"allowPublicTraffic": false}})
+	stays := s.create(t, "a", map[string]any{"timeout": 0, "autoPause": true})
+	state := func(b sandbox) string {
+		var one sandbox
+		s.call(t, "a", "GET", "/sandboxes/"+b.SandboxID, nil, &one)
+		return one.State
+	}
+	paused := func(b sandbox) {
+		t.Helper()
+		for range 1500 {
+			if state(b) == "paused" {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		t.Fatalf("it is %q", state(b))
+	}
+	paused(b)
+	paused(stays)
+	var one sandbox
+	if s.call(t, "a", "GET", "/sandboxes/"+b.SandboxID, nil, &one); one.Lifecycle == nil || *one.Lifecycle != (lifecycle{"pause", true}) || time.Until(*one.EndAt) < time.Hour {
+		t.Errorf("%+v", one)
+	}
+	port := []string{"E2b-Sandbox-Id", b.SandboxID, "E2b-Sandbox-Port", "80"}
+	thief := b
+	thief.EnvdAccessToken = stays.EnvdAccessToken
+	for name, c := range map[string]struct {
+		path    string
+		headers []string
+		status  int
+	}{
+		"health": {"/health", in(b), 502}, "no token": {"/files?path=/tmp/x", in(sandbox{SandboxID: b.SandboxID}), 502}, "another's token": {"/files?path=/tmp/x", in(thief), 502},
+		"a private port": {"/", port, 409}, "one that is not to go on": {"/files?path=/tmp/x", in(stays), 502},
+	} {
+		if r := s.call(t, "", "GET", c.path, nil, nil, c.headers...); r.StatusCode != c.status {
+			t.Errorf("%s: %d, want %d", name, r.StatusCode, c.status)
+		}
+	}
+	if state(b) != "paused" || state(stays) != "paused" {
+		t.Fatal("it goes on for who may not use it")
+	}
+	if r := s.call(t, "", "GET", "/files?path=/tmp/none", nil, nil, in(b)...); r.StatusCode != 404 {
+		t.Errorf("a file of a sandbox that goes on: %d", r.StatusCode)
+	}
+	if r := s.call(t, "a", "POST", "/sandboxes/"+stays.SandboxID+"/connect", `{"timeout":60}`, nil); r.StatusCode != 201 || state(stays) != "running" {
+		t.Errorf("connect: %d, %s", r.StatusCode, state(stays))
+	}
+}
+
+// Why a port is not reached is told as E2B's proxy does, to a person with a page.
+func TestPortProblems(t *testing.T) {
+	s := start(t)
+	b := s.create(t, "a", nil)
+	evil := "<script>"
+	for _, c := range []struct {
+		id   string
+		json string
+	}{
+		{b.SandboxID, `{"sandboxId":"` + b.SandboxID + `","message":"The sandbox is running but port is not open","port":81,"code":502}` + "\n"},
+		{"gone", `{"sandboxId":"gone","message":"The sandbox was not found","code":502}` + "\n"},
+		{evil, ""},
+	} {
+		var text []byte
+		headers := []string{"E2b-Sandbox-Id", c.id, "E2b-Sandbox-Port", "81"}
+		r := s.call(t, "", "GET", "/", nil, &text, headers...)
+		if r.StatusCode != 502 || c.json != "" && string(text) != c.json || r.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s: %d %s", c.id, r.StatusCode, text)
+		}
+		r = s.call(t, "", "GET", "/", nil, &text, append(headers, "User-Agent", "Mozilla/5.0 (X11)")...)
+		if r.StatusCode != 502 || !strings.HasPrefix(r.Header.Get("Content-Type"), "text/html") || !bytes.Contains(text, []byte("<html")) || bytes.Contains(text, []byte(evil)) {
+			t.Errorf("%s in a browser: %d %s", c.id, r.StatusCode, text)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/axo/session"
+	"github.com/axocoatl/isolation/engine"
 )
 
 func (s *Server) registerSnapshots(handle func(pattern string, h handler)) {
@@ -140,6 +141,9 @@ func (s *Server) restore(ctx context.Context, tenant string, x *session.Snapshot
 	if r.Labels, err = labelsFor(x.Labels(), r.Labels); err != nil {
 		return nil, err
 	}
+	if r.Egress.IsZero() { // which would be what its origin has
+		r.Egress = engine.Egress{Granted: true, Deny: []string{everything, "::/0"}}
+	}
 	return s.config.Sessions.Restore(ctx, tenant, x.Info().ID, r)
 }
 
@@ -167,7 +171,7 @@ func (s *Server) fork(w http.ResponseWriter, r *http.Request, tenant string) err
 	}
 	var requests []session.Request
 	for range in.Count {
-		requests = append(requests, session.Request{ID: newID(), Metadata: sn.Info().Metadata, Labels: sn.Labels(), Idle: life, Life: life})
+		requests = append(requests, session.Request{ID: newID(), Metadata: sn.Info().Metadata, Labels: sn.Labels(), Idle: life, Life: life, PauseAtEnd: sn.PausesAtEnd()})
 	}
 	copies, err := sn.Fork(r.Context(), requests)
 	if err != nil {

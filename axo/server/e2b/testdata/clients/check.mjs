@@ -191,7 +191,8 @@ await step('ports: HTTP into a sandbox', async () => {
 })
 await step('what is not there is refused, with its name', async () => {
   await assert.rejects(Sandbox.create('no-such-template'), SandboxError)
-  await assert.rejects(Sandbox.create({ lifecycle: { onTimeout: 'pause' } }), /autoPause/)
+  await assert.rejects(Sandbox.create({ metadata: { 'axo.tier': 'oci' }, lifecycle: { onTimeout: 'pause' } }), /paused, on the engine/)
+  await assert.rejects(Sandbox.create({ network: { allowOut: ['example.org'], denyOut: ['0.0.0.0/0'] } }), /policy does not grant/)
   await assert.rejects(box.files.read('/etc/hostname', { user: 'root' }), /root/)
 })
 await step('another key, and none', async () => {
