@@ -95,6 +95,9 @@ func TestScripts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if programs["EXAMPLES"], err = filepath.Abs("../examples/tools"); err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Condition: func(cond string) (bool, error) {

@@ -372,7 +372,12 @@ func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 // serveHTTP starts a daemon, and returns its address.
 func serveHTTP(t testing.TB, env []string, args ...string) string {
 	t.Helper()
-	cmd := axoCommand(t, env, append([]string{"serve", "--listen", "127.0.0.1:0", "--warm", "0"}, args...)...)
+	return startDaemon(t, axoCommand(t, env, append([]string{"serve", "--listen", "127.0.0.1:0", "--warm", "0"}, args...)...))
+}
+
+// startDaemon starts axo serve, and returns its address.
+func startDaemon(t testing.TB, cmd *exec.Cmd) string {
+	t.Helper()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -380,12 +385,7 @@ func serveHTTP(t testing.TB, env []string, args ...string) string {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(os.Interrupt)
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("the daemon: %v", err)
-		}
-	})
+	t.Cleanup(func() { stopDaemon(t, cmd) })
 	for in := bufio.NewScanner(out); in.Scan(); {
 		if at, ok := strings.CutPrefix(in.Text(), "ready: "); ok && strings.HasPrefix(at, "http://") {
 			return at
@@ -393,6 +393,18 @@ func serveHTTP(t testing.TB, env []string, args ...string) string {
 	}
 	t.Fatal("the daemon has no address")
 	return ""
+}
+
+// stopDaemon ends a daemon in order, once.
+func stopDaemon(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
+	if cmd.ProcessState != nil {
+		return
+	}
+	_ = cmd.Process.Signal(os.Interrupt)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the daemon: %v", err)
+	}
 }
 
 // addKeys makes a key for each tenant.

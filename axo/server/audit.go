@@ -129,7 +129,7 @@ func (e *auditedEngine) Run(ctx context.Context, r engine.Request) (*engine.Resu
 func requestFields(r engine.Request) map[string]string {
 	f := map[string]string{"requirement": r.Spec.Requirement.String()}
 	for k, v := range map[string]string{
-		"image": r.Spec.Root.Image, "template": r.Spec.Root.Template, "module_digest": r.Spec.Module.Digest, "cwd": r.Process.Cwd, "user": r.Process.User,
+		"tool": r.Tool, "image": r.Spec.Root.Image, "template": r.Spec.Root.Template, "module_digest": r.Spec.Module.Digest, "cwd": r.Process.Cwd, "user": r.Process.User,
 	} {
 		if v != "" {
 			f[k] = v
