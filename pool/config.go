@@ -20,6 +20,10 @@ type Config struct {
 	// and has no template; those for Python with an interpreter started, where
 	// that can be had. 0: none.
 	Learn int
+	// LearnWarm is to those what Template.Warm is to a template's. Where one of the
+	// programs is not there, or fails, the sandbox stands ready without it and those
+	// after it.
+	LearnWarm []isolation.ProcessSpec
 	// MaxShelves bounds the learned shelves, the least recently used goes. 0: 16.
 	MaxShelves int
 	// Forget is how long a learned shelf stays when nobody asks. 0: 2 min.
@@ -29,6 +33,9 @@ type Config struct {
 	// MaxAge is how long one stands ready before a new one takes its place.
 	// 0: 10 min.
 	MaxAge time.Duration
+	// RefillAfter is how long after a claim its place is filled, unless it was the
+	// last one: so long the host's processors are for what was claimed. 0: at once.
+	RefillAfter time.Duration
 	// Makers is how many are made at once off the caller's path. 0: 1.
 	Makers int
 	// MaxRemovals is how many are removed at once off the caller's path. 0: 8.
@@ -101,7 +108,7 @@ func (c Config) Validate() error {
 	if c.Driver == nil {
 		return bad("no driver")
 	}
-	if c.Learn < 0 || c.MaxShelves < 0 || c.Forget < 0 || c.MaxIdle < 0 || c.MaxAge < 0 || c.Makers < 0 || c.MaxRemovals < 0 || c.MakeTimeout < 0 {
+	if c.Learn < 0 || c.MaxShelves < 0 || c.Forget < 0 || c.MaxIdle < 0 || c.MaxAge < 0 || c.Makers < 0 || c.MaxRemovals < 0 || c.MakeTimeout < 0 || c.RefillAfter < 0 {
 		return bad("a bound is negative")
 	}
 	sum := 0

@@ -274,6 +274,79 @@ func TestWarm(t *testing.T) {
 	})
 }
 
+// TestLearnWarm: what is made ahead because it was asked for runs the warm-up as far
+// as it can, and stands ready in any case, unless the warm-up was the end of it.
+func TestLearnWarm(t *testing.T) {
+	warm := func(args ...string) isolation.ProcessSpec { return isolation.ProcessSpec{Args: args} }
+	for name, x := range map[string]struct {
+		warm []isolation.ProcessSpec
+		ran  int
+	}{
+		"succeeds": {[]isolation.ProcessSpec{warm("exit", "0"), warm("exit", "0")}, 2},
+		"fails":    {[]isolation.ProcessSpec{warm("exit", "3"), warm("exit", "0")}, 1},
+		"missing":  {[]isolation.ProcessSpec{warm("no-such-program"), warm("exit", "0")}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var ran atomic.Int64
+				p, _ := open(t, pool.Config{Learn: 1, LearnWarm: x.warm}, mem.Faults{
+					Exec: func(context.Context, string, isolation.ProcessSpec) error { ran.Add(1); return nil },
+				})
+				create(t, p, "first", shell)
+				synctest.Wait()
+				if st := p.Stats(); st.Idle != 1 || st.Failures != 0 || ran.Load() != int64(x.ran) {
+					t.Errorf("%+v, %d programs were run, want one ready and %d programs", st, ran.Load(), x.ran)
+				}
+			})
+		})
+	}
+	t.Run("breaks it", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p, d := open(t, pool.Config{Learn: 1, LearnWarm: []isolation.ProcessSpec{warm("exit", "0")}}, mem.Faults{
+				Exec: func(context.Context, string, isolation.ProcessSpec) error { return isolation.ErrUnavailable },
+			})
+			create(t, p, "first", shell)
+			synctest.Wait()
+			if st := p.Stats(); st.Idle != 0 || st.Failures == 0 {
+				t.Errorf("%+v, want a failure", st)
+			}
+			if n, _ := d.Live(); n != 1 {
+				t.Errorf("%d sandboxes, want only the one that was asked for", n)
+			}
+		})
+	})
+}
+
+// TestRefillAfter: a place is filled when what was claimed has had its time, unless
+// nothing else is ready.
+func TestRefillAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const after = time.Second
+		p, _ := open(t, pool.Config{Templates: []pool.Template{template(2)}, RefillAfter: after}, mem.Faults{})
+		idle := func(want int) {
+			t.Helper()
+			synctest.Wait()
+			if st := p.Stats(); st.Idle != want {
+				t.Errorf("%d stand ready, want %d", st.Idle, want)
+			}
+		}
+		idle(2)
+		create(t, p, "a", shell)
+		idle(1)
+		time.Sleep(after - time.Millisecond)
+		idle(1)
+		time.Sleep(2 * time.Millisecond)
+		idle(2)
+		create(t, p, "b", shell)
+		idle(1)
+		create(t, p, "c", shell) // the last one: now it is made at once
+		synctest.Wait()
+		if st := p.Stats(); st.Idle == 0 || st.Hits != 3 {
+			t.Errorf("%+v, want another one ready", st)
+		}
+	})
+}
+
 // TestPrepareIsRefused by a driver that cannot.
 func TestPrepareIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -19,6 +19,7 @@ type shelf struct {
 	making   int
 	failures int       // in a row
 	retry    time.Time // not before
+	rest     time.Time // not before, unless none is ready; see Config.RefillAfter
 	used     time.Time // last asked for
 	err      error     // of the last failure
 }
@@ -70,6 +71,7 @@ func (p *Pool) take(k key) (ready, bool) {
 	r := s.idle[len(s.idle)-1]
 	s.idle = s.idle[:len(s.idle)-1]
 	p.stats.Hits++
+	s.rest = s.used.Add(p.cfg.RefillAfter)
 	return r, true
 }
 
@@ -148,7 +150,7 @@ func (p *Pool) learn(k key, spec isolation.Spec) {
 	if p.closed || p.shelves[k] != nil {
 		return
 	}
-	t := Template{Spec: plain(spec), Size: p.cfg.Learn}
+	t := Template{Spec: plain(spec), Size: p.cfg.Learn, Warm: p.cfg.LearnWarm}
 	if spec.Requirement == isolation.Python {
 		t.Prepare = "python"
 	}
@@ -194,8 +196,8 @@ func (p *Pool) tend(now time.Time) (old []ready, next time.Duration) {
 	idle, making := p.totalsLocked()
 	for _, s := range p.byNeedLocked() {
 		for len(s.idle)+s.making < s.template.Size && making < p.cfg.Makers && idle+making < p.cfg.MaxIdle {
-			if now.Before(s.retry) {
-				soon(s.retry)
+			if from := s.from(); now.Before(from) {
+				soon(from)
 				break
 			}
 			s.making++
@@ -204,6 +206,14 @@ func (p *Pool) tend(now time.Time) (old []ready, next time.Duration) {
 		}
 	}
 	return old, next
+}
+
+// from is when the shelf may be filled.
+func (s *shelf) from() time.Time {
+	if len(s.idle) > 0 && s.rest.After(s.retry) {
+		return s.rest
+	}
+	return s.retry
 }
 
 // clearLocked takes off the shelves what is too old, and learned shelves that
@@ -308,7 +318,7 @@ func backOff(failures int) time.Duration {
 }
 
 // prepare makes and warms a sandbox. On an error nothing of it is left. Where
-// nobody ordered an interpreter, a sandbox without one will do.
+// nobody ordered a warm-up or an interpreter, a sandbox without will do.
 func (p *Pool) prepare(ctx context.Context, t Template, ordered bool) (_ ready, err error) {
 	r := ready{id: p.newID()}
 	if r.sandbox, err = p.inner.Create(ctx, r.id, t.Spec); err != nil {
@@ -322,13 +332,9 @@ func (p *Pool) prepare(ctx context.Context, t Template, ordered bool) (_ ready, 
 		}
 	}()
 	for _, w := range t.Warm {
-		pr, err := r.sandbox.Exec(ctx, w, isolation.Stdio{})
-		if err != nil {
-			return r, fmt.Errorf("warm up: %w", err)
-		}
-		exit, err := pr.Wait(ctx)
-		if err == nil && !exit.Success() {
-			err = errors.New(exit.String())
+		err := warm(ctx, r.sandbox, w)
+		if !ordered && dispensable(err) {
+			break
 		}
 		if err != nil {
 			return r, fmt.Errorf("warm up with %.100q: %w", w.Args, err)
@@ -352,6 +358,38 @@ func (p *Pool) prepare(ctx context.Context, t Template, ordered bool) (_ ready, 
 	}
 	r.born = time.Now()
 	return r, nil
+}
+
+// errFailed is of a program that ran, and did not succeed.
+var errFailed = errors.New("it fails")
+
+// warm runs a program to its end.
+func warm(ctx context.Context, sb isolation.Sandbox, w isolation.ProcessSpec) error {
+	pr, err := sb.Exec(ctx, w, isolation.Stdio{})
+	if err != nil {
+		return err
+	}
+	exit, err := pr.Wait(ctx)
+	switch {
+	case err != nil:
+		return err
+	case exit.Reason == isolation.ReasonSandboxLost:
+		return errors.New(exit.String())
+	case !exit.Success():
+		return fmt.Errorf("%w: %s", errFailed, exit)
+	}
+	return nil
+}
+
+// dispensable reports whether a warm-up that nobody ordered failed for what it runs,
+// and not for the sandbox that it runs in.
+func dispensable(err error) bool {
+	for _, e := range []error{errFailed, isolation.ErrNotFound, isolation.ErrPermissionDenied, isolation.ErrInvalidArgument} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 func startInterpreter(ctx context.Context, sb isolation.Sandbox, language string) error {

@@ -35,6 +35,7 @@ import (
 var (
 	axo   = flag.String("axo", "bin/axo", "path of axo")
 	state = flag.String("state", "", "directory for the template; it is kept. Empty: a temporary one")
+	vmm   = flag.String("qemu", "", "path of qemu-system-x86_64; empty: the one in PATH")
 	accel = flag.String("accel", "", "kvm or tcg; empty: what works")
 	runs  = flag.Int("n", 20, "how often the short ones are measured")
 	many  = flag.Int("many", 100, "machines that live at once")
@@ -58,6 +59,11 @@ func run(ctx context.Context) error {
 		}
 		defer os.RemoveAll(dir)
 	}
+	if *vmm != "" {
+		if err := os.Setenv("AXO_QEMU_PATH", *vmm); err != nil { // for axo
+			return err
+		}
+	}
 	setup := exec.CommandContext(ctx, *axo, "--state-dir", dir, "setup", "microvm", "--quiet")
 	if *accel != "" {
 		setup.Args = append(setup.Args, "--accel", *accel)
@@ -66,7 +72,7 @@ func run(ctx context.Context) error {
 	if err := setup.Run(); err != nil {
 		return fmt.Errorf("axo setup microvm: %w", err)
 	}
-	b := &bench{state: dir, cfg: microvm.Config{Templates: filepath.Join(dir, all.TemplatesDir), RunDir: filepath.Join(dir, "run")}}
+	b := &bench{state: dir, cfg: microvm.Config{Templates: filepath.Join(dir, all.TemplatesDir), QEMU: *vmm, RunDir: filepath.Join(dir, "run")}}
 	t, err := microvm.ReadTemplate(b.cfg.Templates, microvm.DefaultTemplate)
 	if err != nil {
 		return err
@@ -224,7 +230,7 @@ func (b *bench) claim(ctx context.Context) error {
 		return err
 	}
 	p, err := pool.New(pool.Config{
-		Driver: d, Freeze: true, MakeTimeout: 2 * time.Minute,
+		Driver: d, Freeze: true, MakeTimeout: 2 * time.Minute, RefillAfter: all.VMRefillAfter,
 		Templates: []pool.Template{{Spec: spec, Size: size, Warm: []isolation.ProcessSpec{{Args: []string{"/bin/true"}}, {Args: []string{"/bin/true"}}}, Prepare: "python"}},
 	})
 	if err != nil {

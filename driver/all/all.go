@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/microvm"
@@ -168,11 +169,22 @@ func warmed(d isolation.Driver, c Config, learn int, freeze bool) (isolation.Dri
 		return d, nil
 	}
 	pc := pool.Config{Driver: d, Learn: learn, Freeze: freeze, Detached: c.WarmDetached, Logger: c.Logger}
+	if freeze { // virtual machines
+		pc.LearnWarm, pc.RefillAfter = vmWarmUp, VMRefillAfter
+	}
 	if c.StateDir != "" {
 		pc.Resolve = imagesIn(c.StateDir).resolve
 	}
 	return pool.New(pc)
 }
+
+// A virtual machine that has run a program before runs the next one a good deal
+// faster: where it is emulated, an eighth of the time. What comes after the first
+// time is a third of it. Refilling takes a processor for a quarter of a second.
+var vmWarmUp = []isolation.ProcessSpec{{Args: []string{"/bin/true"}}, {Args: []string{"/bin/true"}}}
+
+// VMRefillAfter is how long after a claim another virtual machine is made to stand ready.
+const VMRefillAfter = 150 * time.Millisecond
 
 // The journal as each driver sees it.
 type (
