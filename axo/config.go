@@ -17,7 +17,7 @@ func settings(c *cobra.Command) (*config.Loaded, error) {
 	file, _ := c.Flags().GetString("config") // there is such a flag
 	l, err := config.Load(config.Source{File: file, Env: os.Environ(), Flags: c.Flags()})
 	if err == nil {
-		err = server.CheckListen(l.Serve.Listen)
+		err = errors.Join(server.CheckListen(l.Serve.Listen), server.CheckMetricsListen(l.Metrics.Listen, l.Metrics.Remote))
 	}
 	if s := l.Serve; err == nil {
 		switch {
@@ -42,7 +42,7 @@ func newConfig() *cobra.Command {
 	var asJSON, origin bool
 	// What serve has flags for can be tried out here.
 	flags := func(c *cobra.Command) *cobra.Command {
-		config.Register(c.Flags(), "serve", "session", "tenant", "admission")
+		config.Register(c.Flags(), "serve", "session", "tenant", "admission", "admin", "metrics")
 		return c
 	}
 	show := flags(&cobra.Command{

@@ -80,7 +80,7 @@ it to its limits, and tells the truth about how it ended.`,
 	config.Register(root.PersistentFlags(), "", "engine")
 	root.AddCommand(newRun(), newExplain(), newDoctor(), newImage(), newRuntime(), newKernel(), newTemplate(), newSetup(), newVersion(),
 		newConfig(), newServe(), newKey(), newCreate(), newPs(), newExec(), newShell(), newLogs(), newCp(), newKill(), newPause(), newResume(), newRm(),
-		newPort(), newEgress(), newSnapshot(), newSnapshots(), newFork(), newTool(), newMCP(), newPolicy(), newAudit())
+		newPort(), newEgress(), newSnapshot(), newSnapshots(), newFork(), newTool(), newMCP(), newPolicy(), newAudit(), newDebug())
 	return root
 }
 

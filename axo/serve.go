@@ -15,6 +15,7 @@ import (
 	"github.com/axocoatl/isolation/axo/config"
 	"github.com/axocoatl/isolation/axo/server"
 	"github.com/axocoatl/isolation/axo/session"
+	"github.com/axocoatl/isolation/axo/telemetry"
 	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/axo/tool"
 	"github.com/axocoatl/isolation/driver/all"
@@ -52,7 +53,9 @@ tells systemd when it is ready.`,
 				return &statusError{exitEngine, err}
 			}
 			c.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
-			var onEvent func(engine.Event)
+			c.Telemetry = telemetry.New(telemetry.Config{Version: version, Tenants: l.Metrics.Tenants, Logger: c.Logger})
+			c.AdminSocket, c.MetricsListen, c.MetricsRemote = l.Admin.Socket, l.Metrics.Listen, l.Metrics.Remote
+			onEvent, observer := c.Telemetry.EngineEvent, c.Telemetry.Engine()
 			if !l.Audit.Off {
 				log, err := audit.Open(audit.Path(dir))
 				if err != nil {
@@ -60,11 +63,14 @@ tells systemd when it is ready.`,
 				}
 				defer log.Close()
 				c.Auditor, c.AuditKeep = &server.Auditor{Log: log, Logger: c.Logger}, time.Duration(l.Audit.Keep)
-				onEvent = c.Auditor.EngineEvent
+				onEvent = func(e engine.Event) {
+					c.Telemetry.EngineEvent(e)
+					c.Auditor.EngineEvent(e)
+				}
 			}
 			e, err := openEngine(cmd, func(c *all.Config, ec *engine.Config) {
 				c.Warm, c.WarmVMs, c.WarmDetached = l.Serve.Warm, l.Serve.WarmVMs, true
-				ec.OnEvent = onEvent
+				ec.OnEvent, ec.Observer = onEvent, observer
 			})
 			if err != nil {
 				return err
@@ -130,7 +136,7 @@ tells systemd when it is ready.`,
 			return nil
 		},
 	}
-	config.Register(cmd.Flags(), "serve", "session", "audit", "tenant", "admission")
+	config.Register(cmd.Flags(), "serve", "session", "audit", "tenant", "admission", "admin", "metrics")
 	return cmd
 }
 

@@ -222,7 +222,7 @@ func (n *network) end() {
 // decided tells of a decision, before it is acted on.
 func (n *network) decided(d egress.Decision) {
 	c := connection(d)
-	n.e.config.Logger.Info("egress", "sandbox", n.id, "method", c.Method, "host", c.Host, "address", c.Address, "allowed", c.Allowed, "reason", c.Reason)
+	n.e.config.Logger.Info("egress", "tenant", n.tenant, "sandbox", n.id, "method", c.Method, "host", c.Host, "address", c.Address, "allowed", c.Allowed, "reason", c.Reason)
 	if n.e.config.OnEvent == nil {
 		return
 	}

@@ -80,12 +80,12 @@ func (r *run) event(k EventKind, fields ...string) {
 
 func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err error) {
 	now := r.e.config.Now
-	if err := r.e.admission.enter(ctx, r.policy.Admission); err != nil {
+	if err := r.e.enter(ctx, r.policy, r.r); err != nil {
 		return nil, notStarted(r.r.ID, err)
 	}
 	defer r.e.admission.leave()
 	r.event(EventAdmitted)
-	d, c, err := choose(ctx, r.policy, r.e.candidates, r.r, asked, r.e.probes.features)
+	d, c, err := r.e.decide(ctx, r.policy, r.r, asked)
 	if err != nil {
 		return nil, notStarted(r.r.ID, err)
 	}
@@ -99,21 +99,16 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err
 		}
 	}()
 	chosen := now()
-	sb, err := c.driver.Create(ctx, r.r.ID, r.r.Spec)
-	if err == nil {
-		sb, err = r.e.withEgress(ctx, r.policy, sb, r.r)
-	}
+	sb, err := r.e.make(ctx, r.policy, r.r, d, func(ctx context.Context) (isolation.Sandbox, error) { return c.driver.Create(ctx, r.r.ID, r.r.Spec) })
 	if err != nil {
 		return nil, notStarted(r.r.ID, err)
 	}
 	failpoint.Hit(failpoint.Created)
 	r.event(EventCreated)
 	created := now()
-	exit, err := r.exec(ctx, sb)
+	exit, err := r.exec(ctx, sb, d)
 	if err == nil && ctx.Err() == nil {
-		if cerr := errors.Join(copyOut(ctx, sb, r.copyOutBytes(), r.r.CopyOut), r.syncOut(ctx, sb)); cerr != nil {
-			err = &isolation.Error{Op: "copy out", ID: r.r.ID, Outcome: isolation.OutcomeUnknown, Err: cerr}
-		}
+		err = r.copyOut(ctx, sb, d)
 	}
 	if cerr := r.closeSyncs(); cerr != nil {
 		err = errors.Join(err, cerr)
@@ -122,7 +117,10 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err
 	failpoint.Hit(failpoint.Exited)
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	if derr := sb.Delete(undo); derr != nil {
+	undo, done := r.e.step(undo, StepDelete, r.r, d)
+	derr := sb.Delete(undo)
+	done(StepEnd{Err: derr})
+	if derr != nil {
 		// A result that hides a leak is not the truth.
 		err = errors.Join(err, &isolation.Error{Op: "delete", Driver: d.Engine, ID: r.r.ID, Outcome: isolation.OutcomeUnknown, Err: derr})
 	} else {
@@ -143,6 +141,31 @@ func (r *run) do(ctx context.Context, asked []isolation.Limit) (res *Result, err
 	return res, err
 }
 
+// copyIn copies into the sandbox what the request has for it.
+func (r *run) copyIn(ctx context.Context, sb isolation.Sandbox, d Decision) error {
+	if len(r.r.CopyIn)+len(r.r.Sync) == 0 {
+		return nil
+	}
+	ctx, done := r.e.step(ctx, StepCopyIn, r.r, d)
+	err := errors.Join(CopyIn(ctx, sb, r.r.CopyIn...), r.syncIn(ctx, sb))
+	done(StepEnd{Err: err})
+	return err
+}
+
+// copyOut copies out of it what the request wants.
+func (r *run) copyOut(ctx context.Context, sb isolation.Sandbox, d Decision) error {
+	if len(r.r.CopyOut)+len(r.r.Sync) == 0 {
+		return nil
+	}
+	ctx, done := r.e.step(ctx, StepCopyOut, r.r, d)
+	err := errors.Join(copyOut(ctx, sb, r.copyOutBytes(), r.r.CopyOut), r.syncOut(ctx, sb))
+	done(StepEnd{Err: err})
+	if err != nil {
+		return &isolation.Error{Op: "copy out", ID: r.r.ID, Outcome: isolation.OutcomeUnknown, Err: err}
+	}
+	return nil
+}
+
 func (r *run) copyOutBytes() int64 {
 	if n := r.r.CopyOutBytes; n > 0 {
 		return min(n, copyBytes)
@@ -152,15 +175,30 @@ func (r *run) copyOutBytes() int64 {
 
 // exec runs the process, and ends it when ctx does. With an error that does not
 // say NotStarted comes an Exit that has no Reason.
-func (r *run) exec(ctx context.Context, sb isolation.Sandbox) (isolation.Exit, error) {
-	if err := errors.Join(CopyIn(ctx, sb, r.r.CopyIn...), r.syncIn(ctx, sb)); err != nil {
+func (r *run) exec(ctx context.Context, sb isolation.Sandbox, d Decision) (isolation.Exit, error) {
+	if err := r.copyIn(ctx, sb, d); err != nil {
 		return isolation.Exit{}, notStarted(r.r.ID, err)
 	}
-	p, err := sb.Exec(ctx, r.r.Process, isolation.Stdio{Stdin: r.r.Stdin, Stdout: &r.out, Stderr: &r.errOut})
+	starting, started := r.e.step(ctx, StepStart, r.r, d)
+	p, err := sb.Exec(starting, r.r.Process, isolation.Stdio{Stdin: r.r.Stdin, Stdout: &r.out, Stderr: &r.errOut})
+	started(StepEnd{Err: err})
 	if err != nil {
 		return isolation.Exit{}, notStarted(r.r.ID, err)
 	}
 	r.event(EventStarted, "exec_id", p.ID())
+	ctx, done := r.e.step(ctx, StepExec, r.r, d)
+	exit, err := r.wait(ctx, sb, p)
+	if err != nil {
+		done(StepEnd{Err: err})
+		return exit, err
+	}
+	done(StepEnd{Exit: &exit})
+	r.event(EventExited, "reason", string(exit.Reason), "code", strconv.Itoa(exit.Code))
+	return exit, nil
+}
+
+// wait waits for the program's end, and makes it when ctx ends.
+func (r *run) wait(ctx context.Context, sb isolation.Sandbox, p isolation.Process) (isolation.Exit, error) {
 	defer r.resize(ctx, p)()
 	exit, err := p.Wait(ctx)
 	if err != nil && ctx.Err() != nil {
@@ -175,7 +213,6 @@ func (r *run) exec(ctx context.Context, sb isolation.Sandbox) (isolation.Exit, e
 	if err != nil {
 		return r.unseen("wait", err)
 	}
-	r.event(EventExited, "reason", string(exit.Reason), "code", strconv.Itoa(exit.Code))
 	return exit, nil
 }
 

@@ -37,12 +37,14 @@ func (e *Engine) create(ctx context.Context, r Request) (isolation.Sandbox, Deci
 	if r.ID, err = e.completeID(r.ID); err != nil {
 		return nil, Decision{}, err
 	}
-	return e.place(ctx, r, func(c candidate, r Request) (isolation.Sandbox, error) { return c.driver.Create(ctx, r.ID, r.Spec) })
+	return e.place(ctx, r, func(ctx context.Context, c candidate, r Request) (isolation.Sandbox, error) {
+		return c.driver.Create(ctx, r.ID, r.Spec)
+	})
 }
 
 // place chooses an engine for a sandbox that stays, and has it made there, with what the
 // policy makes of the request.
-func (e *Engine) place(ctx context.Context, r Request, make func(candidate, Request) (isolation.Sandbox, error)) (isolation.Sandbox, Decision, error) {
+func (e *Engine) place(ctx context.Context, r Request, make func(context.Context, candidate, Request) (isolation.Sandbox, error)) (isolation.Sandbox, Decision, error) {
 	r.Process = isolation.ProcessSpec{}
 	asked := isolation.LimitsOf(r.Spec, r.Process)
 	p, err := e.policyFor(r)
@@ -55,11 +57,11 @@ func (e *Engine) place(ctx context.Context, r Request, make func(candidate, Requ
 	if _, _, err := p.egressRules(r.Egress); err != nil {
 		return nil, Decision{}, err
 	}
-	if err := e.admission.enter(ctx, p.Admission); err != nil {
+	if err := e.enter(ctx, p, r); err != nil {
 		return nil, Decision{}, err
 	}
 	defer e.admission.leave()
-	d, c, err := choose(ctx, p, e.candidates, r, asked, e.probes.features)
+	d, c, err := e.decide(ctx, p, r, asked)
 	if err != nil {
 		return nil, d, err
 	}
@@ -67,10 +69,7 @@ func (e *Engine) place(ctx context.Context, r Request, make func(candidate, Requ
 	if err != nil {
 		return nil, d, err
 	}
-	sb, err := make(c, r)
-	if err == nil {
-		sb, err = e.withEgress(ctx, p, sb, r)
-	}
+	sb, err := e.make(ctx, p, r, d, func(ctx context.Context) (isolation.Sandbox, error) { return make(ctx, c, r) })
 	if err != nil {
 		return nil, d, err
 	}

@@ -25,7 +25,7 @@ func (e *Engine) Restore(ctx context.Context, snapshot string, r Request) (isola
 }
 
 func (e *Engine) restore(ctx context.Context, snapshot string, r Request) (isolation.Sandbox, Decision, error) {
-	return e.place(ctx, r, func(c candidate, r Request) (isolation.Sandbox, error) {
+	return e.place(ctx, r, func(ctx context.Context, c candidate, r Request) (isolation.Sandbox, error) {
 		restorer, ok := isolation.As[isolation.Restorer](c.driver)
 		if !ok {
 			return nil, unrestored(c.name)

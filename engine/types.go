@@ -33,6 +33,7 @@ type Config struct {
 	ProbeTimeout time.Duration
 	Logger       *slog.Logger     // nil: silent
 	OnEvent      func(Event)      // called in order for each run, from its goroutine, but for EventEgress; nil: none
+	Observer     Observer         // of the steps of runs; nil: none
 	Now          func() time.Time // nil: time.Now
 }
 

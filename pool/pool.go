@@ -105,6 +105,7 @@ func (p *Pool) create(ctx context.Context, id string, spec isolation.Spec) (_ *s
 	k, alike := p.cfg.keyOf(spec)
 	if alike {
 		sb.inner, sb.innerID = p.claim(ctx, k, spec)
+		sb.ahead = sb.inner != nil
 	}
 	if sb.inner == nil {
 		sb.innerID = p.newID()

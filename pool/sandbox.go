@@ -15,6 +15,7 @@ type sandbox struct {
 	created time.Time
 	inner   isolation.Sandbox
 	innerID string
+	ahead   bool // it stood ready
 	// theirs: it is not deleted with the pool, but deleted or let go with the driver.
 	theirs bool
 
@@ -38,6 +39,9 @@ func (a *attempt) begin() (first bool) {
 }
 
 func (s *sandbox) ID() string { return s.id }
+
+// MadeAhead reports whether it stood ready when it was asked for.
+func (s *sandbox) MadeAhead() bool { return s.ahead }
 
 // RecoveryID is the id by which it is recovered, if it is detached.
 func (s *sandbox) RecoveryID() string { return s.innerID }

@@ -281,6 +281,7 @@ func (p *Pool) totalsLocked() (idle, making int) {
 func (p *Pool) make(s *shelf) {
 	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.MakeTimeout)
 	defer cancel()
+	began := time.Now()
 	r, err := p.prepare(ctx, s.template, s.fixed)
 	p.mu.Lock()
 	s.making--
@@ -288,6 +289,7 @@ func (p *Pool) make(s *shelf) {
 	switch {
 	case err == nil:
 		p.stats.Made++
+		p.stats.MakeTime += time.Since(began)
 		s.failures, s.err = 0, nil
 	case p.ctx.Err() == nil:
 		p.stats.Failures++

@@ -8,13 +8,15 @@ import (
 
 // Stats counts what a pool did since it was made, and what it has now.
 type Stats struct {
-	Hits     int64 `json:"hits"`     // handed out from a shelf
-	Misses   int64 `json:"misses"`   // made while the caller waited
-	Made     int64 `json:"made"`     // ahead
-	Failures int64 `json:"failures"` // of making ahead
-	Aged     int64 `json:"aged"`     // removed for their age
-	Spoiled  int64 `json:"spoiled"`  // ended while they stood ready
-	Stuck    int64 `json:"stuck"`    // could not be removed; see Pool.Close
+	Hits   int64 `json:"hits"`   // handed out from a shelf
+	Misses int64 `json:"misses"` // made while the caller waited
+	Made   int64 `json:"made"`   // ahead
+	// MakeTime is how long the making of those took, all together.
+	MakeTime time.Duration `json:"-"`
+	Failures int64         `json:"failures"` // of making ahead
+	Aged     int64         `json:"aged"`     // removed for their age
+	Spoiled  int64         `json:"spoiled"`  // ended while they stood ready
+	Stuck    int64         `json:"stuck"`    // could not be removed; see Pool.Close
 
 	Idle     int          `json:"idle"`
 	Making   int          `json:"making"`

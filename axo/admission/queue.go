@@ -5,6 +5,7 @@ package admission
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -14,8 +15,37 @@ import (
 
 // RetryError is an error that is of the moment.
 type RetryError struct {
-	After time.Duration // when it is worth while to try again
-	Err   error
+	Reason Reason
+	After  time.Duration // when it is worth while to try again
+	Err    error
+}
+
+// Reason says why somebody may not begin something now.
+type Reason string
+
+// The reasons. ReasonQuota and ReasonHost are for those who hold tenants, and all of them together,
+// to what they may have at once.
+const (
+	ReasonRate     Reason = "rate"     // the tenant began too many lately
+	ReasonFull     Reason = "full"     // too many wait
+	ReasonDeadline Reason = "deadline" // its turn did not come in time
+	ReasonCanceled Reason = "canceled" // its caller did not wait for it
+	ReasonQuota    Reason = "quota"    // the tenant has all that it may have
+	ReasonHost     Reason = "host"     // all tenants together have all that the host is for
+)
+
+// Reasons are all of them.
+func Reasons() []Reason {
+	return []Reason{ReasonRate, ReasonFull, ReasonDeadline, ReasonCanceled, ReasonQuota, ReasonHost}
+}
+
+// ReasonOf is the reason of an error of Enter or Take.
+func ReasonOf(err error) Reason {
+	var r *RetryError
+	if errors.As(err, &r) {
+		return r.Reason
+	}
+	return ReasonCanceled
 }
 
 func (e *RetryError) Error() string { return e.Err.Error() }
@@ -67,6 +97,13 @@ func NewQueue(c QueueConfig) *Queue {
 	return &Queue{what: c.What, slots: c.Slots, bound: c.Bound, wait: c.Wait, now: c.Now, tenants: map[string]*tenant{}}
 }
 
+// Counts are how many have a place, and how many wait for one.
+func (q *Queue) Counts() (taken, waiting int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.taken, q.waiting
+}
+
 // Enter waits for a place, until ctx ends and at most as long as the queue has it.
 // leave gives the place back; it may be called more than once.
 func (q *Queue) Enter(ctx context.Context, name string) (leave func(), err error) {
@@ -105,7 +142,7 @@ func (q *Queue) join(name string) (told chan error, err error) {
 	}
 	if q.taken >= q.slots {
 		if q.waiting >= q.bound && !q.makeRoomLocked(len(t.waiting)+1) {
-			return nil, q.fullLocked("%d %s are under way and %d wait, no more are taken", q.taken, q.what, q.waiting)
+			return nil, q.fullLocked(ReasonFull, "%d %s are under way and %d wait, no more are taken", q.taken, q.what, q.waiting)
 		}
 		told = make(chan error, 1)
 		t.waiting = append(t.waiting, told)
@@ -136,19 +173,19 @@ func (q *Queue) makeRoomLocked(n int) bool {
 		return false
 	}
 	last := len(most.waiting) - 1
-	most.waiting[last] <- q.fullLocked("%d %s wait, and others of fewer come first", q.waiting, q.what)
+	most.waiting[last] <- q.fullLocked(ReasonFull, "%d %s wait, and others of fewer come first", q.waiting, q.what)
 	most.waiting = most.waiting[:last]
 	q.waiting--
 	return true
 }
 
 // fullLocked is the error of who gets no place.
-func (q *Queue) fullLocked(format string, args ...any) error {
+func (q *Queue) fullLocked(why Reason, format string, args ...any) error {
 	after := time.Second
 	if q.slots > 0 {
 		after = q.held * time.Duration(q.waiting+1) / time.Duration(q.slots)
 	}
-	return &RetryError{min(max(after, time.Second), time.Minute), fmt.Errorf(format+"; retry later: %w", append(args, isolation.ErrUnavailable)...)}
+	return &RetryError{why, min(max(after, time.Second), time.Minute), fmt.Errorf(format+"; retry later: %w", append(args, isolation.ErrUnavailable)...)}
 }
 
 // quit is for who waits no longer. If he has got a place meanwhile, a nil cause keeps it.
@@ -162,7 +199,7 @@ func (q *Queue) quit(name string, told chan error, cause error) error {
 		t.waiting = append(t.waiting[:i:i], t.waiting[i+1:]...)
 		q.waiting--
 		if cause == nil {
-			cause = q.fullLocked("no place for one more of %d %s came free within %v", q.taken, q.what, q.wait)
+			cause = q.fullLocked(ReasonDeadline, "no place for one more of %d %s came free within %v", q.taken, q.what, q.wait)
 		}
 		q.dropLocked(name, t)
 		q.mu.Unlock()

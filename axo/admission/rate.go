@@ -57,7 +57,7 @@ func (r *Rate) Take(tenant string) error {
 	b.at = now
 	if b.tokens < 1 {
 		after := time.Duration((1 - b.tokens) / perSecond * float64(time.Second))
-		return &RetryError{after, fmt.Errorf("the tenant may begin %v in a second, and %v at once; retry later: %w", perSecond, most, isolation.ErrResourceExhausted)}
+		return &RetryError{ReasonRate, after, fmt.Errorf("the tenant may begin %v in a second, and %v at once; retry later: %w", perSecond, most, isolation.ErrResourceExhausted)}
 	}
 	b.tokens--
 	return nil

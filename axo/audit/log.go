@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -30,6 +31,8 @@ type Log struct {
 	// queue is nil where the log is only read.
 	queue chan *pending
 	done  chan struct{}
+
+	written, failed atomic.Int64
 }
 
 // pending is an entry on its way.
@@ -40,6 +43,9 @@ type pending struct {
 
 // maxBatch is how many entries are written together, at most.
 const maxBatch = 256
+
+// Counts are how many entries this process has written, and how many it could not write.
+func (l *Log) Counts() (written, failed int64) { return l.written.Load(), l.failed.Load() }
 
 // Path is where the log of a state directory is.
 func Path(stateDir string) string { return filepath.Join(stateDir, "audit", "audit.db") }
@@ -215,6 +221,11 @@ func (l *Log) write() {
 			entries[i] = p.entry
 		}
 		err := l.append(entries, nil)
+		if err == nil {
+			l.written.Add(int64(len(entries)))
+		} else {
+			l.failed.Add(int64(len(entries)))
+		}
 		dirty = true
 		for _, p := range batch {
 			p.err <- err

@@ -26,6 +26,8 @@ type Config struct {
 	Audit     Audit     `toml:"audit" help:"The record of who had what run, and what became of it"`
 	Tenant    Tenant    `toml:"tenant" help:"What a tenant may have for whom axo key quota says nothing; 0 is no bound"`
 	Admission Admission `toml:"admission" help:"What the daemon takes on at once, from all tenants together"`
+	Admin     Admin     `toml:"admin" help:"For who runs the daemon"`
+	Metrics   Metrics   `toml:"metrics" help:"What is measured, for Prometheus"`
 }
 
 // Engine is what runs programs.
@@ -105,6 +107,18 @@ type Admission struct {
 	Runs      int      `toml:"runs" flag:"max-runs" help:"Runs under way at once"`
 	Queue     int      `toml:"queue" help:"Requests that wait for each of the two; each tenant has its turn"`
 	Wait      Duration `toml:"wait" help:"How long a request waits, at most"`
+}
+
+// Admin is for who runs the daemon.
+type Admin struct {
+	Socket string `toml:"socket" flag:"admin-socket" default:"admin.sock in the state directory" help:"Path of the unix socket with metrics, profiles and readiness; none: there is no such socket"`
+}
+
+// Metrics are what is measured.
+type Metrics struct {
+	Listen  string `toml:"listen" flag:"metrics-listen" help:"Also serve the metrics, and nothing else, on this loopback address, such as 127.0.0.1:7332; nobody needs a key there"`
+	Remote  bool   `toml:"remote" help:"That address may be one that other hosts reach"`
+	Tenants int    `toml:"tenants" help:"How many tenants have series of their own, those that come first; 0: tenants are not told apart"`
 }
 
 // Default is what holds where nothing is set.

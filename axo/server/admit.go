@@ -9,6 +9,7 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/axo/admission"
 	"github.com/axocoatl/isolation/axo/session"
+	"github.com/axocoatl/isolation/axo/telemetry"
 	"github.com/axocoatl/isolation/engine"
 )
 
@@ -24,16 +25,17 @@ type Admission struct {
 // admitted is an engine that begins what a tenant wants when it is the tenant's turn.
 type admitted struct {
 	*engine.Engine
+	t            *telemetry.Telemetry
 	rate         *admission.Rate
 	starts, runs *admission.Queue
 }
 
-func admit(e *engine.Engine, a Admission, quota func(tenant string) session.Quota) *admitted {
+func admit(e *engine.Engine, a Admission, quota func(tenant string) session.Quota, t *telemetry.Telemetry) *admitted {
 	queue := func(what string, slots int) *admission.Queue {
 		return admission.NewQueue(admission.QueueConfig{What: what, Slots: slots, Bound: cmp.Or(a.Queue, 1024), Wait: cmp.Or(a.Wait, 30*time.Second)})
 	}
 	return &admitted{
-		Engine: e, starts: queue("sandboxes being made", cmp.Or(a.Starts, 64)), runs: queue("runs", cmp.Or(a.Runs, 256)),
+		Engine: e, t: t, starts: queue("sandboxes being made", cmp.Or(a.Starts, 64)), runs: queue("runs", cmp.Or(a.Runs, 256)),
 		rate: admission.NewRate(func(tenant string) (float64, int) {
 			if quota == nil {
 				return 0, 0
@@ -47,9 +49,17 @@ func admit(e *engine.Engine, a Admission, quota func(tenant string) session.Quot
 // enter waits for the turn of whose request it is.
 func (a *admitted) enter(ctx context.Context, q *admission.Queue, op string, r engine.Request) (leave func(), err error) {
 	tenant, _, _ := strings.Cut(r.Spec.Tenant, "/") // what comes after it is whom the tenant tells apart
-	if err = a.rate.Take(tenant); err == nil {
-		leave, err = q.Enter(ctx, tenant)
+	name := "starts"
+	if q == a.runs {
+		name = "runs"
 	}
+	err = a.t.Wait(ctx, tenant, name, func(ctx context.Context) error {
+		if err := a.rate.Take(tenant); err != nil {
+			return err
+		}
+		leave, err = q.Enter(ctx, tenant)
+		return err
+	})
 	if err != nil {
 		return nil, &isolation.Error{Op: op, ID: r.ID, Outcome: isolation.NotStarted, Err: err}
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/axocoatl/isolation/axo/server/mcp"
 	"github.com/axocoatl/isolation/axo/server/rest"
 	"github.com/axocoatl/isolation/axo/session"
+	"github.com/axocoatl/isolation/axo/telemetry"
 	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/axo/tool"
 	"github.com/axocoatl/isolation/engine"
@@ -68,8 +69,19 @@ type Config struct {
 	// nothing is written down.
 	Auditor   *Auditor
 	AuditKeep time.Duration
-	Version   string
-	Logger    *slog.Logger
+	// Telemetry measures the daemon; nil: one that nobody else sees. The engine's
+	// Config has its Engine and EngineEvent.
+	Telemetry *telemetry.Telemetry
+	// AdminSocket is the path of the unix socket for who runs the daemon; empty:
+	// StateDir/admin.sock; NoAdminSocket: there is none.
+	AdminSocket string
+	// MetricsListen is an address of TCP on which the metrics can be read by
+	// everybody who reaches it; empty: none. It has to be one of the loopback address
+	// unless MetricsRemote is set.
+	MetricsListen string
+	MetricsRemote bool
+	Version       string
+	Logger        *slog.Logger
 	// Ready is called when requests are answered, with the addresses.
 	Ready func(addresses []string)
 }
@@ -92,6 +104,12 @@ func Run(ctx context.Context, c Config) (err error) {
 	if c.Socket == "" {
 		c.Socket = SocketPath(c.StateDir)
 	}
+	if c.AdminSocket == "" {
+		c.AdminSocket = AdminSocketPath(c.StateDir)
+	}
+	if c.Telemetry == nil {
+		c.Telemetry = telemetry.New(telemetry.Config{Version: c.Version, Logger: c.Logger})
+	}
 	defer func() {
 		for _, l := range c.Activated {
 			l.Close() // once more, unless nobody has come to serve it
@@ -108,25 +126,35 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	defer unlock()
+	var ready atomic.Bool
+	stopAdmin, err := c.serveAdmin(&ready)
+	if err != nil {
+		return err
+	}
+	defer stopAdmin()
 	keys, err := tenant.Open(c.StateDir)
 	if err != nil {
 		return err
 	}
-	e := admit(c.Engine, c.Admission, c.Sessions.Quota)
+	e := admit(c.Engine, c.Admission, c.Sessions.Quota, c.Telemetry)
 	sc := c.Sessions
+	sc.Observer = c.Telemetry.Sessions()
 	sc.Engine, sc.Dir, sc.Logger = e, filepath.Join(c.StateDir, "serve"), c.Logger
+	sc.OnEvent = also(c.Telemetry.SessionEvent, sc.OnEvent)
 	runner := rest.Engine(e)
 	var log rest.Audit
 	if c.Auditor != nil {
 		sc.OnEvent = c.Auditor.sessionEvents(sc.OnEvent)
 		runner, log = c.Auditor.engine(e, c.Images), c.Auditor.Log
 	}
+	runner = measured{runner, c.Telemetry}
 	sessions, err := session.Open(ctx, sc)
 	if err != nil {
 		return err
 	}
 	own = nil
 	c.Auditor.has(sessions)
+	c.Telemetry.Watch(c.sources(sessions, e))
 	defer func() {
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
@@ -140,6 +168,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		c.Logger.Info("discarded what an earlier daemon had ready", "sandboxes", len(gone))
 	}
 	rc := c.Runs
+	rc.OnRefused = c.Telemetry.Refused
 	rc.Engine, rc.Dir, rc.Logger = runner, filepath.Join(c.StateDir, "runs"), c.Logger
 	runs, err := session.OpenRuns(rc)
 	if err != nil {
@@ -155,14 +184,14 @@ func Run(ctx context.Context, c Config) (err error) {
 		Sessions: sessions, Runs: runs, Engine: runner, Audit: log, Tools: c.Tools, Allows: c.Engine.Allows, Images: c.Images, Templates: c.Templates, Pools: c.Pools, Find: keys.Find, Version: c.Version,
 		Draining: draining.Load, Stopping: stopping, Logger: c.Logger,
 	})
-	protocol, err := mcp.New(mcp.Config{Engine: runner, Tools: c.Tools, Sessions: sessions, Allows: c.Engine.Allows, Version: c.Version, Logger: c.Logger})
+	protocol, err := mcp.New(mcp.Config{Engine: runner, Tools: c.Tools, Sessions: sessions, Allows: c.Engine.Allows, Version: c.Version, Logger: c.Logger, OnRequest: c.Telemetry.MCP})
 	if err != nil {
 		// Those that can be read are served.
 		c.Logger.Warn("tools of the registry", "error", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/mcp", protocol.Handler(keys.Find, stopping))
-	mux.Handle("/", handler)
+	mux.Handle("/mcp", c.Telemetry.HTTP("mcp", protocol.Handler(keys.Find, stopping)))
+	mux.Handle("/", c.Telemetry.HTTP("rest", handler))
 	listeners, err := c.listen()
 	if err != nil {
 		return err
@@ -183,7 +212,7 @@ func Run(ctx context.Context, c Config) (err error) {
 			return err
 		}
 		defer h.Close()
-		compatible, compatibleOn = h, l
+		compatible, compatibleOn = c.Telemetry.HTTP("e2b", h), l
 		listeners = append(listeners, l)
 	}
 	var servers []*http.Server
@@ -223,9 +252,10 @@ func Run(ctx context.Context, c Config) (err error) {
 			}
 		})
 	}
-	wg.Go(func() { sweep(ctx, c.Engine, c.Sweep) })
+	wg.Go(func() { sweep(ctx, c.Engine, c.Sweep, c.Telemetry) })
 	wg.Go(func() { protocol.Watch(ctx) })
 	wg.Go(func() { c.Auditor.prune(ctx, c.AuditKeep) })
+	ready.Store(true)
 	if c.Ready != nil {
 		c.Ready(addresses)
 	}
@@ -233,6 +263,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	case <-ctx.Done():
 	case err = <-failed:
 	}
+	ready.Store(false)
 	draining.Store(true)
 	close(stopping) // streams end: their clients come back to the next daemon
 	end, cancel := context.WithTimeout(base, c.Drain)
@@ -252,7 +283,7 @@ func Run(ctx context.Context, c Config) (err error) {
 }
 
 // sweep removes what processes that were killed have left, from time to time.
-func sweep(ctx context.Context, e *engine.Engine, every time.Duration) {
+func sweep(ctx context.Context, e *engine.Engine, every time.Duration, t *telemetry.Telemetry) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -260,7 +291,7 @@ func sweep(ctx context.Context, e *engine.Engine, every time.Duration) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			e.Sweep()
+			t.Swept(e.Sweep())
 		}
 	}
 }
@@ -269,7 +300,7 @@ func sweep(ctx context.Context, e *engine.Engine, every time.Duration) {
 func (c Config) listen() ([]net.Listener, error) {
 	out := slices.Clone(c.Activated)
 	if !slices.ContainsFunc(out, func(l net.Listener) bool { return l.Addr().Network() == "unix" }) {
-		l, err := c.listenSocket()
+		l, err := listenSocket(c.Socket)
 		if err != nil {
 			return nil, err
 		}
@@ -291,18 +322,18 @@ func (c Config) listen() ([]net.Listener, error) {
 	return nil, err
 }
 
-func (c Config) listenSocket() (net.Listener, error) {
-	// Nobody else has it: the lock says so. What is there was left by a daemon that
-	// was killed.
-	if info, err := os.Lstat(c.Socket); err == nil {
+// listenSocket makes a socket in the place of what a daemon that was killed has left.
+func listenSocket(path string) (net.Listener, error) {
+	// Nobody else has it: the lock says so.
+	if info, err := os.Lstat(path); err == nil {
 		if info.Mode().Type() != os.ModeSocket {
-			return nil, fmt.Errorf("%s is there and is no socket: %w", c.Socket, isolation.ErrFailedPrecondition)
+			return nil, fmt.Errorf("%s is there and is no socket: %w", path, isolation.ErrFailedPrecondition)
 		}
-		if err := os.Remove(c.Socket); err != nil {
+		if err := os.Remove(path); err != nil {
 			return nil, err
 		}
 	}
-	l, err := listenPrivate(c.Socket)
+	l, err := listenPrivate(path)
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
@@ -341,11 +372,10 @@ func CheckListen(address string) error {
 	if address == "" {
 		return nil
 	}
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
+	if _, _, err := net.SplitHostPort(address); err != nil {
 		return fmt.Errorf("listen address %.80q: %w: %w", address, err, isolation.ErrInvalidArgument)
 	}
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+	if !isLoopback(address) {
 		return fmt.Errorf("listen address %.80q is not of this host alone: put a proxy with TLS before 127.0.0.1: %w", address, isolation.ErrInvalidArgument)
 	}
 	return nil

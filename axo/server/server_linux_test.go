@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/server"
 	"github.com/axocoatl/isolation/axo/session"
+	"github.com/axocoatl/isolation/axo/telemetry"
 	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/client"
 	"github.com/axocoatl/isolation/driver/mem"
@@ -36,6 +38,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type daemon struct {
 	addresses []string
 	stop      func() error
+	telemetry *telemetry.Telemetry
 }
 
 func run(t *testing.T, dir string, host *mem.Host, change ...func(*server.Config)) *daemon {
@@ -43,21 +46,22 @@ func run(t *testing.T, dir string, host *mem.Host, change ...func(*server.Config
 	var reg isolation.Registry
 	reg.Add(isolation.TierOCI, mem.New(mem.Config{
 		Host: host, Features: func(f *isolation.Features) { f.Tier = isolation.TierOCI },
-		Programs: map[string]mem.Program{"count": count},
+		Programs: map[string]mem.Program{"count": count, "say": say},
 	}))
-	e, err := engine.New(engine.Config{Registry: reg})
+	tel := telemetry.New(telemetry.Config{Version: "v0-test"})
+	e, err := engine.New(engine.Config{Registry: reg, Observer: tel.Engine(), OnEvent: tel.EngineEvent})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ready := make(chan []string, 1)
-	c := server.Config{StateDir: dir, Engine: e, Listen: "127.0.0.1:0", Drain: 5 * time.Second, Ready: func(a []string) { ready <- a }}
+	c := server.Config{StateDir: dir, Engine: e, Telemetry: tel, Listen: "127.0.0.1:0", Drain: 5 * time.Second, Ready: func(a []string) { ready <- a }}
 	for _, f := range change {
 		f(&c)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- server.Run(ctx, c) }()
-	d := &daemon{stop: sync.OnceValue(func() error { cancel(); return <-ended })}
+	d := &daemon{telemetry: tel, stop: sync.OnceValue(func() error { cancel(); return <-ended })}
 	t.Cleanup(func() {
 		if err := d.stop(); err != nil {
 			t.Error(err)
@@ -83,13 +87,30 @@ func count(c *mem.Proc) int {
 	return 0
 }
 
-func dial(t *testing.T, dir, address string) *client.Driver {
+// say writes a few bytes to each stream.
+func say(c *mem.Proc) int {
+	if _, err := io.WriteString(c.Stdout(), "four"); err != nil {
+		return 1
+	}
+	if _, err := io.WriteString(c.Stderr(), "seven.."); err != nil {
+		return 1
+	}
+	return 0
+}
+
+// secret is the key that the daemon has made.
+func secret(t *testing.T, dir string) string {
 	t.Helper()
 	b, err := os.ReadFile(tenant.TokenPath(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := client.New(client.Config{Address: address, Key: strings.TrimSpace(string(b))})
+	return strings.TrimSpace(string(b))
+}
+
+func dial(t *testing.T, dir, address string) *client.Driver {
+	t.Helper()
+	d, err := client.New(client.Config{Address: address, Key: secret(t, dir)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +124,7 @@ func TestDaemonForItsOwnerAlone(t *testing.T) {
 	if len(d.addresses) != 2 {
 		t.Fatalf("%v", d.addresses)
 	}
-	for _, f := range []string{"axo.sock", "token", "keys.json"} {
+	for _, f := range []string{"axo.sock", "admin.sock", "token", "keys.json"} {
 		if info, err := os.Stat(filepath.Join(dir, f)); err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v %v", f, info.Mode(), err)
 		}
@@ -152,7 +173,7 @@ func TestAnotherUserCannotConnect(t *testing.T) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	d := run(t, dir, mem.NewHost())
+	run(t, dir, mem.NewHost())
 	try := func(uid int) map[string]error {
 		errs := map[string]error{}
 		done := make(chan struct{})
@@ -171,12 +192,14 @@ func TestAnotherUserCannotConnect(t *testing.T) {
 				}
 				errs[f] = err
 			}
-			fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
-			if err == nil {
-				err = syscall.Connect(fd, &syscall.SockaddrUnix{Name: strings.TrimPrefix(d.addresses[0], "unix://")})
-				syscall.Close(fd)
+			for _, f := range []string{"axo.sock", "admin.sock"} {
+				fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+				if err == nil {
+					err = syscall.Connect(fd, &syscall.SockaddrUnix{Name: filepath.Join(dir, f)})
+					syscall.Close(fd)
+				}
+				errs[f] = err
 			}
-			errs["socket"] = err
 		}()
 		<-done
 		return errs

@@ -34,6 +34,22 @@ type Exec struct {
 // GiveStdin is given, else it is empty. With follow the caller calls Follow from the
 // beginning on, or Unfollow: so that nothing is dropped before he does.
 func (s *Session) Exec(ctx context.Context, p isolation.ProcessSpec, stdin, follow bool) (*Exec, error) {
+	if p.ExecID == "" {
+		p.ExecID = newID("x-")
+	}
+	within := ctx // of the program's life, too
+	ctx, done := s.begin(ctx, OpStart, p.ExecID)
+	e, err := s.exec(ctx, p, stdin, follow)
+	done(OperationEnd{Err: err})
+	if err != nil {
+		return nil, err
+	}
+	_, ended := s.begin(context.WithoutCancel(within), OpProgram, e.id)
+	go e.wait(e.proc, ended)
+	return e, nil
+}
+
+func (s *Session) exec(ctx context.Context, p isolation.ProcessSpec, stdin, follow bool) (*Exec, error) {
 	fail := func(err error) (*Exec, error) {
 		return nil, &isolation.Error{Op: "exec", ID: s.id, Outcome: isolation.NotStarted, Err: err}
 	}
@@ -42,9 +58,6 @@ func (s *Session) Exec(ctx context.Context, p isolation.ProcessSpec, stdin, foll
 	sb, err := s.use(ctx)
 	if err != nil {
 		return fail(err)
-	}
-	if p.ExecID == "" {
-		p.ExecID = newID("x-")
 	}
 	if err := isolation.ValidateID(p.ExecID); err != nil {
 		return fail(err)
@@ -79,7 +92,6 @@ func (s *Session) Exec(ctx context.Context, p isolation.ProcessSpec, stdin, foll
 	}
 	s.retire()
 	s.m.event(s, "exec", e.id, "pid", fmt.Sprint(e.proc.PID()))
-	go e.wait(e.proc)
 	return e, nil
 }
 
@@ -131,14 +143,20 @@ func (e *Exec) stdio() isolation.Stdio {
 }
 
 // wait writes down how the program ended.
-func (e *Exec) wait(proc isolation.Process) {
+func (e *Exec) wait(proc isolation.Process, observed func(OperationEnd)) {
 	defer e.s.execWG.Done()
 	m := e.s.m
 	exit, err := proc.Wait(m.ctx)
 	if err != nil && m.ctx.Err() != nil {
+		observed(OperationEnd{Err: err})
 		return // it goes on, and whoever comes next waits for it
 	}
 	e.ended(exit, err)
+	if err != nil {
+		observed(OperationEnd{Err: err})
+		return
+	}
+	observed(OperationEnd{Exit: &exit})
 }
 
 func (e *Exec) ended(exit isolation.Exit, err error) {
@@ -275,7 +293,8 @@ func (s *Session) attach(sb isolation.Sandbox, e *Exec) bool {
 	}
 	e.proc = proc
 	s.execWG.Add(1)
-	go e.wait(proc)
+	_, ended := s.begin(s.m.ctx, OpProgram, e.id)
+	go e.wait(proc, ended)
 	return true
 }
 

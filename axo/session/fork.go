@@ -28,6 +28,8 @@ func (s *Session) Fork(ctx context.Context, requests []Request) (_ []*Session, e
 	if err != nil {
 		return fail(err)
 	}
+	ctx, done := s.begin(ctx, OpFork, "")
+	defer func() { done(OperationEnd{Err: err}) }() // when what was made is undone, too
 	s.copying.Lock()
 	defer s.copying.Unlock()
 	s.mu.Lock()
@@ -69,7 +71,7 @@ func (s *Session) Fork(ctx context.Context, requests []Request) (_ []*Session, e
 		copies, ids[i] = append(copies, c), c.key
 	}
 	for _, c := range copies {
-		if err := c.begin(); err != nil {
+		if err := c.record(); err != nil {
 			return fail(err)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/admission"
 	"github.com/axocoatl/isolation/engine"
 	"github.com/axocoatl/isolation/internal/failpoint"
 )
@@ -51,7 +52,8 @@ type Config struct {
 	Logger    *slog.Logger     // nil: silent
 	Now       func() time.Time // nil: time.Now
 	// OnEvent is called for what happens to sessions, one after another for each.
-	OnEvent func(Event)
+	OnEvent  func(Event)
+	Observer Observer // of what is done with sessions; nil: none
 }
 
 // Quota bounds what a tenant's sessions have together. Zero is no bound. Where
@@ -185,6 +187,9 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	if c.OnEvent == nil {
 		c.OnEvent = func(Event) {}
 	}
+	if c.Observer == nil {
+		c.Observer = unobserved{}
+	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("sessions: %w", err)
 	}
@@ -205,7 +210,7 @@ func (m *Manager) Create(ctx context.Context, tenant string, r Request) (*Sessio
 	if err != nil {
 		return nil, &isolation.Error{Op: "create", ID: r.ID, Outcome: isolation.NotStarted, Err: err}
 	}
-	if err := s.create(ctx, func(ctx context.Context) error { return s.build(ctx, nil, s.fresh) }); err != nil {
+	if err := s.create(ctx, OpCreate, func(ctx context.Context) error { return s.build(ctx, nil, s.fresh) }); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -292,9 +297,11 @@ func (m *Manager) admitLocked(tenant string, want isolation.Resources) error {
 		}
 	}
 	if q.Sandboxes > 0 && have.Sandboxes+1 > q.Sandboxes {
+		m.config.Observer.Refused(tenant, admission.ReasonQuota)
 		return fmt.Errorf("the tenant has %d sandboxes of %d; delete one, or retry later: %w", have.Sandboxes, q.Sandboxes, isolation.ErrResourceExhausted)
 	}
 	if n := m.config.Sandboxes; n > 0 && all+1 > n {
+		m.config.Observer.Refused(tenant, admission.ReasonHost)
 		return fmt.Errorf("there are %d sandboxes of all tenants, no more are taken; retry later: %w", all, isolation.ErrUnavailable)
 	}
 	for _, d := range []struct {
@@ -310,6 +317,7 @@ func (m *Manager) admitLocked(tenant string, want isolation.Resources) error {
 		case d.want == 0:
 			return fmt.Errorf("the tenant has a quota of %v %s, so a sandbox must say how many it wants: %w", d.most, d.name, isolation.ErrInvalidArgument)
 		case d.have+d.want > d.most:
+			m.config.Observer.Refused(tenant, admission.ReasonQuota)
 			return fmt.Errorf("the tenant has %v %s of %v and wants %v more: %w", d.have, d.name, d.most, d.want, isolation.ErrResourceExhausted)
 		}
 	}

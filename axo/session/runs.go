@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/admission"
 	"github.com/axocoatl/isolation/engine"
 )
 
@@ -38,6 +39,8 @@ type RunsConfig struct {
 	Retain            time.Duration
 	Logger            *slog.Logger     // nil: silent
 	Now               func() time.Time // nil: time.Now
+	// OnRefused is told of runs that would be more than MaxLive; nil: nobody is.
+	OnRefused func(tenant string, why admission.Reason)
 }
 
 // Runs has the runs that go on by themselves. It is safe for concurrent use.
@@ -63,6 +66,9 @@ func OpenRuns(c RunsConfig) (*Runs, error) {
 	}
 	if c.Now == nil {
 		c.Now = time.Now
+	}
+	if c.OnRefused == nil {
+		c.OnRefused = func(string, admission.Reason) {}
 	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("runs: %w", err)
@@ -166,6 +172,7 @@ func (rs *Runs) reserve(r *Run) (*Run, error) {
 		return other, nil
 	}
 	if live >= rs.config.MaxLive {
+		rs.config.OnRefused(r.tenant, admission.ReasonQuota)
 		return nil, fmt.Errorf("the tenant has %d runs under way, no more are taken; retry later: %w", live, isolation.ErrResourceExhausted)
 	}
 	rs.all[r.id] = r

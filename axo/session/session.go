@@ -60,6 +60,9 @@ func (s *Session) Instance() string { return s.instance }
 // ID returns the session's id.
 func (s *Session) ID() string { return s.id }
 
+// Tenant returns whose it is.
+func (s *Session) Tenant() string { return s.tenant }
+
 // Labels are those of the request that it was made by.
 func (s *Session) Labels() map[string]string { return s.labels }
 
@@ -127,13 +130,13 @@ func (s *Session) durable() bool {
 }
 
 // create makes the sandbox, by build. After an error nothing is left.
-func (s *Session) create(ctx context.Context, build func(context.Context) error) error {
+func (s *Session) create(ctx context.Context, op OperationName, build func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s.mu.Lock()
 	s.cancel = cancel
 	s.mu.Unlock()
-	return s.made(build(ctx))
+	return s.do(ctx, op, func(ctx context.Context) error { return s.made(build(ctx)) })
 }
 
 // made ends the making of the sandbox, which may have failed.
@@ -185,7 +188,7 @@ func (s *Session) build(ctx context.Context, programs []program, make func(conte
 	fail := func(err error) error {
 		return &isolation.Error{Op: "create", ID: s.id, Outcome: isolation.NotStarted, Err: err}
 	}
-	if err := s.begin(); err != nil {
+	if err := s.record(); err != nil {
 		return fail(err)
 	}
 	failpoint.Hit(failpoint.SessionRecorded)
@@ -203,8 +206,8 @@ func (s *Session) build(ctx context.Context, programs []program, make func(conte
 	return nil
 }
 
-// begin writes down that the session is being made.
-func (s *Session) begin() error {
+// record writes down that the session is being made.
+func (s *Session) record() error {
 	if err := os.MkdirAll(filepath.Join(s.dir(), execsDir), 0o700); err != nil {
 		return err
 	}
@@ -312,7 +315,9 @@ func (s *Session) Touch(ctx context.Context, idle, life time.Duration) error {
 
 // Pause stops its programs; see [isolation.Pauser].
 func (s *Session) Pause(ctx context.Context) error {
-	return s.freeze(ctx, true, func(p isolation.Pauser) error { return p.Pause(ctx) })
+	return s.do(ctx, OpPause, func(ctx context.Context) error {
+		return s.freeze(ctx, true, func(p isolation.Pauser) error { return p.Pause(ctx) })
+	})
 }
 
 // pauseAtEnd pauses it, and keeps it for the longest life.
@@ -340,7 +345,9 @@ func (s *Session) running() bool {
 
 // Resume lets them go on.
 func (s *Session) Resume(ctx context.Context) error {
-	return s.freeze(ctx, false, func(p isolation.Pauser) error { return p.Resume(ctx) })
+	return s.do(ctx, OpResume, func(ctx context.Context) error {
+		return s.freeze(ctx, false, func(p isolation.Pauser) error { return p.Resume(ctx) })
+	})
 }
 
 func (s *Session) freeze(ctx context.Context, paused bool, do func(isolation.Pauser) error) error {
@@ -380,11 +387,11 @@ func (s *Session) Files(ctx context.Context) (interface {
 	isolation.Files
 	isolation.Directories
 }, error) {
-	type files interface {
-		isolation.Files
-		isolation.Directories
+	f, err := ability[allFiles](ctx, s, "files")
+	if err != nil {
+		return nil, err
 	}
-	return ability[files](ctx, s, "files")
+	return counted{f, s.m.config.Observer}, nil
 }
 
 // Watcher returns what tells of changes to the sandbox's files.
@@ -450,7 +457,7 @@ func (s *Session) end(ctx context.Context, why string) error {
 			return context.Cause(ctx)
 		}
 	}
-	err := s.remove(ctx, why)
+	err := s.do(ctx, OpDelete, func(ctx context.Context) error { return s.remove(ctx, why) })
 	s.mu.Lock()
 	close(s.ending)
 	s.ending = nil

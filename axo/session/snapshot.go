@@ -13,6 +13,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/axo/admission"
 	"github.com/axocoatl/isolation/internal/failpoint"
 )
 
@@ -89,7 +90,15 @@ func (x *Snapshot) Info() api.Snapshot {
 // Snapshot writes the sandbox whole, with what runs in it, under a name of the
 // tenant's; "": its id. The sandbox goes on as it was. After an error nothing is
 // left.
-func (s *Session) Snapshot(ctx context.Context, name string) (*Snapshot, error) {
+func (s *Session) Snapshot(ctx context.Context, name string) (x *Snapshot, err error) {
+	err = s.do(ctx, OpSnapshot, func(ctx context.Context) error {
+		x, err = s.snapshot(ctx, name)
+		return err
+	})
+	return x, err
+}
+
+func (s *Session) snapshot(ctx context.Context, name string) (*Snapshot, error) {
 	taker, err := ability[isolation.Snapshotter](ctx, s, "a snapshot")
 	if err != nil {
 		return nil, err
@@ -247,6 +256,7 @@ func (m *Manager) reserveSnapshot(s *Session, name string) (*Snapshot, error) {
 		}
 	}
 	if q := m.config.Quota(s.tenant); q.Snapshots > 0 && have+1 > q.Snapshots {
+		m.config.Observer.Refused(s.tenant, admission.ReasonQuota)
 		return nil, fmt.Errorf("the tenant has %d snapshots of %d; remove one: %w", have, q.Snapshots, isolation.ErrResourceExhausted)
 	}
 	x := m.newSnapshot(snapshotRecord{
@@ -401,7 +411,7 @@ func (m *Manager) Restore(ctx context.Context, tenant, snapshot string, r Reques
 		return fail(err)
 	}
 	s.rec.Decision = rec.Source.Decision
-	if err := s.create(ctx, func(ctx context.Context) error {
+	if err := s.create(ctx, OpRestore, func(ctx context.Context) error {
 		return s.build(ctx, rec.Programs, func(ctx context.Context) (made, error) {
 			er := s.rec.Request.engineRequest(s.key, s.tenant)
 			er.Spec.Detached = s.rec.Durable

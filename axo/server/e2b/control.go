@@ -21,6 +21,7 @@ import (
 	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/base"
 	"github.com/axocoatl/isolation/axo/session"
+	"github.com/axocoatl/isolation/axo/telemetry"
 	"github.com/axocoatl/isolation/image"
 )
 
@@ -52,6 +53,9 @@ func (s *Server) registerControl() {
 		s.control.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			key, err := s.config.Find(r.Header.Get("X-API-Key"))
 			if err == nil {
+				call := telemetry.CallOf(r.Context())
+				call.Set(telemetry.FieldTenant, key.Tenant)
+				call.Set(telemetry.FieldSandbox, r.PathValue("id"))
 				r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 				err = h(w, r, key.Tenant)
 			}

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
@@ -33,6 +34,7 @@ import (
 	"github.com/axocoatl/isolation/axo/server/e2b/internal/processpb"
 	"github.com/axocoatl/isolation/axo/server/forward"
 	"github.com/axocoatl/isolation/axo/session"
+	"github.com/axocoatl/isolation/axo/telemetry"
 	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/image"
 )
@@ -184,11 +186,36 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.URL.Path == "/files" {
+		telemetry.CallOf(r.Context()).SetRoute("envd " + routeOf(s.envd, r))
 		s.signed(w, r)
 		return
 	}
+	telemetry.CallOf(r.Context()).SetRoute(routeOf(s.control, r))
 	s.control.ServeHTTP(w, r)
 }
+
+// routeOf is the pattern that a request is answered by; of an RPC it is the method.
+func routeOf(mux *http.ServeMux, r *http.Request) string {
+	_, pattern := mux.Handler(r)
+	if procedures[r.URL.Path] {
+		return r.URL.Path
+	}
+	return pattern
+}
+
+// procedures are the paths of all RPCs.
+var procedures = func() map[string]bool {
+	all := map[string]bool{}
+	for _, f := range []protoreflect.FileDescriptor{processpb.File_process_process_proto, filesystempb.File_filesystem_filesystem_proto} {
+		for i := range f.Services().Len() {
+			service := f.Services().Get(i)
+			for j := range service.Methods().Len() {
+				all["/"+string(service.FullName())+"/"+string(service.Methods().Get(j).Name())] = true
+			}
+		}
+	}
+	return all
+}()
 
 // bare is a host without its port.
 func bare(host string) string {
@@ -208,6 +235,12 @@ func (s *Server) inside(w http.ResponseWriter, r *http.Request, id, port string)
 	sn := s.find(id)
 	var status api.Status
 	if sn != nil {
+		call := telemetry.CallOf(r.Context())
+		call.Set(telemetry.FieldTenant, sn.Tenant())
+		call.Set(telemetry.FieldSandbox, sn.ID())
+		if n != envdPort {
+			call.SetRoute("port")
+		}
 		status = s.awake(r, sn, uint16(n))
 	}
 	switch {
@@ -250,6 +283,7 @@ func (s *Server) mayUse(r *http.Request, sn *session.Session, port uint16) bool 
 }
 
 func (s *Server) serveEnvd(w http.ResponseWriter, r *http.Request, sn *session.Session) {
+	telemetry.CallOf(r.Context()).SetRoute("envd " + routeOf(s.envd, r))
 	if r.URL.Path == "/health" {
 		w.WriteHeader(http.StatusNoContent)
 		return

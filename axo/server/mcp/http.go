@@ -12,6 +12,7 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/auth"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
+	"github.com/axocoatl/isolation/axo/telemetry"
 	"github.com/axocoatl/isolation/axo/tenant"
 )
 
@@ -38,11 +39,12 @@ type remembered struct {
 // hears of changes (GET) and can cancel calls. Of others each request stands for
 // itself, as 2026-07-28 has it, and subscriptions/listen tells of changes.
 func (s *Server) Handler(find func(secret string) (tenant.Key, error), stopping <-chan struct{}) http.Handler {
-	verify := func(_ context.Context, token string, _ *http.Request) (*auth.TokenInfo, error) {
+	verify := func(_ context.Context, token string, r *http.Request) (*auth.TokenInfo, error) {
 		k, err := find(token)
 		if err != nil {
 			return nil, auth.ErrInvalidToken
 		}
+		telemetry.CallOf(r.Context()).Set(telemetry.FieldTenant, k.Tenant)
 		return &auth.TokenInfo{UserID: k.Tenant, Expiration: time.Now().Add(time.Hour)}, nil
 	}
 	server := func(*http.Request) *sdk.Server { return s.sdk }
@@ -51,7 +53,11 @@ func (s *Server) Handler(find func(secret string) (tenant.Key, error), stopping 
 	kept.SessionTimeout = sessionLife
 	o.Stateless = true
 	h := &overHTTP{s: s, stopping: stopping, single: sdk.NewStreamableHTTPHandler(server, &o), kept: sdk.NewStreamableHTTPHandler(server, &kept)}
-	return http.NewCrossOriginProtection().Handler(auth.RequireBearerToken(verify, nil)(h))
+	inner := http.NewCrossOriginProtection().Handler(auth.RequireBearerToken(verify, nil)(h))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		telemetry.CallOf(r.Context()).SetRoute("/mcp")
+		inner.ServeHTTP(w, r)
+	})
 }
 
 type overHTTP struct {

@@ -47,6 +47,9 @@ type Config struct {
 	Source  string
 	Version string
 	Logger  *slog.Logger
+	// OnRequest is told of each request that is over: its method, and which tool it
+	// called; "registered" is one of the registry. nil: nobody is told.
+	OnRequest func(method, tool string, failed bool)
 }
 
 // Server speaks MCP. Close it.
@@ -82,6 +85,9 @@ func New(c Config) (*Server, error) {
 	}
 	s.sdk = sdk.NewServer(&sdk.Implementation{Name: "axo", Title: "Axocoatl Isolation", Version: c.Version}, o)
 	s.sdk.AddReceivingMiddleware(s.see)
+	if c.OnRequest != nil {
+		s.sdk.AddReceivingMiddleware(s.observed)
+	}
 	if !c.ToolsOnly {
 		s.addRuns()
 		if c.Sessions != nil {

@@ -24,14 +24,12 @@ type Audit interface {
 
 // audited serves a request. One that changes something is written down before, and is
 // refused if it cannot be, unless it only ends something.
-func (s *Server) audited(w http.ResponseWriter, r *http.Request) {
-	_, pattern := s.mux.Handler(r)
+func (s *Server) audited(w http.ResponseWriter, r *http.Request, pattern string, values map[string]string) {
 	if s.config.Audit == nil || !changes(pattern) {
 		s.mux.ServeHTTP(w, r)
 		return
 	}
 	key := caller(r.Context())
-	values := valuesOf(pattern, r.URL.Path)
 	e := audit.Entry{
 		Kind: "request", Tenant: key.Tenant, Key: key.ID, Subject: values["id"] + values["run"] + values["snapshot"], Exec: values["exec"],
 		Fields: map[string]string{"operation": pattern},

@@ -19,6 +19,7 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/session"
+	"github.com/axocoatl/isolation/axo/telemetry"
 	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/axo/tool"
 	"github.com/axocoatl/isolation/engine"
@@ -90,6 +91,9 @@ func (s *Server) OpenAPI() ([]byte, error) { return s.api.OpenAPI().YAML() }
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
+	_, pattern := s.mux.Handler(r)
+	call := telemetry.CallOf(r.Context())
+	call.SetRoute(pattern)
 	if public(r.URL.Path) {
 		s.mux.ServeHTTP(w, r)
 		return
@@ -100,9 +104,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, err)
 		return
 	}
+	values := valuesOf(pattern, r.URL.Path)
+	call.Set(telemetry.FieldTenant, key.Tenant)
+	call.Set(telemetry.FieldSandbox, values["id"])
+	call.Set(telemetry.FieldExec, values["exec"])
+	call.Set(telemetry.FieldRun, values["run"])
 	ctx := context.WithValue(r.Context(), keyOf{}, key)
 	ctx = context.WithValue(ctx, instanceOf{}, strings.Trim(r.Header.Get("If-Match"), `"`))
-	s.audited(w, r.WithContext(ctx))
+	s.audited(w, r.WithContext(ctx), pattern, values)
 }
 
 func public(path string) bool {
