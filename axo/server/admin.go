@@ -61,7 +61,7 @@ func (c Config) serveAdmin(ready *atomic.Bool) (stop func(), err error) {
 		stop()
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
-	h := http.Handler(c.Telemetry.Handler())
+	h := c.Telemetry.Handler()
 	if isLoopback(l.Addr().String()) {
 		h = checkHost(h, c.Hosts)
 	} else {
