@@ -192,6 +192,7 @@ type RunStatus struct {
 	ID      string                `json:"id"`
 	Key     string                `json:"key,omitempty" doc:"The Idempotency-Key of its request"`
 	Running bool                  `json:"running"`
+	Durable bool                  `json:"durable" doc:"It goes on when the daemon ends, and the next one has its result"`
 	Spec    isolation.Spec        `json:"spec" doc:"Without the data of a module"`
 	Process isolation.ProcessSpec `json:"process"`
 	Started time.Time             `json:"started"`

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/internal/failpoint"
 	"github.com/axocoatl/isolation/pool"
 )
@@ -172,6 +173,27 @@ func TestDaemonCopiesMachines(t *testing.T) {
 	}
 
 	pids := []int{d.Process.Pid}
+	// A run that was accepted outlives the daemon, too.
+	tier := isolation.TierMicroVM
+	r := shell("cat; sleep 1; exit 3")
+	r.Tier, r.AllowEmulated, r.Input = &tier, true, []byte("its input\n")
+	run, err := h.client(t).StartRun(t.Context(), r, "")
+	if err != nil || !run.Durable {
+		t.Fatalf("%+v %v", run, err)
+	}
+	eventually(t, "the run to have begun", func() bool {
+		s, err := h.client(t).Runs(t.Context())
+		return err == nil && (s[0].Stdout.To > 0 || !s[0].Running)
+	})
+	if err := d.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-d.ended
+	d = h.serve(t, "")
+	pids = append(pids, d.Process.Pid)
+	if s, err := h.client(t).WaitRun(t.Context(), run.ID); err != nil || s.Result == nil || s.Result.Exit.Code != 3 || s.Result.Stdout.String() != "its input\n" {
+		t.Errorf("%+v %v", s, err)
+	}
 	for _, point := range failpoint.Copy {
 		if err := d.Process.Kill(); err != nil {
 			t.Fatal(err)

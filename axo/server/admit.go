@@ -86,6 +86,12 @@ func (a *admitted) Restore(ctx context.Context, snapshot string, r engine.Reques
 	return a.Engine.Restore(ctx, snapshot, r)
 }
 
+// turn waits for a place among the runs; that it is not too many at once Create sees to.
+func (a *admitted) turn(ctx context.Context, r engine.Request) (leave func(), err error) {
+	tenant, _, _ := strings.Cut(r.Spec.Tenant, "/")
+	return a.runs.Enter(ctx, tenant)
+}
+
 // Run implements session.Runner.
 func (a *admitted) Run(ctx context.Context, r engine.Request) (*engine.Result, error) {
 	leave, err := a.enter(ctx, a.runs, "run", r)

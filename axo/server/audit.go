@@ -25,6 +25,7 @@ type Auditor struct {
 	Logger *slog.Logger
 
 	sessions atomic.Pointer[session.Manager]
+	runs     atomic.Pointer[session.Runs]
 }
 
 // auditTimeout bounds an entry of something that has happened.
@@ -49,6 +50,11 @@ func (a *Auditor) EngineEvent(e engine.Event) {
 	if m := a.sessions.Load(); m != nil {
 		if t, s, ok := m.Named(e.RunID); ok {
 			who, what = t, s
+		}
+	}
+	if m := a.runs.Load(); m != nil {
+		if t, run, ok := m.Owns(e.RunID); ok {
+			who, what = t, run
 		}
 	}
 	a.record(audit.Entry{Kind: string(e.Kind), Tenant: who, Subject: what, Fields: e.Fields})
@@ -111,19 +117,28 @@ func (e *auditedEngine) Run(ctx context.Context, r engine.Request) (*engine.Resu
 	if r.ID == "" {
 		r.ID = session.NewRunID()
 	}
-	who, _, _ := strings.Cut(r.Spec.Tenant, "/")
-	fields := requestFields(r)
-	if r.Spec.Root.Image != "" && e.images != nil {
-		if img, err := e.images.Get(r.Spec.Root.Image); err == nil {
-			fields["image_digest"] = img.Digest
-		}
-	}
-	if err := e.a.Log.Record(ctx, audit.Entry{Kind: "run", Tenant: who, Subject: r.ID, Fields: fields}); err != nil {
+	if err := e.a.runBegins(ctx, r, e.images); err != nil {
 		return nil, &isolation.Error{Op: "run", ID: r.ID, Outcome: isolation.NotStarted, Err: err}
 	}
 	res, err := e.Engine.Run(ctx, r)
-	e.a.record(audit.Entry{Kind: "ran", Tenant: who, Subject: r.ID, Fields: resultFields(res, err)})
+	who, _, _ := strings.Cut(r.Spec.Tenant, "/")
+	e.a.runEnded(who, r.ID, res, err)
 	return res, err
+}
+
+func (a *Auditor) runBegins(ctx context.Context, r engine.Request, images rest.Images) error {
+	who, _, _ := strings.Cut(r.Spec.Tenant, "/")
+	fields := requestFields(r)
+	if r.Spec.Root.Image != "" && images != nil {
+		if img, err := images.Get(r.Spec.Root.Image); err == nil {
+			fields["image_digest"] = img.Digest
+		}
+	}
+	return a.Log.Record(ctx, audit.Entry{Kind: "run", Tenant: who, Subject: r.ID, Fields: fields})
+}
+
+func (a *Auditor) runEnded(tenant, id string, res *engine.Result, err error) {
+	a.record(audit.Entry{Kind: "ran", Tenant: tenant, Subject: id, Fields: resultFields(res, err)})
 }
 
 func requestFields(r engine.Request) map[string]string {

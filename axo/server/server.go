@@ -161,25 +161,42 @@ func Run(ctx context.Context, c Config) (err error) {
 		err = errors.Join(err, sessions.Close(end))
 	}()
 
-	// What was made ahead and never handed out is nobody's.
-	if gone, err := c.Engine.Discard(ctx, func(id string) bool { return pool.MadeAhead(id) && !sessions.Owns(id) }); err != nil {
-		c.Logger.Warn("discard what an earlier daemon had ready; the next start tries again", "error", err)
-	} else if len(gone) > 0 {
-		c.Logger.Info("discarded what an earlier daemon had ready", "sandboxes", len(gone))
-	}
+	var draining atomic.Bool
+	stopping := make(chan struct{})
 	rc := c.Runs
 	rc.OnRefused = c.Telemetry.Refused
 	rc.Engine, rc.Dir, rc.Logger = runner, filepath.Join(c.StateDir, "runs"), c.Logger
+	rc.Lasting, rc.Turn, rc.Leaving = e, e.turn, stopping
+	if a := c.Auditor; a != nil {
+		rc.Begun = func(ctx context.Context, r engine.Request) error { return a.runBegins(ctx, r, c.Images) }
+		rc.Ended = a.runEnded
+	}
 	runs, err := session.OpenRuns(rc)
 	if err != nil {
 		return err
+	}
+	defer func() { // again, where it did not come to that
+		now, cancel := context.WithCancel(context.Background())
+		cancel()
+		runs.Close(now)
+	}()
+	if c.Auditor != nil {
+		c.Auditor.runs.Store(runs)
+	}
+	// What was made ahead and never handed out is nobody's.
+	owned := func(id string) bool {
+		_, _, runs := runs.Owns(id)
+		return runs || sessions.Owns(id)
+	}
+	if gone, err := c.Engine.Discard(ctx, func(id string) bool { return pool.MadeAhead(id) && !owned(id) }); err != nil {
+		c.Logger.Warn("discard what an earlier daemon had ready; the next start tries again", "error", err)
+	} else if len(gone) > 0 {
+		c.Logger.Info("discarded what an earlier daemon had ready", "sandboxes", len(gone))
 	}
 
 	if c.Tools != nil {
 		c.Tools.Engine = runner // calls wait for their turn as runs do
 	}
-	var draining atomic.Bool
-	stopping := make(chan struct{})
 	handler := rest.New(rest.Config{
 		Sessions: sessions, Runs: runs, Engine: runner, Audit: log, Tools: c.Tools, Allows: c.Engine.Allows, Images: c.Images, Templates: c.Templates, Pools: c.Pools, Find: keys.Find, Version: c.Version,
 		Draining: draining.Load, Stopping: stopping, Logger: c.Logger,

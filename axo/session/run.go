@@ -21,7 +21,9 @@ type Run struct {
 	id     string
 	tenant string
 	outputs
-	cancel context.CancelFunc
+	ctx    context.Context // of one that this process runs
+	cancel context.CancelCauseFunc
+	heads  [2]*head // of the outputs of one that lasts
 
 	mu  sync.Mutex
 	rec runRecord // guarded by mu
@@ -42,6 +44,8 @@ type runRecord struct {
 	Ended   *time.Time            `json:"ended,omitempty"`
 	Result  *engine.Result        `json:"result,omitempty"`
 	Problem *api.Problem          `json:"problem,omitempty"`
+	// Lasting is there in one that goes on when this process ends.
+	Lasting *lasting `json:"lasting,omitempty"`
 }
 
 const runFile = "run.json"
@@ -58,17 +62,24 @@ func (r *Run) Info() api.RunStatus {
 	r.mu.Unlock()
 	i := api.RunStatus{
 		ID: r.id, Key: rec.Key, Running: rec.Ended == nil, Spec: rec.Spec, Process: rec.Process, Started: rec.Started, Ended: rec.Ended,
-		Result: rec.Result, Problem: rec.Problem,
+		Result: rec.Result, Problem: rec.Problem, Durable: rec.Lasting != nil,
 	}
 	i.Stdout.From, i.Stdout.To = r.stdout.bounds()
 	i.Stderr.From, i.Stderr.To = r.stderr.bounds()
 	return i
 }
 
-// Wait returns how it ended, as [engine.Engine.Run] does.
+// Wait returns how it ended, as [engine.Engine.Run] does. Unavailable: this process
+// ends, and the run does not.
 func (r *Run) Wait(ctx context.Context) (*engine.Result, error) {
+	var leaving <-chan struct{}
+	if r.lasts() {
+		leaving = r.r.config.Leaving
+	}
 	select {
 	case <-r.done:
+	case <-leaving:
+		return nil, &isolation.Error{Op: "wait", ID: r.id, Outcome: isolation.OutcomeUnknown, Err: errLeft}
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
@@ -82,9 +93,16 @@ func (r *Run) Wait(ctx context.Context) (*engine.Result, error) {
 
 // Cancel ends it. Its result says so.
 func (r *Run) Cancel() {
-	if r.cancel != nil { // else it is of a process before this one
-		r.cancel()
+	if r.cancel != nil { // else it has ended in a process before this one
+		r.cancel(context.Canceled)
 	}
+}
+
+// lasts reports whether it goes on when this process ends.
+func (r *Run) lasts() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.rec.Lasting != nil
 }
 
 // notStarted reports whether it is known that the program did not run.
@@ -103,9 +121,13 @@ func (r *Run) fail(err error) {
 	close(r.done)
 }
 
-// do runs the request, and writes down how it ended.
-func (r *Run) do(ctx context.Context, req engine.Request) {
-	res, err := r.r.config.Engine.Run(ctx, req)
+// do runs the request, or goes on with one of a process before this one, and writes
+// down how it ended.
+func (r *Run) do(run func(context.Context) (res *engine.Result, left bool, err error)) {
+	res, left, err := run(r.ctx)
+	if left {
+		return // who comes next waits for it; what is written till then is there
+	}
 	now := r.r.config.Now()
 	r.mu.Lock()
 	r.rec.Ended, r.rec.Result = &now, res
@@ -116,6 +138,11 @@ func (r *Run) do(ctx context.Context, req engine.Request) {
 	r.mu.Unlock()
 	if err := save(filepath.Join(r.dir(), runFile), rec); err != nil {
 		r.r.config.Logger.Error("write how a run ended", "run", r.id, "error", err)
+	}
+	if rec.Lasting != nil && rec.Lasting.Input {
+		if err := os.Remove(r.inputFile()); err != nil && !errors.Is(err, os.ErrNotExist) {
+			r.r.config.Logger.Error("remove the input of a run", "run", r.id, "error", err)
+		}
 	}
 	r.closeLogs()
 	close(r.done)
@@ -163,6 +190,19 @@ func (rs *Runs) find(id string) error {
 		return err
 	}
 	r.tenant = r.rec.Tenant
+	if r.rec.Ended == nil && r.rec.Lasting != nil && rs.config.Lasting != nil {
+		if r.heads[0], err = openHead(r.stdout, r.rec.Lasting.Capture.Head); err == nil {
+			r.heads[1], err = openHead(r.stderr, r.rec.Lasting.Capture.Head)
+		}
+		if err != nil {
+			return err
+		}
+		r.ctx, r.cancel = context.WithCancelCause(rs.ctx)
+		rs.all[id] = r
+		rs.wg.Add(1)
+		rs.begin(r, r.goOn)
+		return nil
+	}
 	if r.rec.Ended == nil {
 		// Its sandbox went with the process that ran it.
 		now := rs.config.Now()

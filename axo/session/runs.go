@@ -27,6 +27,17 @@ type Runner interface {
 // RunsConfig makes Runs.
 type RunsConfig struct {
 	Engine Runner
+	// Lasting has the runs that ask for it outlive this process, where the engine that
+	// runs them can do that; nil: none do. Of one of these Turn is waited for before it
+	// begins (nil: it begins at once); Begun and Ended are told of it, as of each run
+	// that Engine is given it is told itself, and an error of Begun keeps it from
+	// beginning.
+	Lasting LastingEngine
+	Turn    func(context.Context, engine.Request) (leave func(), err error)
+	Begun   func(context.Context, engine.Request) error
+	Ended   func(tenant, id string, res *engine.Result, err error)
+	// Leaving is closed when this process is about to end; nil: only Close tells.
+	Leaving <-chan struct{}
 	// Dir keeps the records and outputs; it is made with mode 0700.
 	Dir string
 	// Keep is how much is kept of each stream, at least; 0: 8 MiB.
@@ -47,7 +58,7 @@ type RunsConfig struct {
 type Runs struct {
 	config RunsConfig
 	ctx    context.Context // ends what is under way
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 
 	mu     sync.Mutex
@@ -74,7 +85,7 @@ func OpenRuns(c RunsConfig) (*Runs, error) {
 		return nil, fmt.Errorf("runs: %w", err)
 	}
 	rs := &Runs{config: c, all: map[string]*Run{}}
-	rs.ctx, rs.cancel = context.WithCancel(context.Background())
+	rs.ctx, rs.cancel = context.WithCancelCause(context.Background())
 	list, err := os.ReadDir(c.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("runs: %w", err)
@@ -101,7 +112,10 @@ func NewRunID() string { return newID("run-") }
 // that its program did not run does not count. With follow the caller calls Follow
 // from the beginning on, or Unfollow. A run is written down before it begins. The
 // error is of one that has not begun.
-func (rs *Runs) Start(tenant, key, digest string, req engine.Request, follow bool) (_ *Run, again bool, err error) {
+//
+// One that is to last goes on, with its limits, when this process ends, however it does,
+// if its engine can have it so; the next process has it, and its result.
+func (rs *Runs) Start(ctx context.Context, tenant, key, digest string, req engine.Request, follow, last bool) (_ *Run, again bool, err error) {
 	fail := func(err error) error { return &isolation.Error{Op: "run", Outcome: isolation.NotStarted, Err: err} }
 	r := &Run{r: rs, id: NewRunID(), tenant: tenant, outputs: newOutputs()}
 	r.rec = runRecord{
@@ -109,8 +123,10 @@ func (rs *Runs) Start(tenant, key, digest string, req engine.Request, follow boo
 	}
 	r.rec.Spec.Module.Data = nil
 	r.rec.Spec.Tenant = strings.TrimPrefix(req.Spec.Tenant, tenant+"/") // as it was asked for
-	ctx, cancel := context.WithCancel(rs.ctx)
-	r.cancel = cancel
+	if last {
+		r.rec.Lasting = rs.last(ctx, req)
+	}
+	r.ctx, r.cancel = context.WithCancelCause(rs.ctx)
 	rs.Retire()
 	if err = os.Mkdir(r.dir(), 0o700); err == nil {
 		err = r.open(r.dir(), rs.config.Keep)
@@ -123,7 +139,7 @@ func (rs *Runs) Start(tenant, key, digest string, req engine.Request, follow boo
 		other, err = rs.reserve(r)
 	}
 	if err != nil || other != nil {
-		cancel()
+		r.cancel(nil)
 		r.Unfollow()
 		if err = errors.Join(err, r.remove()); err != nil {
 			return nil, false, fail(err)
@@ -131,7 +147,7 @@ func (rs *Runs) Start(tenant, key, digest string, req engine.Request, follow boo
 		return other, true, nil
 	}
 	if err := save(filepath.Join(r.dir(), runFile), r.rec); err != nil {
-		cancel()
+		r.cancel(nil)
 		r.Unfollow()
 		err = fail(errors.Join(err, r.remove()))
 		rs.forget(r)
@@ -139,13 +155,25 @@ func (rs *Runs) Start(tenant, key, digest string, req engine.Request, follow boo
 		rs.wg.Done()
 		return nil, false, err
 	}
-	req.ID, req.Stdout, req.Stderr = r.id, r.stdout, r.stderr
+	req.ID = r.id
+	rs.begin(r, func(ctx context.Context) (*engine.Result, bool, error) {
+		if r.rec.Lasting != nil {
+			return r.runLasting(ctx, req)
+		}
+		req.Stdout, req.Stderr = r.stdout, r.stderr
+		res, err := rs.config.Engine.Run(ctx, req)
+		return res, false, err
+	})
+	return r, false, nil
+}
+
+// begin has a run that is counted in wg run.
+func (rs *Runs) begin(r *Run, run func(context.Context) (res *engine.Result, left bool, err error)) {
 	go func() {
 		defer rs.wg.Done()
-		defer cancel()
-		r.do(ctx, req)
+		defer r.cancel(nil)
+		r.do(run)
 	}()
-	return r, false, nil
 }
 
 // reserve enters a run, or returns the one that is the same.
@@ -252,19 +280,39 @@ func (r *Run) endedAt() time.Time {
 	return *r.rec.Ended
 }
 
+// Owns reports whether a sandbox, by the id that its driver has it by, is a run's; id
+// is the run's.
+func (rs *Runs) Owns(sandbox string) (tenant, id string, ok bool) {
+	rs.mu.Lock()
+	all := slices.Collect(maps.Values(rs.all))
+	rs.mu.Unlock()
+	for _, r := range all {
+		r.mu.Lock()
+		ok := r.rec.Ended == nil && r.rec.Lasting != nil && (r.rec.Lasting.Sandbox == sandbox || r.id == sandbox)
+		r.mu.Unlock()
+		if ok {
+			return r.tenant, r.id, true
+		}
+	}
+	return "", "", false
+}
+
 // Close takes no more runs, gives those under way the time that ctx has, and ends the
-// rest, whose results say so.
+// rest, whose results say so. Those that last it lets go.
 func (rs *Runs) Close(ctx context.Context) {
 	rs.mu.Lock()
 	rs.closed = true
 	all := slices.Collect(maps.Values(rs.all))
 	rs.mu.Unlock()
 	for _, r := range all {
+		if r.lasts() {
+			continue
+		}
 		select {
 		case <-r.done:
 		case <-ctx.Done():
 		}
 	}
-	rs.cancel()
+	rs.cancel(errLeft)
 	rs.wg.Wait()
 }

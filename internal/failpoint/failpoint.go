@@ -77,6 +77,12 @@ const (
 	ForkRecorded     = "fork.recorded"     // the records of copies, nothing else yet
 	Forked           = "fork.made"         // the copies are there, and records that they are being made
 
+	RunRecorded = "run.recorded" // the record of a run that lasts, nothing else yet
+	RunMade     = "run.made"     // its sandbox, and a record that it is being made
+	RunStarted  = "run.started"  // its program runs
+	RunExited   = "run.exited"   // how it ended is written down, and its sandbox is there
+	RunUnmade   = "run.unmade"   // its sandbox is gone, its result is not written down
+
 	VMStill        = "vm.still"        // a machine stands still, and its record says that it runs
 	VMPaused       = "vm.paused"       // its record too says that it stands still
 	VMWoken        = "vm.woken"        // it runs, its guest has not the time, and its record says that it stands still
@@ -104,6 +110,8 @@ var (
 	// goes on.
 	Pause  = []string{VMStill, VMPaused, SessionPaused}
 	Resume = []string{VMWoken, VMResumed, SessionResumed}
+	// Run are those of a run that lasts.
+	Run = []string{RunRecorded, RunMade, RunStarted, RunExited, RunUnmade}
 	// Session are those of the daemon.
 	Session = []string{SessionRecorded, SessionMade, SessionLive, ExecRecorded, ExecStarted, ExecEnded, SessionDeleting, SessionUnmade}
 )

@@ -76,7 +76,7 @@ func (s *Server) run(ctx context.Context, in *struct {
 	if err != nil {
 		return fail(err)
 	}
-	run, again, err := s.config.Runs.Start(caller(ctx).Tenant, in.Key, digest, r, streamed)
+	run, again, err := s.config.Runs.Start(ctx, caller(ctx).Tenant, in.Key, digest, r, streamed, in.Body.Async || in.Key != "")
 	if err != nil {
 		return nil, problem(err)
 	}
