@@ -7,22 +7,32 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/signature"
 	"github.com/axocoatl/isolation/engine"
 )
 
 func newExplain() *cobra.Command {
 	var f requestFlags
 	var asJSON bool
+	var ref string
 	c := &cobra.Command{
-		Use:   "explain [flags] (FILE.wasm | --python CODE | --shell CODE | --native CMD | --image REF | -- CMD) [ARG...]",
+		Use:   "explain [flags] (--tool NAME | FILE.wasm | --python CODE | --shell CODE | --native CMD | --image REF | -- CMD) [ARG...]",
 		Short: "Say where something would run, and why, without running it",
 		Long: "Say in which tier and engine something would run, which were passed over and why,\nand which limits are enforced by what. Nothing of it is run.\n\n" +
 			fmt.Sprintf(requestUsage, "explain"),
 		RunE: func(c *cobra.Command, args []string) error {
-			r, err := f.request(c, args)
-			if err != nil {
+			var r engine.Request
+			var err error
+			if ref != "" {
+				r, err = explainTool(c, ref, args)
+			} else if r, err = f.request(c, args); err != nil {
 				return misused(c, err, asJSON)
+			}
+			if err != nil {
+				return failed(c, err, asJSON)
 			}
 			r.Source = "cli"
 			e, err := openEngine(c)
@@ -47,12 +57,46 @@ func newExplain() *cobra.Command {
 	}
 	f.register(c.Flags())
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().StringVar(&ref, "tool", "", "a call of this registered tool, NAME[@VERSION]; of the other flags --tenant alone goes with it")
 	return c
+}
+
+// explainTool is the request of a tool's call.
+func explainTool(c *cobra.Command, ref string, args []string) (engine.Request, error) {
+	other := ""
+	c.Flags().Visit(func(f *pflag.Flag) {
+		if f.Name != "tool" && f.Name != "tenant" && f.Name != "json" && c.LocalFlags().Lookup(f.Name) != nil && c.InheritedFlags().Lookup(f.Name) == nil {
+			other = "--" + f.Name
+		}
+	})
+	if len(args) > 0 {
+		other = args[0]
+	}
+	if other != "" {
+		return engine.Request{}, fmt.Errorf("%s does not go with --tool: what a call is the tool's manifest says: %w", other, isolation.ErrInvalidArgument)
+	}
+	reg, err := openTools(c)
+	if err != nil {
+		return engine.Request{}, err
+	}
+	t, err := reg.Get(ref)
+	if err != nil {
+		return engine.Request{}, err
+	}
+	r, err := t.Request()
+	r.Spec.Tenant, _ = c.Flags().GetString("tenant")
+	return r, err
 }
 
 func printDecision(w io.Writer, r engine.Request, d engine.Decision, refused bool) {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	defer t.Flush()
+	if r.Tool != "" {
+		fmt.Fprintf(t, "tool\t%s\n", r.Tool)
+	}
+	if r.Signer != "" {
+		fmt.Fprintf(t, "signed by\t%s\n", signature.Key(r.Signer).Fingerprint())
+	}
 	fmt.Fprintf(t, "requirement\t%v\n", r.Spec.Requirement)
 	fmt.Fprintf(t, "ideal tier\t%v\n", d.Wanted)
 	fmt.Fprintf(t, "least tier\t%v\n", d.MinTier)

@@ -17,7 +17,10 @@ func newPolicy() *cobra.Command {
 The first rule that matches a request decides; where none does, the strict default:
 no directories of the host, no trusted programs, no network. axo explain, and each
 result, names the rule. A daemon reads a file that has changed; a broken one leaves
-the policy as it was.`,
+the policy as it was.
+
+A rule with signed_by matches registered tools that were signed by one of these keys
+(axo tool sign --help) when they were added.`,
 		Example: `  [[rule]]
   name = "tools of ours"
   tools = ["csv-*"]
@@ -25,6 +28,20 @@ the policy as it was.`,
   directories = [{ path = "/srv/data" }]
   hosts = ["pypi.org"]
   max = { memory = "512M", timeout = "1m" }
+
+  [[key]]
+  name = "release"
+  key = "ssh-ed25519 AAAA..."
+
+  [[rule]]
+  name = "our releases"
+  signed_by = ["release"]
+  hosts = ["*"]
+
+  [[rule]]
+  name = "other tools"
+  tools = ["*"]
+  deny = "nobody whom we know signed it"
 
   [[rule]]
   name = "strangers"

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/signature"
 	"github.com/axocoatl/isolation/axo/tool"
 	"github.com/axocoatl/isolation/driver/all"
 	"github.com/axocoatl/isolation/engine"
@@ -37,7 +38,7 @@ demand.`,
 		Args:    cobra.NoArgs,
 		RunE:    func(*cobra.Command, []string) error { return errors.New("which? see axo tool --help") },
 	}
-	c.AddCommand(newToolInit(), newToolAdd(), newToolLs(), newToolShow(), newToolCall(), newToolTest(), newToolRm(), newToolSchema())
+	c.AddCommand(newToolInit(), newToolAdd(), newToolLs(), newToolShow(), newToolCall(), newToolTest(), newToolRm(), newToolSchema(), newToolSign())
 	return c
 }
 
@@ -105,7 +106,8 @@ func newToolAdd() *cobra.Command {
 		Short: "Take tools into the registry, and try what they need",
 		Long: `Take tools into the registry. A module is compiled, an image pulled and pinned, an
 interpreter or program started or looked for, in the tier that a call would run in.
-What is wrong is told with its line, and then nothing of the tool is taken.`,
+What is wrong is told with its line, and then nothing of the tool is taken. A signature
+that is there (tool.toml.sig) has to be good; whose tools may do what is the policy's.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return withCaller(c, asJSON, func(caller *tool.Caller, e *engine.Engine) error {
@@ -118,6 +120,9 @@ What is wrong is told with its line, and then nothing of the tool is taken.`,
 					}
 					if added = append(added, t); !asJSON {
 						fmt.Fprintf(c.OutOrStdout(), "%s, would run in %s\n%s\n", t.Ref(), t.RanIn, t.Digest)
+						if t.SignedBy != "" {
+							fmt.Fprintf(c.OutOrStdout(), "signed by %s\n", t.SignedBy.Fingerprint())
+						}
 					}
 				}
 				if asJSON {
@@ -392,4 +397,53 @@ func newToolSchema() *cobra.Command {
 			return err
 		},
 	}
+}
+
+func newToolSign() *cobra.Command {
+	var key string
+	var show bool
+	c := &cobra.Command{
+		Use:   "sign (--key FILE | --print) DIR|tool.toml",
+		Short: "Sign a tool with a key of SSH's",
+		Long: `Sign a tool that is to be added: write tool.toml.sig beside its manifest. What is
+signed are the digests of the manifest and of each file that it names, as sha256sum
+prints them. The policy says whose tools may do what (signed_by; axo policy --help).
+
+A key with a passphrase, in an agent or on a security key signs by ssh-keygen.`,
+		Example: `  axo tool sign --key ~/.ssh/id_ed25519 words
+  axo tool sign --print words | ssh-keygen -Y sign -n axo-tool -f ~/.ssh/id_ed25519_sk > words/tool.toml.sig`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if show == (key != "") {
+				return errors.New("want --key FILE, or --print")
+			}
+			message, file, err := tool.Signable(args[0])
+			if err != nil {
+				return failed(c, err, false)
+			}
+			if show {
+				_, err := c.OutOrStdout().Write(message)
+				return err
+			}
+			private, err := os.ReadFile(key)
+			if err != nil {
+				return &statusError{exitNotFound, err}
+			}
+			sig, err := signature.Sign(private, message, tool.SignatureNamespace)
+			if errors.Is(err, signature.ErrPassphrase) {
+				err = fmt.Errorf("%w; axo tool sign --print %s | ssh-keygen -Y sign -n %s -f %s > %s", err, args[0], tool.SignatureNamespace, key, file)
+			}
+			if err == nil {
+				err = os.WriteFile(file, sig, 0o644)
+			}
+			if err != nil {
+				return failed(c, err, false)
+			}
+			fmt.Fprintln(c.OutOrStdout(), file)
+			return nil
+		},
+	}
+	c.Flags().StringVar(&key, "key", "", "the private key")
+	c.Flags().BoolVar(&show, "print", false, "print what would be signed, and sign nothing")
+	return c
 }

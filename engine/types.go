@@ -107,10 +107,10 @@ type Request struct {
 	Spec    isolation.Spec
 	Process isolation.ProcessSpec
 
-	// Source says by which way the request came ("cli", "rest", "mcp"), and Tool which
-	// registered tool it is a call of: a policy's rules may go by them. Nothing else
-	// looks at them.
-	Source, Tool string
+	// Source says by which way the request came ("cli", "rest", "mcp"), Tool which
+	// registered tool it is a call of, and Signer by whose key that is signed: a policy's
+	// rules may go by them. Nothing else looks at them.
+	Source, Tool, Signer string
 
 	// Tier and Engine ask for exactly these; nil and "" leave the choice.
 	Tier   *isolation.Tier

@@ -20,12 +20,20 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/axo/internal/quantity"
 	"github.com/axocoatl/isolation/axo/internal/tomlfile"
+	"github.com/axocoatl/isolation/axo/signature"
 	"github.com/axocoatl/isolation/engine"
 )
 
 // File is a policy.
 type File struct {
+	Keys  []Key  `toml:"key" json:"keys,omitempty"`
 	Rules []Rule `toml:"rule" json:"rules"`
+}
+
+// Key is a public key of SSH's, and whose it is; one may have several.
+type Key struct {
+	Name string `toml:"name" json:"name"`
+	Key  string `toml:"key" json:"key"` // as in a .pub file
 }
 
 // Rule says what some requests may do. Of what it matches by, all that is there has to
@@ -37,6 +45,8 @@ type Rule struct {
 	Sources      []string                `toml:"sources" json:"sources,omitempty"` // cli, rest, e2b, mcp, wrap
 	Requirements []isolation.Requirement `toml:"requirements" json:"requirements,omitempty"`
 	Images       []string                `toml:"images" json:"images,omitempty"`
+	// SignedBy has names of keys: registered tools that one of them signed.
+	SignedBy []string `toml:"signed_by" json:"signed_by,omitempty"`
 
 	// Deny refuses, and says why. A tool that is denied to a tenant is not shown to it.
 	Deny string `toml:"deny" json:"deny,omitempty"`
@@ -54,7 +64,8 @@ type Rule struct {
 	Max         Limits      `toml:"max" json:"max,omitzero"`
 	Default     Limits      `toml:"default" json:"default,omitzero"`
 
-	policy engine.Policy
+	policy  engine.Policy
+	signers map[signature.Key]bool // those of SignedBy
 }
 
 // Directory is one of the host's, with all below it.
@@ -104,6 +115,18 @@ func Parse(name string, b []byte) (*File, error) {
 		return nil, err
 	}
 	var errs []error
+	keys := map[string][]signature.Key{}
+	for i, k := range p.Keys {
+		key := fmt.Sprintf("key.%d", i)
+		parsed, err := signature.ParseKey(k.Key)
+		switch {
+		case k.Name == "":
+			errs = append(errs, f.Errorf(key, "want a name: rules go by it"))
+		case err != nil:
+			errs = append(errs, f.Errorf(key+".key", "%w", err))
+		}
+		keys[k.Name] = append(keys[k.Name], parsed)
+	}
 	names := map[string]bool{}
 	for i := range p.Rules {
 		r := &p.Rules[i]
@@ -113,6 +136,17 @@ func Parse(name string, b []byte) (*File, error) {
 		}
 		names[r.Name] = true
 		errs = append(errs, r.check(f, key))
+		for _, who := range r.SignedBy {
+			if len(keys[who]) == 0 {
+				errs = append(errs, f.Errorf(key+".signed_by", "there is no key %.80q", who))
+			}
+			if r.signers == nil {
+				r.signers = map[signature.Key]bool{}
+			}
+			for _, k := range keys[who] {
+				r.signers[k] = true
+			}
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -183,6 +217,7 @@ func (r *Rule) matches(q engine.Request) bool {
 	tool, _, _ := strings.Cut(q.Tool, "@")
 	tenant, _, _ := strings.Cut(q.Spec.Tenant, "/")
 	return some(r.Tools, tool) && some(r.Tenants, tenant) && some(r.Images, q.Spec.Root.Image) &&
+		(len(r.SignedBy) == 0 || q.Signer != "" && r.signers[signature.Key(q.Signer)]) &&
 		(len(r.Sources) == 0 || slices.Contains(r.Sources, q.Source)) &&
 		(len(r.Requirements) == 0 || slices.Contains(r.Requirements, q.Spec.Requirement))
 }

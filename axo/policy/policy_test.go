@@ -40,6 +40,51 @@ sources = ["cli"]
 native = true
 `
 
+const (
+	aKey     = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ+6gGm3YlSx2y4Q4o3GmqKvEjCCkQhvlhKjqSqJqXtO"
+	otherKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHwUa0cK0bWkH2nGxq0S7rOoVQX9hSHvC7m3n9bq2m1S"
+)
+
+// TestSignedBy: a rule goes by whose key signed a tool, also when the file changes.
+func TestSignedBy(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "policy.toml")
+	write := func(key string) {
+		t.Helper()
+		text := "[[key]]\nname = 'us'\nkey = '" + key + " me@here'\n" + `[[rule]]
+name = "ours"
+signed_by = ["us"]
+hosts = ["example.org"]
+
+[[rule]]
+name = "no others"
+tools = ["*"]
+deny = "nobody whom we know signed it"
+`
+		if err := errors.Join(os.WriteFile(name+".new", []byte(text), 0o600), os.Rename(name+".new", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(aKey)
+	w, err := policy.Watch(name, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := func(tool, signer, want string) {
+		t.Helper()
+		p, rule, err := w.Decide(request(func(r *engine.Request) { r.Tool, r.Signer = tool, signer }))
+		if rule != want || (err != nil) != (want == "no others") || (want == "ours") != (len(p.Egress) == 1) {
+			t.Errorf("%s by %q: rule %q, %v, want %q", tool, signer, rule, err, want)
+		}
+	}
+	is("a@1", aKey, "ours")
+	is("a@1", otherKey, "no others")
+	is("a@1", "", "no others")
+	is("", "", "default")
+	write(otherKey)
+	is("a@1", aKey, "no others")
+	is("a@1", otherKey, "ours")
+}
+
 func request(f func(*engine.Request)) engine.Request {
 	r := engine.Request{Spec: isolation.Spec{Requirement: isolation.Python}}
 	f(&r)
@@ -119,7 +164,10 @@ func TestParseTellsTheLine(t *testing.T) {
 		"[[rule]]\nname='a'\ndirectories=[{path='x'}]":               "p:3: rule.0.directories.0.path: ",
 		"[[rule]]\nname='a'\nhosts=['a b']":                          "p:1: rule.0: ",
 		"[[rule]]\nname='a'\nmax.timeout='1s'\ndefault.timeout='2s'": "p:1: rule.0: ",
-		"rules = 1": "p:1: rules: there is no such key",
+		"[[rule]]\nname='a'\nsigned_by=['x']":                        "p:3: rule.0.signed_by: there is no key \"x\"",
+		"[[key]]\nname='a'\nkey='ssh-dss AAAA'":                      "p:3: key.0.key: ",
+		"[[key]]\nkey='" + aKey + "'":                                "p:1: key.0: want a name",
+		"rules = 1":                                                  "p:1: rules: there is no such key",
 	} {
 		_, err := policy.Parse("p", []byte(text))
 		if err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, isolation.ErrInvalidArgument) {

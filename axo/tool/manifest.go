@@ -6,6 +6,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/axo/internal/quantity"
+	"github.com/axocoatl/isolation/axo/signature"
 )
 
 // ManifestFile is the name of a manifest in a tool's directory.
@@ -153,6 +154,9 @@ type Tool struct {
 	Added    time.Time `json:"added"`
 	// ImageDigest is what the entrypoint's image was when the tool was added.
 	ImageDigest string `json:"image_digest,omitempty"`
+	// SignedBy is the key whose signature came with the tool, and was verified when it
+	// was added; empty: none came.
+	SignedBy signature.Key `json:"signed_by,omitempty"`
 	// RanIn is where a call would have run then: "tier/engine".
 	RanIn string `json:"ran_in,omitempty"`
 

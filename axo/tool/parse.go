@@ -36,9 +36,19 @@ var (
 // parsed is a manifest with the files that it names.
 type parsed struct {
 	Manifest
-	text  []byte
-	dir   string            // the manifest's
-	files map[string]string // name in the registry -> path on the host
+	text     []byte
+	dir      string            // the manifest's
+	manifest string            // its name there
+	files    map[string]string // name in the registry -> path on the host
+	// named is what a signature is of: the manifest and the files that it names, by the
+	// names that they have there, with where their content is.
+	named map[string][]source
+}
+
+// source is a file of a tool's: its content, or its name in the registry.
+type source struct {
+	sum []byte
+	as  string
 }
 
 // Parse reads a manifest: a file, or a directory with a tool.toml. Files that it
@@ -61,7 +71,8 @@ func parse(name string) (p parsed, err error) {
 	if err != nil {
 		return p, err
 	}
-	p.text, p.dir, p.files = b, filepath.Dir(abs), map[string]string{}
+	p.text, p.dir, p.manifest, p.files = b, filepath.Dir(abs), filepath.Base(abs), map[string]string{}
+	p.named = map[string][]source{p.manifest: {{sum: digestOf(b)}}}
 	f, err := tomlfile.Decode(name, b, &p.Manifest)
 	if err != nil {
 		return p, err
@@ -209,6 +220,7 @@ func (p *parsed) file(f tomlfile.File, key, name, as string, most int64) error {
 		return f.Errorf(key, "%.200q is empty", name)
 	}
 	p.files[as] = real
+	p.name(name, source{as: as})
 	return nil
 }
 
@@ -230,6 +242,7 @@ func (p *parsed) checkSchemas(f tomlfile.File) error {
 				continue
 			}
 			b, err = readFile(filepath.Join(p.dir, name), tomlfile.MaxBytes)
+			p.name(name, source{sum: digestOf(b)})
 		} else {
 			b, err = json.Marshal(*s.v)
 		}

@@ -33,18 +33,9 @@ func (p Preparer) Prepare(ctx context.Context, t *Tool) error {
 			return fmt.Errorf("entrypoint.image: %w", err)
 		}
 	}
-	r, err := t.base(nil)
+	r, err := t.Request()
 	if err != nil {
 		return err
-	}
-	if len(t.Manifest.Files.Out) > 0 {
-		r.CopyOut = t.copyOut(".") // asked about, not made
-	}
-	if t.Manifest.Convention == ConventionBundle {
-		r.CopyOut = append(r.CopyOut, engine.Copy{Guest: outputPath, Host: "output.json", Optional: true})
-	}
-	if len(r.Process.Args) == 0 {
-		r.Process.Args = []string{t.Manifest.Name}
 	}
 	d, err := p.Engine.Explain(ctx, r)
 	if err != nil {

@@ -66,7 +66,8 @@ type AddOptions struct {
 	Now     func() time.Time // nil: time.Now
 }
 
-// Add takes a tool: a directory with a tool.toml, or such a file. After an error
+// Add takes a tool: a directory with a tool.toml, or such a file. A signature beside it
+// (tool.toml.sig) has to be good. After an error
 // nothing of it is here. The same content again is what it was, and is tried anew; other content under
 // a version that is there is AlreadyExists, unless it is to replace that.
 func (r *Registry) Add(ctx context.Context, name string, o AddOptions) (Tool, error) {
@@ -89,7 +90,11 @@ func (r *Registry) Add(ctx context.Context, name string, o AddOptions) (Tool, er
 	}
 	defer os.RemoveAll(temp)
 	t := Tool{Manifest: p.Manifest, dir: temp}
-	if t.Digest, err = stage(ctx, p, temp); err != nil {
+	var sums map[string][]byte
+	if t.Digest, sums, err = stage(ctx, p, temp); err != nil {
+		return Tool{}, err
+	}
+	if t.SignedBy, err = p.signer(sums); err != nil {
 		return Tool{}, err
 	}
 	x, err := r.read()
@@ -115,31 +120,31 @@ func (r *Registry) Add(ctx context.Context, name string, o AddOptions) (Tool, er
 
 // stage copies the files of a tool, and returns the digest of all: of a list of the
 // files' names and digests, in the order of names, and of the manifest as it is meant, with
-// the schemas and paths that it names.
-func stage(ctx context.Context, p parsed, dir string) (string, error) {
+// the schemas and paths that it names. sums has the files' digests.
+func stage(ctx context.Context, p parsed, dir string) (digest string, sums map[string][]byte, err error) {
 	meant, err := json.Marshal(p.Manifest)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if err := os.WriteFile(filepath.Join(dir, ManifestFile), p.text, 0o600); err != nil {
-		return "", err
+		return "", nil, err
 	}
-	sums := map[string][]byte{}
+	sums = map[string][]byte{}
 	sum := sha256.Sum256(meant)
 	sums["manifest"] = sum[:]
 	for name, from := range p.files {
 		if err := ctx.Err(); err != nil {
-			return "", err
+			return "", nil, err
 		}
 		if sums[name], err = copyFile(filepath.Join(dir, name), from); err != nil {
-			return "", fmt.Errorf("take %s: %w", from, err)
+			return "", nil, fmt.Errorf("take %s: %w", from, err)
 		}
 	}
 	h := sha256.New()
 	for _, name := range slices.Sorted(maps.Keys(sums)) {
 		fmt.Fprintf(h, "%s %x\n", name, sums[name])
 	}
-	return "sha256:" + hex.EncodeToString(h.Sum(nil)), nil
+	return "sha256:" + hex.EncodeToString(h.Sum(nil)), sums, nil
 }
 
 func copyFile(to, from string) (sum []byte, err error) {

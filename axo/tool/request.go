@@ -111,11 +111,29 @@ var errInput = errors.New("invalid input")
 // Subject is what a policy judges a tool by, whatever its input.
 func (t Tool) Subject(tenant, source string) engine.Request {
 	m := t.Manifest
-	r := engine.Request{Tool: t.Ref(), Source: source, Spec: isolation.Spec{Requirement: m.Requirement, Tenant: tenant, Mounts: t.mounts()}}
+	r := engine.Request{Tool: t.Ref(), Signer: string(t.SignedBy), Source: source, Spec: isolation.Spec{Requirement: m.Requirement, Tenant: tenant, Mounts: t.mounts()}}
 	if m.Entrypoint.Image != "" {
 		r.Spec.Root.Image = t.image()
 	}
 	return r
+}
+
+// Request is a call's without an input: what would be asked of the engine.
+func (t Tool) Request() (engine.Request, error) {
+	r, err := t.base(nil)
+	if err != nil {
+		return r, err
+	}
+	if len(t.Manifest.Files.Out) > 0 {
+		r.CopyOut = t.copyOut(".") // asked about, not made
+	}
+	if t.Manifest.Convention == ConventionBundle {
+		r.CopyOut = append(r.CopyOut, engine.Copy{Guest: outputPath, Host: "output.json", Optional: true})
+	}
+	if len(r.Process.Args) == 0 {
+		r.Process.Args = []string{t.Manifest.Name}
+	}
+	return r, nil
 }
 
 func (t Tool) mounts() (out []isolation.Mount) {
@@ -141,7 +159,7 @@ func (t Tool) image() string {
 // base is what is alike in all calls: what runs, and what is around it.
 func (t Tool) base(args []string) (r engine.Request, err error) {
 	m := t.Manifest
-	r.Tool = t.Ref()
+	r.Tool, r.Signer = t.Ref(), string(t.SignedBy)
 	r.Spec = isolation.Spec{Requirement: m.Requirement, Resources: m.Limits.resources()}
 	r.Process.Limits = m.Limits.process()
 	r.MinTier, r.Engine, r.AllowEmulated = m.MinTier, m.Engine, m.AllowEmulated
