@@ -29,6 +29,13 @@ fi
 go mod download
 ./scripts/kernel-package.sh >/dev/null
 status=0
+./scripts/qemu.sh >/dev/null || status=$?
+if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
+	echo "SKIPPED: the tests with a newer QEMU" >&2
+elif [ "$status" != 0 ]; then
+	exit "$status"
+fi
+status=0
 ./scripts/wasmtime.sh test || status=$?
 if [ "$status" = 3 ] && [ -z "${AXO_REQUIRE:-}" ]; then
 	echo "SKIPPED: the tests of the wasmtime worker, and all tests that need it" >&2

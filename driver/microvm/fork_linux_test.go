@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/microvm"
 )
 
 // counter is a program that goes on for ever, with all it knows in its memory:
@@ -39,8 +40,10 @@ func counted(t testing.TB, sb isolation.Sandbox, n int) (secret string, now int)
 
 // TestFork: copies of a sandbox go on with its processes and files, and have
 // nothing in common from then on.
-func TestFork(t *testing.T) {
-	d := newDriver(t, config(t))
+func TestFork(t *testing.T) { forks(t, config(t)) }
+
+func forks(t *testing.T, c microvm.Config) {
+	d := newDriver(t, c)
 	sb := create(t, d, "fork-parent", isolation.Spec{Hostname: "box"})
 	if _, err := sb.Exec(t.Context(), isolation.ProcessSpec{Args: []string{"python3", "-c", counter}}, isolation.Stdio{}); err != nil {
 		t.Fatal(err)

@@ -164,7 +164,7 @@ func (m *Machine) spawn(s *spawn.Spawner, c *Config) error {
 	}
 	modules, paths := installed(program, c.Accel)
 	m.Process, err = jail.Start(s, &jail.Config{
-		Program: program, InPlace: true, Args: c.args(c)[1:], Dir: root, Files: files, Modules: modules, Paths: slices.Concat(modules, paths),
+		Program: program, InPlace: true, Args: append(c.args(c)[1:], firmware(paths)...), Dir: root, Files: files, Modules: modules, Paths: slices.Concat(modules, paths),
 		KVM: c.Accel == KVM, UID: c.UID, FileBytes: fileLimit(c), Tasks: c.Tasks, Group: c.Group, Session: c.Session, Started: c.Started,
 	})
 	if err != nil {
@@ -189,6 +189,26 @@ func installed(program, accel string) (modules, data []string) {
 	}
 	return modules, data
 }
+
+// firmware says where QEMU finds its firmware, and which it takes. Debian's, from
+// version 8 on, knows one place only, and what it has there for microvm by default is
+// SeaBIOS, without the tables by which the guest's kernel finds its devices.
+func firmware(dirs []string) (args []string) {
+	for _, dir := range dirs {
+		if info, err := os.Stat(dir); err == nil && info.IsDir() {
+			args = append(args, "-L", dir)
+		}
+	}
+	for _, dir := range dirs {
+		if _, err := os.Stat(filepath.Join(dir, qboot)); err == nil {
+			return append(args, "-bios", qboot)
+		}
+	}
+	return args
+}
+
+// qboot is firmware that does nothing but start a kernel.
+const qboot = "qboot.rom"
 
 // fileLimit lets a machine that is booted write its memory's file and state.
 func fileLimit(c *Config) uint64 {
