@@ -117,7 +117,20 @@ type Usage struct {
 	ReadBytes       int64         // from files
 	WrittenBytes    int64         // to files
 	Fuel            uint64        // units used, where fuel was limited
-	Phases          Phases
+	// Now is what a sandbox takes at the moment; only its Stats tell it.
+	Now    *Load
+	Phases Phases
+}
+
+// Load is what a sandbox takes at a moment, and what there is for it, in bytes. Its CPUs
+// is how many processors its programs see.
+type Load struct {
+	CPUs        int   `json:"cpus"`
+	Memory      int64 `json:"memory_bytes"`       // with Cache
+	Cache       int64 `json:"cache_bytes"`        // of files, which the kernel can take back
+	MemoryTotal int64 `json:"memory_total_bytes"` // its limit, or all that the host or the machine has
+	Disk        int64 `json:"disk_bytes"`
+	DiskTotal   int64 `json:"disk_total_bytes"` // of what it can write to
 }
 
 // Phases is where the time of a run went.
@@ -144,6 +157,7 @@ type usageJSON struct {
 	Read       int64      `json:"read_bytes,omitempty"`
 	Written    int64      `json:"written_bytes,omitempty"`
 	Fuel       uint64     `json:"fuel,omitempty"`
+	Now        *Load      `json:"now,omitempty"`
 	Phases     phasesJSON `json:"phases"`
 }
 
@@ -151,7 +165,7 @@ type usageJSON struct {
 func (u Usage) MarshalJSON() ([]byte, error) {
 	p := u.Phases
 	return json.Marshal(usageJSON{
-		millis(u.Wall), millis(u.CPU), u.PeakMemoryBytes, u.ReadBytes, u.WrittenBytes, u.Fuel,
+		millis(u.Wall), millis(u.CPU), u.PeakMemoryBytes, u.ReadBytes, u.WrittenBytes, u.Fuel, u.Now,
 		phasesJSON{millis(p.Select), millis(p.Create), millis(p.Start), millis(p.Run), millis(p.Teardown)},
 	})
 }
@@ -164,7 +178,7 @@ func (u *Usage) UnmarshalJSON(b []byte) error {
 	}
 	p := j.Phases
 	*u = Usage{
-		fromMillis(j.WallMS), fromMillis(j.CPUMS), j.PeakMemory, j.Read, j.Written, j.Fuel,
+		fromMillis(j.WallMS), fromMillis(j.CPUMS), j.PeakMemory, j.Read, j.Written, j.Fuel, j.Now,
 		Phases{fromMillis(p.Select), fromMillis(p.Create), fromMillis(p.Start), fromMillis(p.Run), fromMillis(p.Teardown)},
 	}
 	return nil

@@ -155,6 +155,8 @@ func checkStats(t testing.TB, s *suite) {
 	u, err := a.Stats(s.ctx(t))
 	if err != nil || u.Wall < 0 || u.CPU < 0 || u.PeakMemoryBytes < -1 {
 		t.Errorf("Stats: %+v, %v", u, err)
+	} else if n := u.Now; n == nil || n.CPUs < 1 || n.Memory < 0 || n.Cache > n.Memory || n.Disk > n.DiskTotal {
+		t.Errorf("Stats: now %+v", n)
 	}
 	s.delete(t, r.sb)
 	_, err = a.Stats(s.ctx(t))

@@ -69,6 +69,8 @@ func (o *fileOp) do(m *wire.FileMessage) (*wire.FileEntry, error) {
 		err = as(func() error { return remove(m.Name, m.All) })
 	case wire.FileWatch:
 		err = o.watch(as, m)
+	case wire.FileSpace:
+		err = as(func() error { return space(m.Name, e) })
 	}
 	if err != nil {
 		return nil, fileError(m.Name, err)
@@ -152,6 +154,21 @@ func stat(name string, noLink bool, e *wire.FileEntry) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
 		e.Link = readLink(fd, "")
 	}
+	return nil
+}
+
+// space tells of the file system that a file is on.
+func space(name string, e *wire.FileEntry) error {
+	fd, err := open(name, unix.O_PATH, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil {
+		return err
+	}
+	e.Total, e.Free = st.Blocks*uint64(st.Bsize), st.Bavail*uint64(st.Bsize)
 	return nil
 }
 

@@ -316,6 +316,7 @@ func (w stats) Stats(ctx context.Context) (isolation.Usage, error) {
 	s.mu.Lock()
 	used, live, deleted := s.used, s.liveLocked(), s.deleted
 	s.mu.Unlock()
+	used.Now = &isolation.Load{CPUs: 1, MemoryTotal: s.spec.Resources.MemoryBytes, DiskTotal: s.spec.Resources.DiskBytes}
 	if deleted {
 		return isolation.Usage{}, s.fail("stats", "", isolation.ErrNotFound)
 	}

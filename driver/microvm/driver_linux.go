@@ -109,7 +109,7 @@ func (e *engine) Features() isolation.Features {
 		Options: []isolation.Option{
 			isolation.OptionCwd, isolation.OptionUser, isolation.OptionHostname, isolation.OptionTerminal, isolation.OptionTemplate,
 		},
-		Abilities: []string{isolation.AbilityAttach, isolation.AbilityPause, isolation.AbilityPrepare, isolation.AbilityFiles, isolation.AbilityWatch, isolation.AbilityPorts, isolation.AbilityListen},
+		Abilities: []string{isolation.AbilityAttach, isolation.AbilityPause, isolation.AbilityPrepare, isolation.AbilityFiles, isolation.AbilityWatch, isolation.AbilityPorts, isolation.AbilityListen, isolation.AbilityStats},
 	}
 	if e.copies() {
 		f.Abilities = append(f.Abilities, isolation.AbilitySnapshot, isolation.AbilityRestore, isolation.AbilityFork)

@@ -72,7 +72,7 @@ func (h *hosted) Features() isolation.Features {
 	if h.kind.piped {
 		// What it speaks on ends with this process.
 		f.Abilities = slices.DeleteFunc(f.Abilities, func(a string) bool {
-			return a == isolation.AbilityFiles || a == isolation.AbilityWatch || a == isolation.AbilityAttach || a == isolation.AbilityRecover
+			return a == isolation.AbilityFiles || a == isolation.AbilityWatch || a == isolation.AbilityAttach || a == isolation.AbilityRecover || a == isolation.AbilityStats
 		})
 		f.Options = slices.DeleteFunc(f.Options, func(o isolation.Option) bool { return o == isolation.OptionWritable || o == isolation.OptionDetached })
 	}

@@ -44,6 +44,9 @@ func (e *builtin) Features() isolation.Features {
 	} else {
 		f.Warnings = append(f.Warnings, "no --user, no --profile session: they need "+err.Error())
 	}
+	if meters(e.groups(false)) {
+		f.Abilities = append(f.Abilities, isolation.AbilityStats)
+	}
 	if e.sessions() {
 		f.Abilities = append(f.Abilities, isolation.AbilityAttach, isolation.AbilityRecover)
 		f.Options = append(f.Options, isolation.OptionDetached)

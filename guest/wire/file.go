@@ -20,6 +20,7 @@ const (
 	FileRename FileOp = 6 // Name becomes Target
 	FileRemove FileOp = 7
 	FileWatch  FileOp = 8 // the answer says that it has begun; then STDOUT carries events
+	FileSpace  FileOp = 9 // the answer has the size of the file system, and what is free
 )
 
 // FileMessage asks for an operation, on a new stream.
@@ -70,7 +71,7 @@ func (m *FileMessage) Parse(body []byte) error {
 		}
 		return unknown("FILE", tag)
 	})
-	if err == nil && (m.Op < FileStat || m.Op > FileWatch) {
+	if err == nil && (m.Op < FileStat || m.Op > FileSpace) {
 		err = fmt.Errorf("%w: FILE operation %d", ErrProtocol, m.Op)
 	}
 	return err
@@ -88,10 +89,12 @@ type FileEntry struct {
 	GID     uint64
 	Link    string // target of a symbolic link
 	Dropped uint64 // list: entries beyond the bound
+	Total   uint64 // space: bytes of the file system
+	Free    uint64 // space: of them, what its user may still take
 }
 
-func (m *FileEntry) numbers() [9]*uint64 {
-	return [9]*uint64{2: &m.Mode, 3: &m.Size, 4: &m.Time, 5: &m.UID, 6: &m.GID, 8: &m.Dropped}
+func (m *FileEntry) numbers() [11]*uint64 {
+	return [11]*uint64{2: &m.Mode, 3: &m.Size, 4: &m.Time, 5: &m.UID, 6: &m.GID, 8: &m.Dropped, 9: &m.Total, 10: &m.Free}
 }
 
 // Append appends the body.

@@ -60,7 +60,7 @@ func samples() map[string]struct {
 		"mount":         {Mount, &MountMessage{"vdb", "/work", "ext4", "noatime", true, true, true, "/0"}},
 		"power":         {Power, &PowerMessage{true}},
 		"file":          {File, &FileMessage{FileRename, "/a", "/b", 0o644, true, true, true, "1000:1000"}},
-		"file-entry":    {File, &FileEntry{"a", 0o100644, 1, 2, 3, 4, "../b", 5}},
+		"file-entry":    {File, &FileEntry{"a", 0o100644, 1, 2, 3, 4, "../b", 5, 6, 7}},
 		"file-event":    {Stdout, &FileEvent{"/a", EventCreate | EventMeta}},
 		"port":          {Port, &PortMessage{PortAccept, 3128}},
 		"port-done":     {Port, &PortMessage{}},

@@ -445,6 +445,22 @@ func (g *Group) Memory() int64 {
 	return value(g.dir[Memory], "memory.usage_in_bytes", "")
 }
 
+// Cache is how much of Memory is of files that the kernel can read again.
+func (g *Group) Cache() int64 {
+	if g == nil || g.dir[Memory] == "" {
+		return 0
+	}
+	keys := []string{"total_inactive_file", "total_active_file"}
+	if g.v2 {
+		keys = []string{"inactive_file", "active_file"}
+	}
+	var n int64
+	for _, k := range keys {
+		n += value(g.dir[Memory], "memory.stat", k)
+	}
+	return n
+}
+
 // LimitMemory bounds the memory of a group that has members.
 func (g *Group) LimitMemory(bytes int64) error { return g.limit(Limits{MemoryBytes: bytes}) }
 
@@ -522,7 +538,7 @@ func (g *Group) Read() (c Counters) {
 
 // value reads a number: the whole file, or the line of key.
 func value(dir, file, key string) int64 {
-	var buf [1024]byte // more than any of these files has
+	var buf [4096]byte // more than any of these files has, up to what is asked for
 	fd, err := unix.Open(filepath.Join(dir, file), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0

@@ -77,6 +77,8 @@ func (s *Server) registerControl() {
 	handle("POST /sandboxes/{id}/connect", s.connect)
 	handle("POST /v2/sandboxes/{id}/connect", s.connect)
 	s.registerSnapshots(handle)
+	handle("GET /sandboxes/{id}/metrics", s.metrics)
+	handle("GET /sandboxes/metrics", s.metricsOfMany)
 	handle("GET /sandboxes/{id}/logs", s.logs)
 	handle("GET /v2/sandboxes/{id}/logs", s.logs)
 	s.control.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })

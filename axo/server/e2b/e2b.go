@@ -87,6 +87,7 @@ type Server struct {
 	envd     *http.ServeMux
 	inputs   inputs
 	watchers watchers
+	meters   meters
 }
 
 // maxMessage bounds a message of a client, maxBody one of the control plane.
@@ -110,6 +111,8 @@ func New(c Config) (*Server, error) {
 	s := &Server{config: c, secret: secret, control: http.NewServeMux(), envd: http.NewServeMux()}
 	s.inputs.m = map[string]*input{}
 	s.watchers.m = map[string]*watcher{}
+	s.meters.m = map[string]*meter{}
+	s.meters.ctx, s.meters.cancel = context.WithCancel(context.Background())
 	s.registerControl()
 	limit := connect.WithReadMaxBytes(maxMessage)
 	path, h := processpb.NewProcessHandler(process{s}, limit)
@@ -124,8 +127,11 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// Close ends the watchers that nobody has removed.
-func (s *Server) Close() { s.watchers.close() }
+// Close ends the watchers that nobody has removed, and measuring.
+func (s *Server) Close() {
+	s.watchers.close()
+	s.meters.close()
+}
 
 // openSecret reads what tokens are made of, or makes it the first time: so those that
 // clients have are good after the daemon's restart.

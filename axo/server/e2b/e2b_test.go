@@ -449,6 +449,36 @@ func TestAutoPause(t *testing.T) {
 	}
 }
 
+// What a sandbox takes is told to whose it is, from when he asks for it.
+func TestMetrics(t *testing.T) {
+	s := start(t)
+	b := s.create(t, "a", nil)
+	other := s.create(t, "b", nil)
+	path := "/sandboxes/" + b.SandboxID + "/metrics"
+	var list []metric
+	if r := s.call(t, "a", "GET", path, nil, &list); r.StatusCode != 200 || len(list) != 1 || list[0].CPUCount != 1 || list[0].TimestampUnix == 0 || list[0].CPUUsedPct < 0 {
+		t.Fatalf("%d %+v", r.StatusCode, list)
+	}
+	at := list[0].TimestampUnix
+	for query, want := range map[string]int{fmt.Sprintf("?end=%d", at-10): 0, fmt.Sprintf("?start=%d&end=%d", at, at): 1, fmt.Sprintf("?start=%d", at+1000): 0} {
+		if s.call(t, "a", "GET", path+query, nil, &list); len(list) != want {
+			t.Errorf("%s: %+v", query, list)
+		}
+	}
+	var many struct{ Sandboxes map[string]metric }
+	if s.call(t, "a", "GET", "/sandboxes/metrics?sandbox_ids="+b.SandboxID+","+other.SandboxID+",none", nil, &many); len(many.Sandboxes) != 1 || many.Sandboxes[b.SandboxID].CPUCount != 1 {
+		t.Errorf("%+v", many)
+	}
+	for _, c := range []struct {
+		who, path string
+		status    int
+	}{{"b", path, 404}, {"a", path + "?start=x", 400}, {"a", "/sandboxes/metrics", 400}, {"", path, 401}, {"a", "/sandboxes/metrics?sandbox_ids=" + strings.Repeat("a,", 200), 400}} {
+		if r := s.call(t, c.who, "GET", c.path, nil, nil); r.StatusCode != c.status {
+			t.Errorf("%.60s: %d", c.path, r.StatusCode)
+		}
+	}
+}
+
 // Why a port is not reached is told as E2B's proxy does, to a person with a page.
 func TestPortProblems(t *testing.T) {
 	s := start(t)

@@ -22,13 +22,14 @@ type (
 		OpenFiles   int64   `json:"open_files,omitempty" minimum:"0"`
 	}
 	usageJSON struct {
-		WallMS     float64    `json:"wall_ms"`
-		CPUMS      float64    `json:"cpu_ms"`
-		PeakMemory int64      `json:"peak_memory_bytes" doc:"-1 where it cannot be told"`
-		Read       int64      `json:"read_bytes,omitempty"`
-		Written    int64      `json:"written_bytes,omitempty"`
-		Fuel       uint64     `json:"fuel,omitempty"`
-		Phases     phasesJSON `json:"phases"`
+		WallMS     float64         `json:"wall_ms"`
+		CPUMS      float64         `json:"cpu_ms"`
+		PeakMemory int64           `json:"peak_memory_bytes" doc:"-1 where it cannot be told"`
+		Read       int64           `json:"read_bytes,omitempty"`
+		Written    int64           `json:"written_bytes,omitempty"`
+		Fuel       uint64          `json:"fuel,omitempty"`
+		Now        *isolation.Load `json:"now,omitempty" doc:"What it takes at the moment; of a sandbox's stats"`
+		Phases     phasesJSON      `json:"phases"`
 	}
 	phasesJSON struct {
 		Select   float64 `json:"select_ms"`

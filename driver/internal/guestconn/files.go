@@ -224,6 +224,17 @@ func (f *Files) Stat(ctx context.Context, name string) (fs.FileInfo, error) {
 	return info(&e), nil
 }
 
+// Space tells the size of the file system that a file is on, and how much of it is
+// taken, in bytes. The guest is not believed to know more than it can.
+func (f *Files) Space(ctx context.Context, name string) (used, total int64, err error) {
+	e, err := f.do(ctx, &wire.FileMessage{Op: wire.FileSpace, Name: name})
+	if err != nil {
+		return 0, 0, err
+	}
+	all := min(e.Total, 1<<62)
+	return int64(all - min(e.Free, all)), int64(all), nil
+}
+
 // ReadFile opens a regular file. Its content comes as it is read.
 func (f *Files) ReadFile(ctx context.Context, name string) (io.ReadCloser, error) {
 	o, err := f.begin(&wire.FileMessage{Op: wire.FileRead, Name: name})

@@ -86,6 +86,14 @@ type Ports interface {
 	isolation.PortListener
 }
 
+// Metered is a Place that tells what its programs use; see [isolation.Stats].
+type Metered interface {
+	Meter() Meter
+}
+
+// Meter reads what is used; nil: that cannot be told of this place.
+type Meter func(ctx context.Context) (isolation.Usage, error)
+
 // Resizer is a Task with a terminal whose size can be set.
 type Resizer interface {
 	Resize(ctx context.Context, size isolation.TerminalSize) error
@@ -173,6 +181,11 @@ func (s *sandbox) wear() isolation.Sandbox {
 	if f, ok := s.place.(Filer); ok {
 		if files := f.Files(); files != nil {
 			out = filing{out, s, files}
+		}
+	}
+	if m, ok := s.place.(Metered); ok {
+		if read := m.Meter(); read != nil {
+			out = measuring{out, s, read}
 		}
 	}
 	if p, ok := s.place.(Porter); ok {
