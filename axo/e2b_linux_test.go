@@ -5,20 +5,26 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/internal/testprog"
+	"github.com/axocoatl/isolation/test/testvm"
 )
 
 // serveE2B starts a daemon that answers E2B's clients, and returns where.
-func (h *host) serveE2B(t *testing.T) string {
+func (h *host) serveE2B(t *testing.T, args ...string) string {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(h.dir, "axo"), "serve", "--state-dir", h.state, "--e2b", "127.0.0.1:0")
+	if !slices.Contains(args, "--e2b") {
+		args = append(args, "--e2b", "127.0.0.1:0")
+	}
+	cmd := exec.Command(filepath.Join(h.dir, "axo"), append([]string{"serve", "--state-dir", h.state}, args...)...)
 	var log bytes.Buffer
 	cmd.Stderr = &log
 	out, err := cmd.StdoutPipe()
@@ -40,7 +46,7 @@ func (h *host) serveE2B(t *testing.T) string {
 			return "http" + url
 		}
 	}
-	t.Fatal("the daemon is not ready")
+	t.Fatalf("the daemon is not ready: %s", log.Bytes())
 	return ""
 }
 
@@ -50,54 +56,114 @@ type e2bRow struct {
 	Error string `json:"error"`
 }
 
+// e2bTable is what clients did, by their name, in order, with the tiers that it was done on.
+type e2bTable struct {
+	heads []string
+	names map[string][]string
+	tiers map[[2]string][]string // by head and name
+}
+
+func (e *e2bTable) add(head, name, tier string) {
+	if !slices.Contains(e.heads, head) {
+		e.heads = append(e.heads, head)
+	}
+	if len(e.tiers[[2]string{head, name}]) == 0 {
+		e.names[head] = append(e.names[head], name)
+	}
+	e.tiers[[2]string{head, name}] = append(e.tiers[[2]string{head, name}], tier)
+}
+
+func (e *e2bTable) String() string {
+	var b strings.Builder
+	for _, head := range e.heads {
+		fmt.Fprintf(&b, "\n| %s | |\n|---|---|\n", head)
+		for _, name := range e.names[head] {
+			fmt.Fprintf(&b, "| %s | %s |\n", name, strings.Join(e.tiers[[2]string{head, name}], ", "))
+		}
+	}
+	return b.String()
+}
+
+// run has a script use a daemon, and adds what it did.
+func (e *e2bTable) run(t *testing.T, head, tier string, env []string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env = append(append(os.Environ(), "AXO_TIER="+tier), env...)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil {
+		t.Errorf("%s, %s: %v\n%s", head, tier, err, said.Bytes())
+	}
+	for line := range strings.Lines(string(out)) {
+		var r e2bRow
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			t.Fatalf("%s: %q: %v", head, line, err)
+		}
+		if r.Error != "" {
+			t.Errorf("%s, %s: %s: %s", head, tier, r.Name, r.Error)
+		}
+		e.add(head, r.Name, tier)
+	}
+}
+
+// freePort is a port that nobody listened on a moment ago: a name that clients are told
+// has it in it before anybody does.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
 // E2B's own clients, unchanged, do with a daemon what docs/E2B.md says. AXO_UPDATE=1
 // writes its table anew, of what was done.
 func TestE2BClients(t *testing.T) {
 	clients := testprog.E2B(t)
 	h := newHost(t)
-	if !haveContainers(t, []string{"AXO_GUEST_PATH=" + filepath.Join(h.dir, "axo-guest")}) {
+	guest := testprog.Guest(t) // with which the template of machines was made
+	t.Setenv("AXO_GUEST_PATH", guest)
+	if !haveContainers(t, nil) {
 		t.Skip("SKIPPED, NOT PROVED: this host has no containers")
 	}
+	testvm.Link(t, h.state, guest)
 	url := h.serveE2B(t)
-	key, err := os.ReadFile(tenant.TokenPath(h.state))
-	if err != nil {
-		t.Fatal(err)
-	}
-	other, err := h.do("key", "add", "other")
-	if err != nil {
-		t.Fatal(err, other)
-	}
+	other, small := strings.TrimSpace(h.must(t, "key", "add", "other")), strings.TrimSpace(h.must(t, "key", "add", "small"))
+	h.must(t, "key", "quota", "small", "--sandboxes", "5")
 	checks, err := filepath.Abs("server/e2b/testdata/clients")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var table strings.Builder
-	for _, c := range []struct {
-		name string
-		cmd  *exec.Cmd
-	}{
-		{"npm `e2b` 2.51.0", exec.Command("node", filepath.Join(checks, "check.mjs"), filepath.Join(clients, "js"))},
-		{"PyPI `e2b` 2.63.0", exec.Command("python3", filepath.Join(checks, "check.py"), filepath.Join(clients, "py"))},
-	} {
-		fmt.Fprintf(&table, "\n| %s | |\n|---|---|\n", c.name)
-		c.cmd.Env = append(os.Environ(), "E2B_API_KEY="+strings.TrimSpace(string(key)), "E2B_API_URL="+url, "E2B_SANDBOX_URL="+url, "OTHER_KEY="+strings.TrimSpace(other))
-		var said bytes.Buffer
-		c.cmd.Stderr = &said
-		out, err := c.cmd.Output()
-		if err != nil {
-			t.Errorf("%s: %v\n%s", c.name, err, said.Bytes())
+	script := func(name string) []string {
+		if strings.HasSuffix(name, ".py") {
+			return []string{"python3", filepath.Join(checks, name), filepath.Join(clients, "py")}
 		}
-		for line := range strings.Lines(string(out)) {
-			var r e2bRow
-			if err := json.Unmarshal([]byte(line), &r); err != nil {
-				t.Fatalf("%s: %q: %v", c.name, line, err)
-			}
-			if r.Error != "" {
-				t.Errorf("%s: %s: %s", c.name, r.Name, r.Error)
-			}
-			fmt.Fprintf(&table, "| %s | oci |\n", r.Name)
-		}
+		return []string{"node", filepath.Join(checks, name), filepath.Join(clients, "js")}
 	}
+	const js, py = "npm `e2b` 2.51.0", "PyPI `e2b` 2.63.0"
+	table := &e2bTable{names: map[string][]string{}, tiers: map[[2]string][]string{}}
+	env := []string{"E2B_API_KEY=" + h.token(t), "E2B_API_URL=" + url, "E2B_SANDBOX_URL=" + url, "OTHER_KEY=" + other, "SMALL_KEY=" + small}
+	for _, tier := range []string{"oci", "microvm"} {
+		table.run(t, js, tier, env, script("check.mjs")...)
+		table.run(t, py, tier, env, script("check.py")...)
+	}
+	table.run(t, "`@e2b/cli` 2.19.0, `@computesdk/e2b` 1.7.52, and many at once", "oci", env, script("more.mjs")...)
+
+	private := &host{dir: h.dir, state: filepath.Join(t.TempDir(), "state")}
+	port := freePort(t)
+	domain := "boxes.test:" + port
+	url = private.serveE2B(t, "--e2b", "127.0.0.1:"+port, "--e2b-domain", domain, "--e2b-tls", "self")
+	authority := filepath.Join(private.state, "e2b-ca.pem")
+	env = []string{"E2B_API_KEY=" + private.token(t), "SSL_CERT_FILE=" + authority, "NODE_EXTRA_CA_CERTS=" + authority}
+	table.run(t, js, "oci", append(env, "E2B_DOMAIN="+domain), script("tls.mjs")...)
+	table.run(t, py, "oci", append(env, "E2B_API_URL="+url, "E2B_SANDBOX_URL="+url), script("tls.py")...)
 	if t.Failed() {
 		return
 	}
@@ -119,4 +185,14 @@ func TestE2BClients(t *testing.T) {
 	} else if want != string(b) {
 		t.Errorf("%s is not what was done: AXO_UPDATE=1 go test -run TestE2BClients .", file)
 	}
+}
+
+// token is the key of a host's daemon.
+func (h *host) token(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile(tenant.TokenPath(h.state))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(b))
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"runtime"
@@ -627,6 +628,14 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request, tenant string) err
 	if err != nil {
 		return err
 	}
+	var start time.Time
+	if v := r.URL.Query().Get("start"); v != "" {
+		n, err := strconv.ParseInt(v, 10, 64)
+		if err != nil {
+			return fmt.Errorf("start %.40q: want milliseconds since 1970: %w", v, isolation.ErrInvalidArgument)
+		}
+		start = time.UnixMilli(n)
+	}
 	list, err := sn.Execs(r.Context())
 	if err != nil {
 		return err
@@ -644,6 +653,7 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request, tenant string) err
 			entries = append(entries, logEntry{*i.Ended, "info", "program ended: " + how, fields})
 		}
 	}
+	entries = slices.DeleteFunc(entries, func(e logEntry) bool { return e.Timestamp.Before(start) })
 	slices.SortStableFunc(entries, func(a, b logEntry) int { return a.Timestamp.Compare(b.Timestamp) })
 	if strings.HasPrefix(r.URL.Path, "/v2/") {
 		writeJSON(w, http.StatusOK, struct {
@@ -657,7 +667,14 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request, tenant string) err
 	}
 	lines := []line{}
 	for _, e := range entries {
-		lines = append(lines, line{e.Timestamp, e.Message + " " + e.Fields["command"]})
+		// E2B's command line reads JSON of it.
+		fields := map[string]string{"level": e.Level, "logger": "process", "message": e.Message}
+		maps.Copy(fields, e.Fields)
+		b, err := json.Marshal(fields)
+		if err != nil {
+			return err
+		}
+		lines = append(lines, line{e.Timestamp, string(b)})
 	}
 	writeJSON(w, http.StatusOK, struct {
 		Logs    []line     `json:"logs"`

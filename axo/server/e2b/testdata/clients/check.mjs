@@ -2,28 +2,13 @@
 // of JSON: its name, and what went wrong if something did.
 import { createRequire } from 'node:module'
 import assert from 'node:assert/strict'
+import { step, until } from './step.mjs'
 
 const require = createRequire(process.argv[2] + '/')
 const { Sandbox, CommandExitError, TimeoutError, FileNotFoundError, SandboxNotFoundError, SandboxError } = require('e2b')
 
-async function step(name, f) {
-  try {
-    await f()
-    console.log(JSON.stringify({ name }))
-  } catch (e) {
-    console.log(JSON.stringify({ name, error: String(e?.stack ?? e) }))
-  }
-}
-
-const until = async (what, f) => {
-  for (let i = 0; i < 500; i++) {
-    if (await f()) return
-    await new Promise((r) => setTimeout(r, 20))
-  }
-  throw new Error('waited in vain for ' + what)
-}
-
-const box = await Sandbox.create({ metadata: { who: 'js', 'axo.tier': 'oci', run: String(process.pid) }, envs: { OF_BOX: 'box' }, timeoutMs: 120_000 })
+const tier = process.env.AXO_TIER
+const box = await Sandbox.create({ metadata: { who: 'js', 'axo.tier': tier, run: String(process.pid) }, envs: { OF_BOX: 'box' }, timeoutMs: 600_000 })
 
 await step('Sandbox.create, getInfo', async () => {
   const i = await box.getInfo()
@@ -158,7 +143,7 @@ await step('files: signed URLs', async () => {
   assert.equal(await box.files.read('up'), 'uploaded')
 })
 await step('list: filters and pages', async () => {
-  const other = await Sandbox.create({ metadata: { who: 'js', 'axo.tier': 'oci', run: String(process.pid) } })
+  const other = await Sandbox.create({ metadata: { who: 'js', 'axo.tier': tier, run: String(process.pid) } })
   try {
     const p = Sandbox.list({ query: { metadata: { run: String(process.pid) }, state: ['running'] }, limit: 1 })
     const ids = []
@@ -176,9 +161,64 @@ await step('setTimeout, connect', async () => {
   assert.equal((await again.commands.run('echo hi')).stdout, 'hi\n')
   assert.ok((await again.getInfo()).endAt - Date.now() > 500_000)
 })
-await step('pause: refused on containers, with the reason', async () => {
-  await assert.rejects(box.pause(), /paused, on the engine/)
-  assert.equal((await box.getInfo()).state, 'running')
+if (tier === 'oci') {
+  await step('pause, onTimeout: pause: refused on containers, with the reason', async () => {
+    await assert.rejects(box.pause(), /paused, on the engine/)
+    assert.equal((await box.getInfo()).state, 'running')
+    await assert.rejects(Sandbox.create({ metadata: { 'axo.tier': tier }, lifecycle: { onTimeout: 'pause' } }), /paused, on the engine/)
+  })
+} else {
+  await step('pause, connect: programs go on', async () => {
+    const h = await box.commands.run('read x; echo got $x', { background: true, stdin: true })
+    assert.equal(await box.pause(), true)
+    assert.equal((await box.getInfo()).state, 'paused')
+    assert.equal(await box.isRunning(), false)
+    assert.equal(await box.pause(), false)
+    await box.connect({ timeoutMs: 600_000 })
+    const again = await box.commands.connect(h.pid)
+    await box.commands.sendStdin(h.pid, 'it\n')
+    assert.equal((await again.wait()).stdout, 'got it\n')
+  })
+  await step('onTimeout: pause, autoResume', async () => {
+    const b = await Sandbox.create({ metadata: { 'axo.tier': tier }, timeoutMs: 600_000, lifecycle: { onTimeout: 'pause', autoResume: true } })
+    await b.files.write('kept', 'so')
+    await b.setTimeout(0)
+    await until('its pause', async () => (await b.getInfo()).state === 'paused')
+    assert.equal(await b.files.read('kept'), 'so')
+    const i = await b.getInfo()
+    assert.equal(i.state, 'running')
+    assert.deepEqual(i.lifecycle, { onTimeout: 'pause', autoResume: true })
+    await b.kill()
+  })
+  await step('createSnapshot, create from it, deleteSnapshot', async () => {
+    await box.files.write('mark', 'then')
+    const x = await box.createSnapshot()
+    await box.files.write('mark', 'now')
+    const b = await Sandbox.create(x.snapshotId, { timeoutMs: 600_000 })
+    assert.equal(await b.files.read('mark'), 'then')
+    assert.equal((await b.commands.run('whoami')).stdout, 'user\n')
+    await b.kill()
+    assert.equal(await Sandbox.deleteSnapshot(x.snapshotId), true)
+    assert.equal(await Sandbox.deleteSnapshot(x.snapshotId), false)
+  })
+}
+await step('getMetrics', async () => {
+  const busy = await box.commands.run('while :; do :; done', { background: true })
+  await box.commands.run('head -c 8000000 /dev/zero > /tmp/eight')
+  const [m] = await box.getMetrics()
+  assert.ok(m.cpuCount >= 1 && m.cpuUsedPct > 0 && m.cpuUsedPct <= 100, JSON.stringify(m))
+  assert.ok(m.memUsed > 1e6 && m.memUsed < m.memTotal && m.diskUsed >= 8e6 && m.diskUsed < m.diskTotal, JSON.stringify(m))
+  assert.ok(Math.abs(m.timestamp - Date.now()) < 60_000)
+  await busy.kill()
+  await box.commands.run('rm /tmp/eight')
+  assert.deepEqual(await box.getMetrics({ end: new Date(m.timestamp - 10_000) }), [])
+})
+await step('network: what the daemon does not grant is refused', async () => {
+  const i = await box.getInfo()
+  assert.equal(i.allowInternetAccess, false)
+  await assert.rejects(Sandbox.create({ network: { allowOut: ['example.org'], denyOut: ['0.0.0.0/0'] } }), /policy does not grant/)
+  await assert.rejects(Sandbox.create({ network: { denyOut: ['example.org'] } }), /want an address/)
+  await assert.rejects(box.updateNetwork({ allowInternetAccess: false }), /network/)
 })
 await step('ports: HTTP into a sandbox', async () => {
   const h = await box.commands.run('exec python3 -m http.server 8123 --bind 127.0.0.1 --directory /home/user/notes', { background: true })
@@ -191,8 +231,6 @@ await step('ports: HTTP into a sandbox', async () => {
 })
 await step('what is not there is refused, with its name', async () => {
   await assert.rejects(Sandbox.create('no-such-template'), SandboxError)
-  await assert.rejects(Sandbox.create({ metadata: { 'axo.tier': 'oci' }, lifecycle: { onTimeout: 'pause' } }), /paused, on the engine/)
-  await assert.rejects(Sandbox.create({ network: { allowOut: ['example.org'], denyOut: ['0.0.0.0/0'] } }), /policy does not grant/)
   await assert.rejects(box.files.read('/etc/hostname', { user: 'root' }), /root/)
 })
 await step('another key, and none', async () => {

@@ -12,6 +12,9 @@ sys.path.insert(0, sys.argv[1])
 from e2b import CommandExitException, FileNotFoundException, Sandbox, SandboxException, TimeoutException  # noqa: E402
 
 
+TIER = os.environ["AXO_TIER"]
+
+
 def step(name):
     def run(f):
         try:
@@ -39,7 +42,7 @@ def until(what, f):
     raise AssertionError("waited in vain for " + what)
 
 
-box = Sandbox.create(metadata={"who": "py", "axo.tier": "oci"}, envs={"OF_BOX": "box"}, timeout=120)
+box = Sandbox.create(metadata={"who": "py", "axo.tier": TIER}, envs={"OF_BOX": "box"}, timeout=600)
 
 
 @step("Sandbox.create, get_info, is_running")
@@ -121,6 +124,31 @@ def _():
     h.wait(on_pty=seen.append)
     text = b"".join(seen)
     assert b"30 100" in text, text
+
+
+if TIER == "oci":
+
+    @step("pause: refused on containers, with the reason")
+    def _():
+        assert "paused, on the engine" in str(raises(SandboxException, box.pause))
+
+else:
+
+    @step("pause, connect")
+    def _():
+        h = box.commands.run("read x; echo got $x", background=True, stdin=True)
+        box.pause()
+        assert box.get_info().state.value == "paused"
+        box.connect(timeout=600)
+        again = box.commands.connect(h.pid)
+        box.commands.send_stdin(h.pid, "it\n")
+        assert again.wait().stdout == "got it\n"
+
+
+@step("get_metrics")
+def _():
+    m = box.get_metrics()[0]
+    assert m.cpu_count >= 1 and 0 <= m.cpu_used_pct <= 100 and 0 < m.mem_used < m.mem_total and 0 <= m.disk_used < m.disk_total, m
 
 
 @step("list, set_timeout, connect, kill")
