@@ -26,6 +26,8 @@ type Problem struct {
 	RetryAfterMS int64 `json:"retry_after_ms,omitempty" doc:"When it is worth while to try again, where that is known"`
 	// Decision tells, where no engine may run what was asked for, why each may not.
 	Decision *engine.Decision `json:"decision,omitempty"`
+	// RequestID is what the request is called in the daemon's log.
+	RequestID string `json:"request_id,omitempty" doc:"What the request is called in the daemon's log; the header X-Request-Id has it, too"`
 }
 
 // classes are the names of the contract's nine classes and their statuses. No two
@@ -137,7 +139,13 @@ type retryError struct{ after time.Duration }
 func (e *retryError) Error() string             { return "retry after " + e.after.String() }
 func (e *retryError) RetryAfter() time.Duration { return e.after }
 
-func (e *remoteError) Error() string { return e.p.Detail }
+// Error names the request where only the daemon's log tells what happened.
+func (e *remoteError) Error() string {
+	if e.class == nil && e.p.RequestID != "" {
+		return e.p.Detail + " (request " + e.p.RequestID + ")"
+	}
+	return e.p.Detail
+}
 
 func (e *remoteError) Unwrap() []error {
 	out := []error{}

@@ -42,7 +42,7 @@ func newConfig() *cobra.Command {
 	var asJSON, origin bool
 	// What serve has flags for can be tried out here.
 	flags := func(c *cobra.Command) *cobra.Command {
-		config.Register(c.Flags(), "serve", "session", "tenant", "admission", "admin", "metrics")
+		config.Register(c.Flags(), "serve", "session", "tenant", "admission", "admin", "metrics", "log")
 		return c
 	}
 	show := flags(&cobra.Command{

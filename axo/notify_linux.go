@@ -6,15 +6,16 @@ import (
 )
 
 // notifyReady tells a service manager that waits for it; see sd_notify(3).
-func notifyReady() {
+func notifyReady() error {
 	name := os.Getenv("NOTIFY_SOCKET")
 	if name == "" {
-		return
+		return nil
 	}
 	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"})
 	if err != nil {
-		return // nobody waits
+		return err
 	}
 	defer c.Close()
-	_, _ = c.Write([]byte("READY=1"))
+	_, err = c.Write([]byte("READY=1"))
+	return err
 }

@@ -4,7 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
+	"maps"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -52,25 +53,30 @@ tells systemd when it is ready.`,
 			if c.Activated, err = server.Activated(); err != nil {
 				return &statusError{exitEngine, err}
 			}
-			c.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
-			c.Telemetry = telemetry.New(telemetry.Config{Version: version, Tenants: l.Metrics.Tenants, Logger: c.Logger})
+			log, traces, err := openTelemetry(cmd.Context(), l)
+			if err != nil {
+				return err
+			}
+			defer closeTraces(traces, log)
+			c.Logger = log.Logger
+			c.Telemetry = telemetry.New(telemetry.Config{Version: version, Tenants: l.Metrics.Tenants, Logger: c.Logger, Log: log, Traces: traces})
 			c.AdminSocket, c.MetricsListen, c.MetricsRemote = l.Admin.Socket, l.Metrics.Listen, l.Metrics.Remote
 			onEvent, observer := c.Telemetry.EngineEvent, c.Telemetry.Engine()
 			if !l.Audit.Off {
-				log, err := audit.Open(audit.Path(dir))
+				record, err := audit.Open(audit.Path(dir))
 				if err != nil {
 					return &statusError{exitEngine, err}
 				}
-				defer log.Close()
-				c.Auditor, c.AuditKeep = &server.Auditor{Log: log, Logger: c.Logger}, time.Duration(l.Audit.Keep)
+				defer record.Close()
+				c.Auditor, c.AuditKeep = &server.Auditor{Log: record, Logger: c.Logger}, time.Duration(l.Audit.Keep)
 				onEvent = func(e engine.Event) {
 					c.Telemetry.EngineEvent(e)
 					c.Auditor.EngineEvent(e)
 				}
 			}
 			e, err := openEngine(cmd, func(c *all.Config, ec *engine.Config) {
-				c.Warm, c.WarmVMs, c.WarmDetached = l.Serve.Warm, l.Serve.WarmVMs, true
-				ec.OnEvent, ec.Observer = onEvent, observer
+				c.Warm, c.WarmVMs, c.WarmDetached, c.Logger = l.Serve.Warm, l.Serve.WarmVMs, true, log.Logger
+				ec.Logger, ec.OnEvent, ec.Observer = log.Logger, onEvent, observer
 			})
 			if err != nil {
 				return err
@@ -91,6 +97,7 @@ tells systemd when it is ready.`,
 			if err != nil {
 				return errors.Join(&statusError{exitEngine, err}, e.Close())
 			}
+			quotas.OnError = func(err error) { c.Logger.Error("read the tenants' quotas; those of before hold", "error", err) }
 			others := session.Quota{Sandboxes: l.Tenant.Sandboxes, CPUs: l.Tenant.CPUs, MemoryBytes: int64(l.Tenant.Memory), DiskBytes: int64(l.Tenant.Disk), Rate: l.Tenant.Rate, Burst: l.Tenant.Burst}
 			c.Sessions.Quota = func(tenant string) session.Quota {
 				if q, ok := quotas.Of(tenant); ok {
@@ -116,10 +123,14 @@ tells systemd when it is ready.`,
 				if e.Exec != "" {
 					args = append(args, "exec", e.Exec)
 				}
-				for k, v := range e.Fields {
-					args = append(args, k, v)
+				for _, k := range slices.Sorted(maps.Keys(e.Fields)) {
+					args = append(args, k, e.Fields[k])
 				}
-				c.Logger.Info(e.Kind, args...)
+				level := slog.LevelInfo
+				if e.Kind == "lost" || e.Fields["unknown"] != "" {
+					level = slog.LevelWarn
+				}
+				c.Logger.Log(cmd.Context(), level, e.Kind, args...)
 			}
 			c.Ready = func(addresses []string) {
 				for _, a := range addresses {
@@ -128,7 +139,9 @@ tells systemd when it is ready.`,
 				if c.E2B != "" && c.E2BTLS.Self {
 					fmt.Fprintln(cmd.OutOrStdout(), "authority:", server.AuthorityPath(dir))
 				}
-				notifyReady()
+				if err := notifyReady(); err != nil {
+					c.Logger.Warn("tell the service manager that the daemon is ready", "error", err)
+				}
 			}
 			if err := server.Run(cmd.Context(), c); err != nil {
 				return &statusError{exitEngine, err}
@@ -136,7 +149,7 @@ tells systemd when it is ready.`,
 			return nil
 		},
 	}
-	config.Register(cmd.Flags(), "serve", "session", "audit", "tenant", "admission", "admin", "metrics")
+	config.Register(cmd.Flags(), "serve", "session", "audit", "tenant", "admission", "admin", "metrics", "log")
 	return cmd
 }
 

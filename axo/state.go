@@ -67,11 +67,8 @@ func openEngine(c *cobra.Command, change ...func(*all.Config, *engine.Config)) (
 		return nil, &statusError{exitEngine, err}
 	}
 	ec.Registry = reg
-	if isDaemon(c) {
-		ec.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
-	}
 	var e *engine.Engine
-	if ec.Rules, err = rulesOf(c, l); err == nil {
+	if ec.Rules, err = rulesOf(c, l, ec.Logger); err == nil {
 		e, err = engine.New(ec)
 	}
 	if err != nil {
@@ -84,11 +81,14 @@ func openEngine(c *cobra.Command, change ...func(*all.Config, *engine.Config)) (
 }
 
 // rulesOf is the policy that the operator has written; nil: none.
-func rulesOf(c *cobra.Command, l *config.Loaded) (func(engine.Request) (engine.Policy, string, error), error) {
+func rulesOf(c *cobra.Command, l *config.Loaded, logger *slog.Logger) (func(engine.Request) (engine.Policy, string, error), error) {
 	if l.Engine.Policy == "" {
 		return nil, nil
 	}
-	w, err := policy.Watch(l.Engine.Policy, slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn})))
+	if logger == nil {
+		logger = slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	}
+	w, err := policy.Watch(l.Engine.Policy, logger)
 	if err != nil {
 		return nil, err
 	}

@@ -232,7 +232,7 @@ func (r *run) resize(ctx context.Context, p isolation.Process) (stop func()) {
 					return
 				}
 				if err := resizer.Resize(ctx, size); err != nil && ctx.Err() == nil {
-					r.e.config.Logger.Warn("resize terminal", "run", r.r.ID, "error", err)
+					r.e.config.Logger.WarnContext(ctx, "resize terminal", "tenant", r.r.Spec.Tenant, "run", r.r.ID, "error", err)
 				}
 			case <-ctx.Done():
 				return

@@ -129,7 +129,7 @@ func (e *Engine) recoverFrom(ctx context.Context, c candidate, r Request) (isola
 	}
 	// What the policy does not grant any more it has not any more; it lives on.
 	if n, nerr := e.connect(ctx, p, sb, r); nerr != nil {
-		e.config.Logger.Warn("a sandbox goes on without a network", "sandbox", r.ID, "error", nerr)
+		e.config.Logger.Warn("a sandbox goes on without a network", "tenant", r.Spec.Tenant, "sandbox", r.ID, "error", nerr)
 	} else if n != nil {
 		sb = proxied{sb, n}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -28,6 +29,8 @@ type Config struct {
 	Admission Admission `toml:"admission" help:"What the daemon takes on at once, from all tenants together"`
 	Admin     Admin     `toml:"admin" help:"For who runs the daemon"`
 	Metrics   Metrics   `toml:"metrics" help:"What is measured, for Prometheus"`
+	Trace     Trace     `toml:"trace" help:"Where the time of requests goes, for OpenTelemetry"`
+	Log       Log       `toml:"log" help:"The daemon's own log, on its standard error"`
 }
 
 // Engine is what runs programs.
@@ -121,6 +124,19 @@ type Metrics struct {
 	Tenants int    `toml:"tenants" help:"How many tenants have series of their own, those that come first; 0: tenants are not told apart"`
 }
 
+// Trace is where spans go.
+type Trace struct {
+	Endpoint string  `toml:"endpoint" default:"what OTEL_EXPORTER_OTLP_ENDPOINT says, else none" help:"URL of a collector that takes OTLP over HTTP, such as http://127.0.0.1:4318"`
+	Sample   float64 `toml:"sample" help:"The part of the traces that are kept, of those that begin here: 0 to 1"`
+}
+
+// Log is the daemon's own.
+type Log struct {
+	Format     string  `toml:"format" flag:"log-format" help:"text or json"`
+	Level      string  `toml:"level" flag:"log-level" help:"Tell what is of this level or above: debug, info, warn or error"`
+	TenantRate float64 `toml:"tenant_rate" help:"Lines in a second that are about one tenant, at most, and four times as many at once; 0: no bound"`
+}
+
 // Default is what holds where nothing is set.
 func Default() Config {
 	return Config{
@@ -129,6 +145,8 @@ func Default() Config {
 		Serve:     Serve{Drain: Duration(10 * time.Second), Sweep: Duration(time.Minute), Warm: 2},
 		Admission: Admission{Sandboxes: 1000, Starts: 64, Runs: 256, Queue: 1024, Wait: Duration(30 * time.Second)},
 		Session:   Session{Idle: Duration(15 * time.Minute), Life: Duration(24 * time.Hour), MaxIdle: Duration(24 * time.Hour), MaxLife: Duration(30 * 24 * time.Hour), Keep: 16 << 20, MaxEnded: 32},
+		Trace:     Trace{Sample: 1},
+		Log:       Log{Format: "text", Level: "info", TenantRate: 50},
 		Audit:     Audit{Keep: Duration(90 * 24 * time.Hour)},
 	}
 }
@@ -169,6 +187,15 @@ func (c Config) Validate() error {
 		if x.value <= 0 {
 			return fmt.Errorf("%s is %v: want a time above zero, such as 10s", x.name, x.value)
 		}
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		return fmt.Errorf("log.format is %q: want text or json", c.Log.Format)
+	}
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
+		return fmt.Errorf("log.level is %q: want debug, info, warn or error", c.Log.Level)
+	}
+	if c.Trace.Sample > 1 {
+		return fmt.Errorf("trace.sample is %v: want 0 to 1", c.Trace.Sample)
 	}
 	for name, n := range map[string]int{"admission.starts": c.Admission.Starts, "admission.runs": c.Admission.Runs, "admission.queue": c.Admission.Queue} {
 		if n <= 0 {

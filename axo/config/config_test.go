@@ -114,6 +114,9 @@ func TestWhatIsRefused(t *testing.T) {
 		"not a number":  {text: "[tenant]\ncpus = nan", want: []string{"tenant.cpus", "not negative"}},
 		"too much":      {text: "[session]\nidle = \"48h\"", want: []string{"session.idle is 48h", "session.max_idle"}},
 		"zero":          {text: "[serve]\ndrain = \"0s\"", want: []string{"serve.drain", "above zero"}},
+		"log format":    {text: "[log]\nformat = \"xml\"", want: []string{"log.format", "text or json"}},
+		"log level":     {env: "AXO_LOG_LEVEL=loud", want: []string{"log.level", "debug, info, warn or error"}},
+		"sample":        {text: "[trace]\nsample = 1.5", want: []string{"trace.sample is 1.5", "0 to 1"}},
 		"no queue":      {text: "[admission]\nqueue = 0", want: []string{"admission.queue is 0", "at least 1"}},
 		"environment":   {env: "AXO_TENANT_SANDBOXES=many", want: []string{"AXO_TENANT_SANDBOXES", "whole number"}},
 	} {

@@ -90,7 +90,9 @@ func (a *Auditor) prune(ctx context.Context, keep time.Duration) {
 		}
 		// Noted down elsewhere, as in the system's log, it shows that nothing before it
 		// was touched.
-		if h, err := a.Log.Head(); err == nil {
+		if h, err := a.Log.Head(); err != nil {
+			a.Logger.Error("read the head of the audit log", "error", err)
+		} else {
 			a.Logger.Info("audit log", "head", h.String())
 		}
 		select {

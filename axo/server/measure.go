@@ -19,7 +19,10 @@ type measured struct {
 
 // Run is that of the engine.
 func (m measured) Run(ctx context.Context, r engine.Request) (*engine.Result, error) {
-	return m.t.Run(ctx, r, func(ctx context.Context) (*engine.Result, error) { return m.Engine.Run(ctx, r) })
+	if r.ID == "" {
+		r.ID = session.NewRunID()
+	}
+	return m.t.Run(ctx, r.Spec.Tenant, r.ID, func(ctx context.Context) (*engine.Result, error) { return m.Engine.Run(ctx, r) })
 }
 
 // also calls both; the second may be nil.

@@ -164,7 +164,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	var draining atomic.Bool
 	stopping := make(chan struct{})
 	rc := c.Runs
-	rc.OnRefused = c.Telemetry.Refused
+	rc.OnRefused, rc.Measure, rc.Observer = c.Telemetry.Refused, c.Telemetry.Run, c.Telemetry.Engine()
 	rc.Engine, rc.Dir, rc.Logger = runner, filepath.Join(c.StateDir, "runs"), c.Logger
 	rc.Lasting, rc.Turn, rc.Leaving = e, e.turn, stopping
 	if a := c.Auditor; a != nil {

@@ -43,12 +43,17 @@ type daemon struct {
 
 func run(t *testing.T, dir string, host *mem.Host, change ...func(*server.Config)) *daemon {
 	t.Helper()
+	return runWith(t, dir, host, telemetry.Config{Version: "v0-test"}, change...)
+}
+
+func runWith(t *testing.T, dir string, host *mem.Host, tc telemetry.Config, change ...func(*server.Config)) *daemon {
+	t.Helper()
 	var reg isolation.Registry
 	reg.Add(isolation.TierOCI, mem.New(mem.Config{
 		Host: host, Features: func(f *isolation.Features) { f.Tier = isolation.TierOCI },
 		Programs: map[string]mem.Program{"count": count, "say": say},
 	}))
-	tel := telemetry.New(telemetry.Config{Version: "v0-test"})
+	tel := telemetry.New(tc)
 	e, err := engine.New(engine.Config{Registry: reg, Observer: tel.Engine(), OnEvent: tel.EngineEvent})
 	if err != nil {
 		t.Fatal(err)

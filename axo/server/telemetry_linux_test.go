@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,8 +23,10 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/axo/audit"
+	"github.com/axocoatl/isolation/axo/internal/collector"
 	"github.com/axocoatl/isolation/axo/server"
 	"github.com/axocoatl/isolation/axo/session"
+	"github.com/axocoatl/isolation/axo/telemetry"
 	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/driver/mem"
 )
@@ -281,22 +284,22 @@ func TestCallersNameNoSeries(t *testing.T) {
 		_, _ = io.Copy(io.Discard, resp.Body) // its content does not matter
 		resp.Body.Close()
 	}
-	json := []string{"X-API-Key", key, "Content-Type", "application/json"}
+	keyed := []string{"X-API-Key", key, "Content-Type", "application/json"}
 	round := func(i int) {
 		evil := url.PathEscape(fmt.Sprintf("evil\n%d\"}{\\\x1b[31m%d", i, rand.Int64()))
 		switch i % 10 {
 		case 0:
-			send("GET", rest+"/v1/sandboxes/"+evil, "", json...)
+			send("GET", rest+"/v1/sandboxes/"+evil, "", keyed...)
 		case 1:
-			send("EVIL"+fmt.Sprint(i), rest+"/"+evil+"/"+evil, "", json...)
+			send("EVIL"+fmt.Sprint(i), rest+"/"+evil+"/"+evil, "", keyed...)
 		case 2:
-			send("POST", rest+"/v1/sandboxes/"+evil+"/execs", `{"process":{"args":["evil"]}}`, json...)
+			send("POST", rest+"/v1/sandboxes/"+evil+"/execs", `{"process":{"args":["evil"]}}`, keyed...)
 		case 3:
-			send("GET", rest+"/v1/sandboxes/x/ports/80/"+evil, "", json...)
+			send("GET", rest+"/v1/sandboxes/x/ports/80/"+evil, "", keyed...)
 		case 4:
-			send("POST", rest+"/v1/runs", fmt.Sprintf(`{"spec":{"requirement":"evil%d","tenant":"evil%d"},"process":{"args":["evil"]},"engine":"evil%d"}`, i, i, i), json...)
+			send("POST", rest+"/v1/runs", fmt.Sprintf(`{"spec":{"requirement":"evil%d","tenant":"evil%d"},"process":{"args":["evil"]},"engine":"evil%d"}`, i, i, i), keyed...)
 		case 5:
-			send("POST", rest+"/v1/runs", fmt.Sprintf(`{"spec":{"requirement":"Arbitrary","tenant":"evil%d"},"process":{"args":["evil%d"]},"engine":"evil%d"}`, i, i, i), json...)
+			send("POST", rest+"/v1/runs", fmt.Sprintf(`{"spec":{"requirement":"Arbitrary","tenant":"evil%d"},"process":{"args":["evil%d"]},"engine":"evil%d"}`, i, i, i), keyed...)
 		case 6:
 			send("POST", rest+"/mcp", fmt.Sprintf(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"evil%d","arguments":{}}}`, i),
 				"Authorization", "Bearer "+key, "Content-Type", "application/json", "Accept", "application/json, text/event-stream")
@@ -443,5 +446,104 @@ func TestRequestsHaveIDs(t *testing.T) {
 				t.Errorf("%s: %q was taken", target, bad)
 			}
 		}
+	}
+}
+
+// Who has a problem has the id by which the log tells of it.
+func TestProblemsLeadToTheLog(t *testing.T) {
+	var text safeBuffer
+	log, err := telemetry.NewLog(&text, telemetry.LogConfig{Format: "json", Level: slog.LevelDebug})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	d := runWith(t, dir, mem.NewHost(), telemetry.Config{Logger: log.Logger, Log: log}, func(c *server.Config) { c.Logger, c.E2B = log.Logger, "127.0.0.1:0" })
+	key := secret(t, dir)
+	for target, handler := range map[string]string{
+		d.addresses[1] + "/v1/sandboxes/nosuch":              "GET /v1/sandboxes/{id}",       // by huma
+		d.addresses[1] + "/v1/sandboxes/nosuch/files?path=/": "GET /v1/sandboxes/{id}/files", // and not
+		d.addresses[2] + "/sandboxes/nosuch":                 "GET /sandboxes/{id}",
+	} {
+		_, h, body := ask(t, "", "GET", target, "", "X-API-Key", key)
+		var problem struct {
+			RequestID string `json:"request_id"`
+		}
+		if err := json.Unmarshal([]byte(body), &problem); err != nil {
+			t.Fatal(err)
+		}
+		id := h.Get("X-Request-Id")
+		if id == "" || problem.RequestID != id && !strings.HasPrefix(target, d.addresses[2]) {
+			t.Errorf("%s: the answer's id is %q, the problem's %q", target, id, problem.RequestID)
+		}
+		found := false
+		for i := 0; i < 600 && !found; i++ { // it is told just after the answer
+			for _, line := range strings.Split(text.String(), "\n") {
+				var l map[string]any
+				if json.Unmarshal([]byte(line), &l) == nil && l["request"] == id {
+					found = l["tenant"] == "default" && l["sandbox"] == "nosuch" && l["route"] == handler && l["status"] == 404.0 && strings.Contains(fmt.Sprint(l["error"]), "not found")
+				}
+			}
+			if !found {
+				time.Sleep(50 * time.Millisecond)
+			}
+		}
+		if !found {
+			t.Errorf("%s: nothing in the log of %s:\n%s", target, id, text.String())
+		}
+	}
+}
+
+// What is done for a request is in its client's trace, by whatever interface it came.
+func TestTracesGoOnFromClients(t *testing.T) {
+	col := collector.Start(t)
+	traces, err := telemetry.OpenTraces(t.Context(), telemetry.TraceConfig{Endpoint: col.URL, Sample: 0, Every: 10 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	d := runWith(t, dir, mem.NewHost(), telemetry.Config{Traces: traces}, func(c *server.Config) { c.E2B = "127.0.0.1:0" })
+	t.Cleanup(func() { // before the daemon's own, so that no span comes after
+		if err := d.stop(); err != nil {
+			t.Error(err)
+		}
+		if err := traces.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	key := secret(t, dir)
+	n := 0
+	in := func(span, method, target, body string, header ...string) {
+		t.Helper()
+		n++
+		trace := fmt.Sprintf("%032x", n)
+		header = append(header, "X-API-Key", key, "Content-Type", "application/json", "Traceparent", "00-"+trace+"-00f067aa0ba902b7-01")
+		if status, _, answer := ask(t, "", method, target, body, header...); status >= 300 {
+			t.Fatalf("%s: %d %s", target, status, answer)
+		}
+		for range 600 {
+			for _, s := range col.Named(span) {
+				if fmt.Sprintf("%x", s.TraceId) == trace {
+					return
+				}
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		t.Errorf("%s: no span %q in its trace", target, span)
+	}
+	const say = `"spec":{"requirement":"Arbitrary"},"process":{"args":["say"]}`
+	mcp := []string{"Authorization", "Bearer " + key, "Accept", "application/json, text/event-stream"}
+	in("run", "POST", d.addresses[1]+"/v1/runs", "{"+say+"}")
+	in("run", "POST", d.addresses[1]+"/v1/runs", "{"+say+`,"async":true}`)
+	in("run", "POST", d.addresses[1]+"/v1/runs", "{"+say+"}", "Accept", "text/event-stream")
+	in("sandbox create", "POST", d.addresses[1]+"/v1/sandboxes", `{"id":"box","spec":{"requirement":"Arbitrary"}}`)
+	in("sandbox program", "POST", d.addresses[1]+"/v1/sandboxes/box/execs", `{"process":{"args":["say"]}}`)
+	in("sandbox create", "POST", d.addresses[1]+"/mcp", `{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"create_sandbox","arguments":{}}}`, mcp...)
+	in("e2b GET /v2/sandboxes", "GET", d.addresses[2]+"/v2/sandboxes", "")
+	// Its client wants no trace, and there is none by the daemon's own sampling.
+	if status, _, answer := ask(t, "", "GET", d.addresses[1]+"/v1/tiers", "", "X-API-Key", key); status != http.StatusOK {
+		t.Fatal(status, answer)
+	}
+	if list := col.Named("rest GET /v1/tiers"); len(list) != 0 {
+		t.Errorf("%d spans of a request that is not sampled", len(list))
 	}
 }

@@ -177,7 +177,7 @@ func (e *Exec) ended(exit isolation.Exit, err error) {
 	rec := e.rec
 	e.mu.Unlock()
 	if err := save(e.s.execFile(e.id), rec); err != nil {
-		e.s.m.config.Logger.Error("write how a program ended", "session", e.s.id, "exec", e.id, "error", err)
+		e.s.log().Error("write how a program ended", "exec", e.id, "error", err)
 	}
 	failpoint.Hit(failpoint.ExecEnded)
 	e.closeLogs()
@@ -197,7 +197,7 @@ func (e *Exec) ended(exit isolation.Exit, err error) {
 func (s *Session) loadExecs(sb isolation.Sandbox) {
 	list, err := os.ReadDir(filepath.Join(s.dir(), execsDir))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		s.m.config.Logger.Error("list programs", "session", s.id, "error", err)
+		s.log().Error("list programs", "error", err)
 	}
 	for _, f := range list {
 		if isolation.ValidateID(f.Name()) != nil {
@@ -221,7 +221,7 @@ func (s *Session) loadExecs(sb isolation.Sandbox) {
 			err = e.openLogs()
 		}
 		if err != nil {
-			s.m.config.Logger.Error("program cannot be read", "session", s.id, "exec", e.id, "error", err)
+			s.log().Error("program cannot be read", "exec", e.id, "error", err)
 			continue
 		}
 		if e.rec.Ended != nil {
@@ -284,7 +284,7 @@ func (s *Session) attach(sb isolation.Sandbox, e *Exec) bool {
 		// It was written down and never started, so nobody was told of it.
 		e.closeLogs()
 		if err := os.RemoveAll(s.execDir(e.id)); err != nil {
-			s.m.config.Logger.Error("remove a program that never began", "session", s.id, "exec", e.id, "error", err)
+			s.log().Error("remove a program that never began", "exec", e.id, "error", err)
 		}
 		return false
 	case err != nil:
@@ -317,7 +317,7 @@ func (s *Session) retire() {
 	for _, e := range ended[:over] {
 		e.removeLogs()
 		if err := os.RemoveAll(s.execDir(e.id)); err != nil {
-			s.m.config.Logger.Error("remove what is known of a program", "session", s.id, "exec", e.id, "error", err)
+			s.log().Error("remove what is known of a program", "exec", e.id, "error", err)
 		}
 	}
 }

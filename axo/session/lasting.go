@@ -132,7 +132,9 @@ func (r *Run) runLasting(ctx context.Context, q engine.Request) (res *engine.Res
 		return fail(errors.Join(err, r.removeSandbox(ctx, sb)))
 	}
 	q.Process.ExecID = lastingExec
-	p, err := sb.Exec(ctx, q.Process, stdio)
+	starting, started := r.step(ctx, engine.StepStart)
+	p, err := sb.Exec(starting, q.Process, stdio)
+	started(engine.StepEnd{Err: err})
 	if err != nil {
 		return fail(errors.Join(err, r.removeSandbox(ctx, sb)))
 	}
@@ -195,7 +197,7 @@ func (r *Run) find() (isolation.Sandbox, error) {
 		case err == nil:
 			return sb, nil
 		}
-		r.r.config.Logger.Error("run cannot be reached; tried again later", "run", r.id, "error", err)
+		r.r.config.Logger.Error("run cannot be reached; tried again later", "tenant", r.tenant, "run", r.id, "error", err)
 		// Who cancels it meanwhile waits: what lives is not given up.
 		select {
 		case <-time.After(again):
@@ -232,12 +234,16 @@ func (r *Run) attach(ctx context.Context, sb isolation.Sandbox) (isolation.Proce
 // watch waits for the program's end, and ends it when ctx does, unless that is because
 // this process does.
 func (r *Run) watch(ctx context.Context, sb isolation.Sandbox, p isolation.Process) (*engine.Result, bool, error) {
+	within := ctx
+	ctx, done := r.step(ctx, engine.StepExec)
 	exit, err := p.Wait(ctx)
 	if err != nil && ctx.Err() != nil {
 		if errors.Is(context.Cause(ctx), errLeft) {
+			done(engine.StepEnd{})
 			return nil, true, nil
 		}
 		if err := r.removeSandbox(ctx, sb); err != nil {
+			done(engine.StepEnd{Err: err})
 			return nil, false, err
 		}
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
@@ -245,17 +251,19 @@ func (r *Run) watch(ctx context.Context, sb isolation.Sandbox, p isolation.Proce
 		exit, err = p.Wait(undo) // with the reason canceled
 	}
 	if err != nil {
+		done(engine.StepEnd{Err: err})
 		err = &isolation.Error{Op: "wait", ID: r.id, Outcome: isolation.OutcomeUnknown, Err: err}
 		return nil, false, errors.Join(err, r.removeSandbox(ctx, sb))
 	}
-	return r.over(ctx, sb, exit)
+	done(engine.StepEnd{Exit: &exit})
+	return r.over(within, sb, exit)
 }
 
 // over writes down how the program ended before its sandbox is removed, and makes the
 // result. sb nil: it is gone.
 func (r *Run) over(ctx context.Context, sb isolation.Sandbox, exit isolation.Exit) (*engine.Result, bool, error) {
 	if err := r.change(func(l *lasting) { l.Exit = &exit }); err != nil {
-		r.r.config.Logger.Error("write how the program of a run ended", "run", r.id, "error", err)
+		r.r.config.Logger.Error("write how the program of a run ended", "tenant", r.tenant, "run", r.id, "error", err)
 	}
 	failpoint.Hit(failpoint.RunExited)
 	began := r.r.config.Now()
@@ -287,7 +295,9 @@ func (r *Run) over(ctx context.Context, sb isolation.Sandbox, exit isolation.Exi
 func (r *Run) removeSandbox(ctx context.Context, sb isolation.Sandbox) (err error) {
 	for try := 1; ; try++ {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		undo, done := r.step(undo, engine.StepDelete)
 		err = sb.Delete(undo)
+		done(engine.StepEnd{Err: err})
 		cancel()
 		if err == nil {
 			return nil
@@ -295,7 +305,7 @@ func (r *Run) removeSandbox(ctx context.Context, sb isolation.Sandbox) (err erro
 		if try == removals {
 			return &isolation.Error{Op: "delete", ID: r.id, Outcome: isolation.OutcomeUnknown, Err: err}
 		}
-		r.r.config.Logger.Warn("remove the sandbox of a run; tried again", "run", r.id, "error", err)
+		r.r.config.Logger.Warn("remove the sandbox of a run; tried again", "tenant", r.tenant, "run", r.id, "error", err)
 		time.Sleep(again)
 	}
 }

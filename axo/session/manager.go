@@ -482,13 +482,18 @@ func (m *Manager) Reap() {
 				if err == nil || m.ctx.Err() != nil {
 					return
 				}
-				m.config.Logger.Error("pause session at the end of its time; it is deleted", "session", s.id, "error", err)
+				s.log().Error("pause sandbox at the end of its time; it is deleted", "error", err)
 			}
 			if err := s.end(ctx, why); err != nil && m.ctx.Err() == nil {
-				m.config.Logger.Error("delete session", "session", s.id, "reason", why, "error", err)
+				s.log().Error("delete sandbox", "reason", why, "error", err)
 			}
 		})
 	}
+}
+
+// log is for what happens to the session.
+func (s *Session) log() *slog.Logger {
+	return s.m.config.Logger.With("tenant", s.tenant, "sandbox", s.id)
 }
 
 func (m *Manager) event(s *Session, kind, exec string, fields ...string) {
@@ -532,7 +537,7 @@ func (m *Manager) recoverAll(ctx context.Context) error {
 		if err := load(filepath.Join(s.dir(), sessionFile), &s.rec); errors.Is(err, os.ErrNotExist) {
 			// It was killed before anything else was there.
 			if err := os.RemoveAll(s.dir()); err != nil {
-				m.config.Logger.Error("remove half a session", "session", s.id, "error", err)
+				s.log().Error("remove half a sandbox's record", "error", err)
 			}
 			continue
 		} else if err == nil {

@@ -8,6 +8,7 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/admission"
+	"github.com/axocoatl/isolation/engine"
 )
 
 // Observer is told of what is done with sessions, as it begins and ends: to measure it.
@@ -90,6 +91,43 @@ func (s *Session) do(ctx context.Context, name OperationName, f func(context.Con
 	err := f(ctx)
 	done(OperationEnd{Err: err})
 	return err
+}
+
+// knowing is a context that knows what another does, too: that of the request by which a
+// run was begun, which has its answer before the run ends.
+type knowing struct {
+	context.Context
+	of context.Context
+}
+
+// Value implements context.Context.
+func (k knowing) Value(key any) any {
+	if v := k.Context.Value(key); v != nil {
+		return v
+	}
+	return k.of.Value(key)
+}
+
+// measured has a run that outlives this process measured.
+func (r *Run) measured(ctx context.Context, run func(context.Context) (*engine.Result, bool, error)) (res *engine.Result, left bool, err error) {
+	res, err = r.r.config.Measure(ctx, r.tenant, r.id, func(ctx context.Context) (*engine.Result, error) {
+		var res *engine.Result
+		res, left, err = run(ctx)
+		if left {
+			return nil, nil
+		}
+		return res, err
+	})
+	return res, left, err
+}
+
+// step begins a step of it, as the engine does of others.
+func (r *Run) step(ctx context.Context, name engine.StepName) (context.Context, func(engine.StepEnd)) {
+	if r.r.config.Observer == nil {
+		return ctx, func(engine.StepEnd) {}
+	}
+	d := r.rec.Lasting.Decision
+	return r.r.config.Observer.Begin(ctx, engine.Step{Name: name, RunID: r.id, Tenant: r.tenant, Tier: d.Got, Engine: d.Engine})
 }
 
 // Kind is what sessions have in common.

@@ -137,11 +137,11 @@ func (r *Run) do(run func(context.Context) (res *engine.Result, left bool, err e
 	rec := r.rec
 	r.mu.Unlock()
 	if err := save(filepath.Join(r.dir(), runFile), rec); err != nil {
-		r.r.config.Logger.Error("write how a run ended", "run", r.id, "error", err)
+		r.r.config.Logger.Error("write how a run ended", "tenant", r.tenant, "run", r.id, "error", err)
 	}
 	if rec.Lasting != nil && rec.Lasting.Input {
 		if err := os.Remove(r.inputFile()); err != nil && !errors.Is(err, os.ErrNotExist) {
-			r.r.config.Logger.Error("remove the input of a run", "run", r.id, "error", err)
+			r.r.config.Logger.Error("remove the input of a run", "tenant", r.tenant, "run", r.id, "error", err)
 		}
 	}
 	r.closeLogs()
@@ -200,7 +200,7 @@ func (rs *Runs) find(id string) error {
 		r.ctx, r.cancel = context.WithCancelCause(rs.ctx)
 		rs.all[id] = r
 		rs.wg.Add(1)
-		rs.begin(r, r.goOn)
+		rs.begin(r, func(ctx context.Context) (*engine.Result, bool, error) { return r.measured(ctx, r.goOn) })
 		return nil
 	}
 	if r.rec.Ended == nil {

@@ -50,6 +50,11 @@ type RunsConfig struct {
 	Retain            time.Duration
 	Logger            *slog.Logger     // nil: silent
 	Now               func() time.Time // nil: time.Now
+	// Measure has a run that outlives this process run, and sees how it ends; one that
+	// goes on without this process returns neither a result nor an error. Observer is
+	// told of its steps. nil: nobody is.
+	Measure  func(ctx context.Context, tenant, id string, run func(context.Context) (*engine.Result, error)) (*engine.Result, error)
+	Observer engine.Observer
 	// OnRefused is told of runs that would be more than MaxLive; nil: nobody is.
 	OnRefused func(tenant string, why admission.Reason)
 }
@@ -80,6 +85,11 @@ func OpenRuns(c RunsConfig) (*Runs, error) {
 	}
 	if c.OnRefused == nil {
 		c.OnRefused = func(string, admission.Reason) {}
+	}
+	if c.Measure == nil {
+		c.Measure = func(ctx context.Context, _, _ string, run func(context.Context) (*engine.Result, error)) (*engine.Result, error) {
+			return run(ctx)
+		}
 	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("runs: %w", err)
@@ -156,9 +166,11 @@ func (rs *Runs) Start(ctx context.Context, tenant, key, digest string, req engin
 		return nil, false, err
 	}
 	req.ID = r.id
+	of := context.WithoutCancel(ctx)
 	rs.begin(r, func(ctx context.Context) (*engine.Result, bool, error) {
+		ctx = knowing{ctx, of}
 		if r.rec.Lasting != nil {
-			return r.runLasting(ctx, req)
+			return r.measured(ctx, func(ctx context.Context) (*engine.Result, bool, error) { return r.runLasting(ctx, req) })
 		}
 		req.Stdout, req.Stderr = r.stdout, r.stderr
 		res, err := rs.config.Engine.Run(ctx, req)
@@ -266,7 +278,7 @@ func (rs *Runs) Retire() {
 	rs.mu.Unlock()
 	for _, r := range old {
 		if err := r.remove(); err != nil {
-			rs.config.Logger.Error("remove what is known of a run", "run", r.id, "error", err)
+			rs.config.Logger.Error("remove what is known of a run", "tenant", r.tenant, "run", r.id, "error", err)
 		}
 	}
 }

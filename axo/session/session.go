@@ -485,7 +485,7 @@ func (s *Session) remove(ctx context.Context, why string) error {
 		// On a full disk a session can still be deleted. Should this process end
 		// before it is, the next one finds it live.
 		if err := save(filepath.Join(s.dir(), sessionFile), rec); err != nil {
-			s.m.config.Logger.Warn("write that a session is being deleted", "session", s.id, "error", err)
+			s.log().Warn("write that a session is being deleted", "error", err)
 		}
 	}
 	failpoint.Hit(failpoint.SessionDeleting)
@@ -574,14 +574,14 @@ func (s *Session) due(now time.Time) string {
 func (s *Session) recover(ctx context.Context) {
 	defer close(s.ready)
 	if s.corrupt != nil {
-		s.m.config.Logger.Error("session cannot be read; it can be looked at, and deleted", "session", s.id, "error", s.corrupt)
+		s.log().Error("session cannot be read; it can be looked at, and deleted", "error", s.corrupt)
 		return
 	}
 	switch s.rec.Phase {
 	case phaseCreating, phaseDeleting:
 		// Nobody was told that it is there, or its owner wants it gone.
 		if err := s.remove(ctx, "unfinished"); err != nil {
-			s.m.config.Logger.Warn("remove what is left of a session; tried again later", "session", s.id, "error", err)
+			s.log().Warn("remove what is left of a session; tried again later", "error", err)
 			s.tried = s.m.config.Now()
 			return
 		}
@@ -609,7 +609,7 @@ func (s *Session) revive(ctx context.Context) {
 		s.mu.Lock()
 		s.unknown, s.tried = err, s.m.config.Now()
 		s.mu.Unlock()
-		s.m.config.Logger.Error("session cannot be reached; tried again later", "session", s.id, "error", err)
+		s.log().Error("session cannot be reached; tried again later", "error", err)
 		return
 	}
 	paused := false
@@ -620,13 +620,13 @@ func (s *Session) revive(ctx context.Context) {
 		// Who copied it was killed: nobody has asked that it stands still.
 		if p, ok := isolation.As[isolation.Pauser](sb); ok && paused {
 			if err := p.Resume(ctx); err != nil {
-				s.m.config.Logger.Error("session was being copied, and does not go on", "session", s.id, "error", err)
+				s.log().Error("session was being copied, and does not go on", "error", err)
 			} else {
 				paused = false
 			}
 		}
 		if err := s.setStill(paused); err != nil {
-			s.m.config.Logger.Error("write that a session goes on", "session", s.id, "error", err)
+			s.log().Error("write that a session goes on", "error", err)
 		}
 	}
 	s.mu.Lock()
@@ -647,7 +647,7 @@ func (s *Session) lose(err error) {
 	rec := s.rec
 	s.mu.Unlock()
 	if err := save(filepath.Join(s.dir(), sessionFile), rec); err != nil {
-		s.m.config.Logger.Error("write that a session is lost", "session", s.id, "error", err)
+		s.log().Error("write that a session is lost", "error", err)
 	}
 	s.loadExecs(nil)
 	s.m.event(s, "lost", "", "reason", rec.Reason)

@@ -333,7 +333,7 @@ func (x *Snapshot) remove(ctx context.Context) error {
 	}
 	// On a full disk it can still be removed.
 	if err := save(m.snapshotFile(rec.ID), rec); err != nil {
-		m.config.Logger.Warn("write that a snapshot is being removed", "snapshot", rec.ID, "error", err)
+		m.config.Logger.Warn("write that a snapshot is being removed", "tenant", rec.Tenant, "snapshot", rec.ID, "error", err)
 	}
 	failpoint.Hit(failpoint.SnapshotDeleting)
 	if err := m.config.Engine.RemoveSnapshot(ctx, rec.Source.Decision.Engine, rec.ID); err != nil && !errors.Is(err, isolation.ErrNotFound) {
@@ -383,7 +383,7 @@ func (m *Manager) recoverSnapshots(ctx context.Context) error {
 			continue
 		}
 		if err := x.Delete(ctx); err != nil {
-			m.config.Logger.Warn("remove what is left of a snapshot; its owner can do it, or the next start", "snapshot", id, "error", err)
+			m.config.Logger.Warn("remove what is left of a snapshot; its owner can do it, or the next start", "tenant", rec.Tenant, "snapshot", id, "error", err)
 		}
 	}
 	return nil

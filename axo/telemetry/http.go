@@ -10,6 +10,8 @@ import (
 	"runtime/debug"
 	"strings"
 	"time"
+
+	"go.opentelemetry.io/otel/trace"
 )
 
 // HTTP measures the requests to an interface, gives each an id, and tells of those that
@@ -20,14 +22,15 @@ func (t *Telemetry) HTTP(face string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		call := &Call{id: idOf(r), face: face}
 		w.Header().Set(HeaderRequestID, call.id)
-		ctx := context.WithValue(r.Context(), callKey{}, call)
-		a := &answer{ResponseWriter: w, t: t, face: face}
 		began := time.Now()
+		ctx, span := t.serverSpan(r, call, began)
+		ctx = context.WithValue(ctx, callKey{}, call)
+		a := &answer{ResponseWriter: w, t: t, call: call}
 		running.Inc()
 		defer func() {
 			running.Dec()
 			fault := recover()
-			t.answered(ctx, call, r, a, time.Since(began), fault)
+			t.answered(ctx, call, r, a, began, span, fault)
 			if fault != nil {
 				panic(http.ErrAbortHandler) // the answer is cut off, or there is none
 			}
@@ -37,15 +40,18 @@ func (t *Telemetry) HTTP(face string, next http.Handler) http.Handler {
 }
 
 // answered counts a request that is over.
-func (t *Telemetry) answered(ctx context.Context, c *Call, r *http.Request, a *answer, took time.Duration, fault any) {
+func (t *Telemetry) answered(ctx context.Context, c *Call, r *http.Request, a *answer, began time.Time, span trace.Span, fault any) {
+	ended := time.Now()
+	took := ended.Sub(began)
 	status := a.status
 	if status == 0 {
 		status = http.StatusOK // nothing was written
 	}
 	class := fmt.Sprintf("%dxx", status/100)
 	if fault != nil {
-		class = "aborted"
+		class = statusAborted
 	}
+	c.endServerSpan(span, r.Method, class, status, ended)
 	c.mu.Lock()
 	route, err := c.route, c.err
 	c.mu.Unlock()
@@ -63,13 +69,13 @@ func (t *Telemetry) answered(ctx context.Context, c *Call, r *http.Request, a *a
 	case fault != nil && fault != http.ErrAbortHandler: //nolint:errorlint // it is what handlers panic with
 		m.panics.Inc()
 		t.config.Logger.ErrorContext(ctx, "request ran into a fault", "interface", c.face, "route", route, "fault", fmt.Sprint(fault), "stack", string(debug.Stack()))
-	case status == http.StatusInternalServerError:
+	case status == http.StatusInternalServerError || outcomeOf(err) == outcomeInternal:
 		t.config.Logger.ErrorContext(ctx, "request failed", "interface", c.face, "route", route, "error", err)
 	default:
 		if !t.config.Logger.Enabled(ctx, slog.LevelDebug) {
 			return
 		}
-		args := []any{"interface", c.face, "method", r.Method, "route", route, "status", status, "ms", took.Milliseconds()}
+		args := []any{"interface", c.face, "method", knownMethod(r.Method), "route", route, "status", status, "ms", took.Milliseconds()}
 		if err != nil {
 			args = append(args, "error", err)
 		}
@@ -77,11 +83,14 @@ func (t *Telemetry) answered(ctx context.Context, c *Call, r *http.Request, a *a
 	}
 }
 
+// statusAborted is in the place of the status of an answer that was cut off.
+const statusAborted = "aborted"
+
 // answer remembers how a request was answered.
 type answer struct {
 	http.ResponseWriter
 	t      *Telemetry
-	face   string
+	call   *Call
 	status int
 	stream bool
 }
@@ -101,7 +110,7 @@ func (a *answer) begin(status int) {
 		a.stream = a.stream || strings.HasPrefix(kind, p)
 	}
 	if a.stream {
-		a.t.metrics.streams.WithLabelValues(a.face).Inc()
+		a.t.metrics.streams.WithLabelValues(a.call.face).Inc()
 	}
 }
 
@@ -121,6 +130,20 @@ func (a *answer) Write(p []byte) (int, error) {
 func (a *answer) Flush() {
 	a.begin(http.StatusOK)
 	_ = http.NewResponseController(a.ResponseWriter).Flush() // as http.Flusher has it
+}
+
+// CallFor is CallOf where the answer alone is at hand.
+func CallFor(w http.ResponseWriter) *Call {
+	for {
+		if a, ok := w.(*answer); ok {
+			return a.call
+		}
+		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return nil
+		}
+		w = u.Unwrap()
+	}
 }
 
 // Hijack implements http.Hijacker: what the client and the handler say to each other

@@ -35,10 +35,13 @@ func (t *Telemetry) Watch(s Sources) { t.metrics.state.sources.Store(&s) }
 type state struct {
 	sources atomic.Pointer[Sources]
 	m       *metrics
+	log     *Log    // nil: none
+	traces  *Traces // nil: none
 
 	sandboxes, programs, snapshots, tenants                                              *prometheus.Desc
 	places, waiting                                                                      *prometheus.Desc
 	poolReady, poolMaking, poolClaims, poolMisses, poolFailures, poolSpoiled, poolRefill *prometheus.Desc
+	linesDropped, spansSent, spansDropped, spansFailed, spansWaiting                     *prometheus.Desc
 	auditWritten, auditFailed                                                            *prometheus.Desc
 }
 
@@ -64,6 +67,12 @@ func (m *metrics) newState() *state {
 		poolSpoiled:  desc("counter", "axo_pool_spoiled_total", "Sandboxes that ended while they stood ready", "tier", "engine"),
 		poolRefill:   desc("summary", "axo_pool_refill_duration_seconds", "The making of sandboxes that were to stand ready; without quantiles", "tier", "engine"),
 
+		linesDropped: desc("counter", "axo_log_lines_dropped_total", "Lines of the log that were left out, since their tenant had too many"),
+		spansSent:    desc("counter", "axo_trace_spans_sent_total", "Spans that the collector took; this one and the next are there where traces are sent"),
+		spansDropped: desc("counter", "axo_trace_spans_dropped_total", "Spans for which there was no room, since the collector is slow"),
+		spansFailed:  desc("counter", "axo_trace_spans_failed_total", "Spans that could not be sent"),
+		spansWaiting: desc("gauge", "axo_trace_spans_waiting", "Spans that wait to be sent"),
+
 		auditWritten: desc("counter", "axo_audit_records_total", "Entries of the audit log that were written"),
 		auditFailed:  desc("counter", "axo_audit_failures_total", "Entries that could not be written"),
 	}
@@ -77,15 +86,23 @@ func (s *state) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
 func (s *state) Collect(ch chan<- prometheus.Metric) {
-	src := s.sources.Load()
-	if src == nil {
-		return
-	}
 	gauge := func(d *prometheus.Desc, v int, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
 	}
 	counter := func(d *prometheus.Desc, v int64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	counter(s.linesDropped, s.log.Dropped())
+	if s.traces != nil {
+		q := s.traces.q
+		counter(s.spansSent, q.sent.Load())
+		counter(s.spansDropped, q.dropped.Load())
+		counter(s.spansFailed, q.failed.Load())
+		gauge(s.spansWaiting, int(q.waiting.Load()))
+	}
+	src := s.sources.Load()
+	if src == nil {
+		return
 	}
 	if src.Sessions != nil {
 		s.census(src.Sessions.Census(), gauge)

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/axo/admission"
 	"github.com/axocoatl/isolation/axo/session"
@@ -20,6 +22,10 @@ type Config struct {
 	// others have one together. 0: tenants are not told apart.
 	Tenants int
 	Logger  *slog.Logger // nil: silent
+	// Log counts what it has left out; nil: nothing does. Traces takes spans; nil: there
+	// are none.
+	Log    *Log
+	Traces *Traces
 }
 
 // Telemetry measures a daemon. It is safe for concurrent use.
@@ -33,16 +39,26 @@ func New(c Config) *Telemetry {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Telemetry{config: c, metrics: newMetrics(c.Version, c.Tenants)}
+	t := &Telemetry{config: c, metrics: newMetrics(c.Version, c.Tenants)}
+	t.metrics.state.log, t.metrics.state.traces = c.Log, c.Traces
+	return t
 }
 
-// Run measures a run, from the moment at which it is asked for.
-func (t *Telemetry) Run(ctx context.Context, r engine.Request, run func(context.Context) (*engine.Result, error)) (*engine.Result, error) {
+// Run measures a run, from the moment at which it is asked for. One that has neither a
+// result nor an error goes on without this process, and is not counted.
+func (t *Telemetry) Run(ctx context.Context, tenant, runID string, run func(context.Context) (*engine.Result, error)) (*engine.Result, error) {
 	m := t.metrics
-	m.runsRunning.Inc()
+	CallOf(ctx).Set(FieldRun, runID)
 	began := time.Now()
+	ctx, span := t.span(ctx, "run", began, id(attrRun, runID))
+	m.runsRunning.Inc()
 	res, err := run(ctx)
 	m.runsRunning.Dec()
+	ended := time.Now()
+	if res == nil && err == nil {
+		endSpan(span, ended, nil)
+		return nil, nil
+	}
 	tier, eng, outcome := "", "", outcomeOf(err)
 	if res != nil {
 		tier, eng = res.Tier.String(), res.Engine
@@ -52,16 +68,23 @@ func (t *Telemetry) Run(ctx context.Context, r engine.Request, run func(context.
 		m.exited(res.Exit)
 	}
 	m.runs.WithLabelValues(tier, eng, outcome).Inc()
-	m.runDuration.WithLabelValues(tier).Observe(time.Since(began).Seconds())
-	m.tenants.runs.inc(tenantOf(r.Spec.Tenant))
+	m.runDuration.WithLabelValues(tier).Observe(ended.Sub(began).Seconds())
+	who := tenantOf(tenant)
+	m.tenants.runs.inc(who)
+	endSpan(span, ended, err, attrTier.String(tier), attrEngine.String(eng), attrOutcome.String(outcome))
+	if outcome == outcomeInternal {
+		t.config.Logger.ErrorContext(ctx, "run failed", keyTenant, who, keyRun, runID, "error", err)
+	}
 	return res, err
 }
 
 // Wait measures the wait for a tenant's turn.
 func (t *Telemetry) Wait(ctx context.Context, tenant, queue string, enter func(context.Context) error) error {
 	began := time.Now()
+	ctx, span := t.span(ctx, stepWait, began)
 	err := enter(ctx)
-	t.metrics.step.WithLabelValues("wait", "").Observe(time.Since(began).Seconds())
+	endSpan(span, time.Now(), err)
+	t.metrics.step.WithLabelValues(stepWait, "").Observe(time.Since(began).Seconds())
 	if err != nil {
 		t.Refused(tenant, admission.ReasonOf(err))
 		return err
@@ -131,28 +154,42 @@ type steps struct{ t *Telemetry }
 // Begin implements engine.Observer.
 func (s steps) Begin(ctx context.Context, st engine.Step) (context.Context, func(engine.StepEnd)) {
 	began, m := time.Now(), s.t.metrics
+	tier := ""
+	if st.Engine != "" {
+		tier = st.Tier.String()
+	}
+	within := ctx
+	ctx, span := s.t.span(ctx, string(st.Name), began, attrTier.String(tier), attrEngine.String(st.Engine))
 	return ctx, func(end engine.StepEnd) {
-		took := time.Since(began)
-		tier := ""
-		if st.Engine != "" {
-			tier = st.Tier.String()
-		}
-		name := string(st.Name)
+		ended, name := time.Now(), string(st.Name)
 		if st.Name == engine.StepCreate && end.MadeAhead {
 			name = stepClaim
+			endSpan(span, ended, end.Err, attrAhead.Bool(true))
+			m.step.WithLabelValues(name, tier).Observe(ended.Sub(began).Seconds())
+			return
 		}
-		if end.Exit != nil && end.Exit.Usage.Wall > 0 {
-			drain := max(took-end.Exit.Usage.Wall, 0)
-			m.step.WithLabelValues(stepDrain, tier).Observe(drain.Seconds())
-			took -= drain
+		if end.Exit == nil {
+			endSpan(span, ended, end.Err)
+			m.step.WithLabelValues(name, tier).Observe(ended.Sub(began).Seconds())
+			return
 		}
-		m.step.WithLabelValues(name, tier).Observe(took.Seconds())
+		// The program's own time began a little before its start was told.
+		over := began.Add(min(end.Exit.Usage.Wall, ended.Sub(began)))
+		if end.Exit.Usage.Wall == 0 {
+			over = ended // it is not known
+		}
+		endSpan(span, over, nil, attrOutcome.String(reasonOf(end.Exit.Reason)))
+		_, drain := s.t.span(within, stepDrain, over, attrTier.String(tier), attrEngine.String(st.Engine))
+		endSpan(drain, ended, nil)
+		m.step.WithLabelValues(name, tier).Observe(over.Sub(began).Seconds())
+		m.step.WithLabelValues(stepDrain, tier).Observe(ended.Sub(over).Seconds())
 	}
 }
 
-// Steps beside the engine's: the creation of a sandbox that stood ready, and the last
-// of a program's output.
+// Steps beside the engine's: the wait for a tenant's turn, the creation of a sandbox
+// that stood ready, and the last of a program's output.
 const (
+	stepWait  = "wait"
 	stepClaim = "claim"
 	stepDrain = "drain"
 )
@@ -165,24 +202,32 @@ type operations struct{ t *Telemetry }
 // Begin implements session.Observer.
 func (o operations) Begin(ctx context.Context, op session.Operation) (context.Context, func(session.OperationEnd)) {
 	began, m := time.Now(), o.t.metrics
+	CallOf(ctx).Set(FieldSandbox, op.Session)
+	attrs := []attribute.KeyValue{id(attrSandbox, op.Session)}
+	if op.Exec != "" {
+		CallOf(ctx).Set(FieldExec, op.Exec)
+		attrs = append(attrs, id(attrExec, op.Exec))
+	}
+	ctx, span := o.t.span(ctx, "sandbox "+string(op.Name), began, attrs...)
 	return ctx, func(end session.OperationEnd) {
-		tier := ""
+		ended, tier, outcome := time.Now(), "", outcomeOf(end.Err)
 		if end.Engine != "" {
 			tier = end.Tier.String()
 		}
 		if op.Name != session.OpProgram {
-			m.operation.WithLabelValues(string(op.Name), tier).Observe(time.Since(began).Seconds())
+			m.operation.WithLabelValues(string(op.Name), tier).Observe(ended.Sub(began).Seconds())
 			if end.Err != nil {
-				m.operationErrors.WithLabelValues(string(op.Name), outcomeOf(end.Err)).Inc()
+				m.operationErrors.WithLabelValues(string(op.Name), outcome).Inc()
 			}
-			return
+		} else {
+			outcome = "unknown"
+			if end.Exit != nil {
+				outcome = reasonOf(end.Exit.Reason)
+				m.exited(*end.Exit)
+			}
+			m.programs.WithLabelValues(tier, end.Engine, outcome).Inc()
 		}
-		outcome := "unknown"
-		if end.Exit != nil {
-			outcome = reasonOf(end.Exit.Reason)
-			m.exited(*end.Exit)
-		}
-		m.programs.WithLabelValues(tier, end.Engine, outcome).Inc()
+		endSpan(span, ended, end.Err, attrTier.String(tier), attrEngine.String(end.Engine), attrOutcome.String(outcome))
 	}
 }
 
@@ -248,8 +293,11 @@ func outcomeOf(err error) string {
 	case errors.Is(err, context.DeadlineExceeded):
 		return "deadline"
 	}
-	return "internal"
+	return outcomeInternal
 }
+
+// outcomeInternal is an error of no class: a fault of the daemon's.
+const outcomeInternal = "internal"
 
 // tenantOf is the daemon's tenant of a Spec's: what comes after the slash is whom that
 // tells apart.

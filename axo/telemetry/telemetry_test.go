@@ -26,7 +26,12 @@ import (
 // busy is a Telemetry in which every family has a series.
 func busy(t *testing.T) *Telemetry {
 	t.Helper()
-	tel := New(Config{Version: "v0", Tenants: 2})
+	traces, err := OpenTraces(t.Context(), TraceConfig{Endpoint: "http://127.0.0.1:1", Sample: 0})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = traces.Close(context.Background()) })
+	tel := New(Config{Version: "v0", Tenants: 2, Traces: traces})
 	reg := isolation.Registry{}
 	reg.Add(isolation.TierOCI, mem.New(mem.Config{Features: func(f *isolation.Features) { f.Tier = isolation.TierOCI }}))
 	e, err := engine.New(engine.Config{Registry: reg, Observer: tel.Engine(), OnEvent: tel.EngineEvent})
@@ -43,7 +48,7 @@ func busy(t *testing.T) *Telemetry {
 		}
 	})
 	r := engine.Request{Spec: isolation.Spec{Requirement: isolation.Arbitrary, Tenant: "t/x"}, Process: isolation.ProcessSpec{Args: []string{"echo", "x"}}}
-	if _, err := tel.Run(t.Context(), r, func(ctx context.Context) (*engine.Result, error) { return e.Run(ctx, r) }); err != nil {
+	if _, err := tel.Run(t.Context(), r.Spec.Tenant, "run-1", func(ctx context.Context) (*engine.Result, error) { return e.Run(ctx, r) }); err != nil {
 		t.Fatal(err)
 	}
 	sn, err := m.Create(t.Context(), "t", session.Request{Spec: r.Spec})
@@ -142,8 +147,7 @@ func TestBoundedLabels(t *testing.T) {
 	tel := New(Config{Tenants: 3})
 	for i := range 1000 {
 		text := fmt.Sprintf("evil-%d", i)
-		r := engine.Request{Spec: isolation.Spec{Tenant: text + "/" + text}}
-		_, _ = tel.Run(t.Context(), r, func(context.Context) (*engine.Result, error) {
+		_, _ = tel.Run(t.Context(), text+"/"+text, text, func(context.Context) (*engine.Result, error) {
 			return &engine.Result{Tier: isolation.TierOCI, Engine: "mem", Exit: isolation.Exit{Reason: isolation.Reason(text), LimitsHit: []isolation.LimitHit{{Limit: isolation.Limit(text)}}}}, nil
 		})
 		tel.Refused(text, admission.ReasonRate)

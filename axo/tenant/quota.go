@@ -18,8 +18,12 @@ import (
 // daemon is set to. It is safe for concurrent use.
 type Quotas struct {
 	path string
+	// OnError is told when the file cannot be read any more, once for each reason; nil:
+	// nobody is. It is set before the first use.
+	OnError func(error)
 
 	mu   sync.Mutex
+	told string                   // to OnError; guarded by mu
 	all  map[string]session.Quota // guarded by mu
 	seen os.FileInfo              // the file that they are from; nil: there is none; guarded by mu
 }
@@ -41,10 +45,21 @@ func (q *Quotas) Of(tenant string) (quota session.Quota, ok bool) {
 	defer q.mu.Unlock()
 	info, err := os.Stat(q.path)
 	if same := err == nil && q.seen != nil && os.SameFile(info, q.seen) && info.ModTime().Equal(q.seen.ModTime()); !same && (err == nil || q.seen != nil) {
-		_ = q.loadLocked()
+		q.tellLocked(q.loadLocked())
 	}
 	quota, ok = q.all[tenant]
 	return quota, ok
+}
+
+func (q *Quotas) tellLocked(err error) {
+	what := ""
+	if err != nil {
+		what = err.Error()
+	}
+	if what != "" && what != q.told && q.OnError != nil {
+		q.OnError(err)
+	}
+	q.told = what
 }
 
 // All are the quotas that there are.

@@ -114,7 +114,7 @@ func New(c Config) (*Server, error) {
 	s.meters.m = map[string]*meter{}
 	s.meters.ctx, s.meters.cancel = context.WithCancel(context.Background())
 	s.registerControl()
-	limit := connect.WithReadMaxBytes(maxMessage)
+	limit := connect.WithHandlerOptions(connect.WithReadMaxBytes(maxMessage), connect.WithInterceptors(faults{}))
 	path, h := processpb.NewProcessHandler(process{s}, limit)
 	s.envd.Handle(path, h)
 	path, h = filesystempb.NewFilesystemHandler(filesystem{s}, limit)
@@ -275,7 +275,7 @@ func (s *Server) awake(r *http.Request, sn *session.Session, port uint16) api.St
 		err = sn.Resume(r.Context())
 	}
 	if err != nil {
-		s.config.Logger.Warn("resume a sandbox for a request", "sandbox", sn.ID(), "error", err)
+		s.config.Logger.WarnContext(r.Context(), "resume a sandbox for a request", "error", err)
 	}
 	return sn.Info().Status
 }

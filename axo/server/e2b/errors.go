@@ -9,6 +9,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/telemetry"
 )
 
 // problem is how errors look to E2B's clients; they ask code as well as the status.
@@ -45,6 +46,7 @@ var classes = []struct {
 
 // fail answers with an error.
 func fail(w http.ResponseWriter, err error) {
+	telemetry.CallFor(w).Fail(err)
 	status := http.StatusInternalServerError
 	for _, c := range classes {
 		if errors.Is(err, c.class) {

@@ -181,13 +181,13 @@ func (s *Server) refresh() error {
 
 // told is an error as a model may see it. What is no class of the contract's may tell
 // of this host, and is only logged.
-func (s *Server) told(what string, err error) error {
+func (s *Server) told(ctx context.Context, what string, err error) error {
 	if isolation.Class(err) != nil {
 		return err
 	}
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	s.config.Logger.Error(what, "error", err)
+	s.config.Logger.ErrorContext(ctx, what, "error", err)
 	return errors.New(what + ": the engine could not do its work; its log tells more")
 }

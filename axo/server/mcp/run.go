@@ -165,7 +165,7 @@ func add[In any](s *Server, t *sdk.Tool, h func(context.Context, *sdk.CallToolRe
 	sdk.AddTool(s.sdk, t, func(ctx context.Context, r *sdk.CallToolRequest, in In) (*sdk.CallToolResult, any, error) {
 		res, err := h(ctx, r, in)
 		if err != nil {
-			return nil, nil, s.told(t.Name, err)
+			return nil, nil, s.told(ctx, t.Name, err)
 		}
 		return res, nil, nil
 	})

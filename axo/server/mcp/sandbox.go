@@ -160,7 +160,7 @@ func (s *Server) exec(ctx context.Context, r *sdk.CallToolRequest, in execInput)
 	if in.Stdin != "" {
 		go func() { // it ends with ctx, or with the program
 			if err := e.GiveStdin(ctx, strings.NewReader(in.Stdin), 0, true); err != nil {
-				s.config.Logger.Debug("exec: input", "error", err)
+				s.config.Logger.DebugContext(ctx, "exec: input", "error", err)
 			}
 		}()
 	}

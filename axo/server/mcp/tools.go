@@ -60,7 +60,7 @@ func (s *Server) call(name string, files bool) sdk.ToolHandler {
 		if files {
 			var err error
 			if dir, err = os.MkdirTemp("", "axo-mcp-"); err != nil {
-				return nil, s.told("call "+name, err)
+				return nil, s.told(ctx, "call "+name, err)
 			}
 			defer os.RemoveAll(dir)
 		}
@@ -70,7 +70,7 @@ func (s *Server) call(name string, files bool) sdk.ToolHandler {
 			Progress: s.progress(ctx, r), Dir: dir,
 		})
 		if err != nil {
-			return failure(s.told("call "+name, err)), nil
+			return failure(s.told(ctx, "call "+name, err)), nil
 		}
 		return result(res), nil
 	}
@@ -184,7 +184,7 @@ func (s *Server) progress(ctx context.Context, r *sdk.CallToolRequest) func(tool
 		most, left = p.Progress, max(0, left-1)
 		err := r.Session.NotifyProgress(ctx, &sdk.ProgressNotificationParams{ProgressToken: token, Progress: p.Progress, Total: p.Total, Message: p.Message})
 		if err != nil {
-			s.config.Logger.Debug("progress", "error", err)
+			s.config.Logger.DebugContext(ctx, "progress", "error", err)
 		}
 	}
 }

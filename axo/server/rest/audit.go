@@ -44,7 +44,7 @@ func (s *Server) audited(w http.ResponseWriter, r *http.Request, pattern string,
 			writeProblem(w, fmt.Errorf("nothing is begun that is not written down: %w", err))
 			return
 		}
-		s.config.Logger.Error("write down that something is to be ended", "tenant", e.Tenant, "key", e.Key, "subject", e.Subject, "operation", pattern, "error", err)
+		s.config.Logger.ErrorContext(r.Context(), "write down that something is to be ended", "key", e.Key, "operation", pattern, "error", err)
 	}
 	out := &statusWriter{ResponseWriter: w}
 	s.mux.ServeHTTP(out, r)
@@ -55,7 +55,7 @@ func (s *Server) audited(w http.ResponseWriter, r *http.Request, pattern string,
 	e.Fields["status"] = strconv.Itoa(out.status)
 	// The caller has his answer.
 	if err := s.config.Audit.Record(context.WithoutCancel(r.Context()), e); err != nil {
-		s.config.Logger.Error("write down that a request was refused", "error", err)
+		s.config.Logger.ErrorContext(r.Context(), "write down that a request was refused", "operation", pattern, "error", err)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/session"
+	"github.com/axocoatl/isolation/axo/telemetry"
 )
 
 func bytesReader(b []byte) io.Reader {
@@ -90,7 +91,11 @@ func (s *Server) exec(ctx context.Context, in *struct {
 	if stdin && (len(in.Body.Input) > 0 || !in.Body.Stdin) {
 		// A program that reads nothing does not hold up the answer.
 		give := context.WithoutCancel(ctx)
-		go func() { _ = e.GiveStdin(give, bytes.NewReader(in.Body.Input), 0, !in.Body.Stdin) }()
+		go func() {
+			if err := e.GiveStdin(give, bytes.NewReader(in.Body.Input), 0, !in.Body.Stdin); err != nil {
+				s.config.Logger.DebugContext(give, "the program did not take all of its input", "exec", e.ID(), "error", err)
+			}
+		}()
 	}
 	return s.answer(e, in.Accept, isolation.Offsets{}, http.StatusCreated), nil
 }
@@ -206,7 +211,9 @@ func (s *Server) serve(c huma.Context, f followed, from isolation.Offsets, out s
 			case err == nil:
 				_ = out.value(f.kind, last)
 			case ctx.Err() == nil:
-				_ = out.value(api.FrameProblem, api.ProblemOf(err))
+				p := api.ProblemOf(err)
+				told(telemetry.CallOf(c.Context()), p)
+				_ = out.value(api.FrameProblem, p)
 			}
 			flush()
 			return

@@ -12,6 +12,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/axo/telemetry"
 )
 
 // raw registers a handler whose bodies are not JSON, and documents it.
@@ -65,6 +66,7 @@ func (o *once) Unwrap() http.ResponseWriter { return o.ResponseWriter }
 
 func writeProblem(w http.ResponseWriter, err error) {
 	p := api.ProblemOf(err)
+	told(telemetry.CallFor(w), p)
 	w.Header().Set("Content-Type", api.ProblemType)
 	maps.Copy(w.Header(), p.GetHeaders())
 	w.WriteHeader(p.Status)

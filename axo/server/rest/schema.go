@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"errors"
 	"net/http"
 	"reflect"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/axo/telemetry"
 	"github.com/axocoatl/isolation/engine"
 )
 
@@ -53,10 +55,29 @@ func (textJSON) Schema(huma.Registry) *huma.Schema {
 
 func typeOf[T any]() reflect.Type { return reflect.TypeFor[T]() }
 
+// named gives a problem the id of its request, and has it told in the log if it is a
+// fault of the daemon's.
+func named(ctx huma.Context, _ string, v any) (any, error) {
+	if p, ok := v.(*api.Problem); ok {
+		told(telemetry.CallOf(ctx.Context()), p)
+	}
+	return v, nil
+}
+
+func told(c *telemetry.Call, p *api.Problem) {
+	p.RequestID = c.ID()
+	if p.Status == http.StatusInternalServerError {
+		c.Fail(errors.New(p.Detail))
+	} else if p.Class != "" {
+		c.Fail(p.Err())
+	}
+}
+
 // config is huma's, with the contract's types as their JSON has them.
 func config(version string) huma.Config {
 	c := huma.DefaultConfig("Axocoatl Isolation", version)
 	c.CreateHooks = nil // no $schema in answers
+	c.Transformers = []huma.Transformer{named}
 	c.DocsPath = ""
 	c.SchemasPath = ""
 	c.Info.Description = "Runs code in the strongest isolation that this host has. Every request but /v1/health and /openapi.* needs a key: Authorization: Bearer KEY, or X-API-Key: KEY."

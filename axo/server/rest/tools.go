@@ -34,7 +34,7 @@ func (s *Server) listTools(ctx context.Context, _ *none) (*body[api.Tools], erro
 	}
 	list, err := s.config.Tools.Registry.List(false)
 	if err != nil {
-		s.config.Logger.Warn("tools of the registry", "error", err) // the others are there
+		s.config.Logger.WarnContext(ctx, "tools of the registry", "error", err) // the others are there
 	}
 	for _, t := range list {
 		if !s.visible(ctx, t) {
