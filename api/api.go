@@ -60,6 +60,9 @@ type Sandbox struct {
 	IdleEnds *time.Time        `json:"idle_ends,omitempty" doc:"When it is deleted if nothing happens; not there while a program runs or it is paused"`
 	Expires  time.Time         `json:"expires" doc:"When it is deleted in any case"`
 	Execs    []string          `json:"live_execs" nullable:"false"`
+	// Abilities are named as in isolation.Features; none while it is being made, or when
+	// it is lost.
+	Abilities []string `json:"abilities" nullable:"false" doc:"What can be done with it beside running programs: pause, files, watch, stats, ports, snapshot, fork"`
 }
 
 // Sandboxes is a list.

@@ -126,6 +126,7 @@ func features(f isolation.Features) isolation.Features {
 		return o == isolation.OptionMounts || o == isolation.OptionRootPath
 	})
 	f.Functions = nil
+	f.Runs = slices.DeleteFunc(slices.Clone(f.Runs), func(r isolation.Requirement) bool { return r == isolation.NativeTrusted })
 	had := f.Abilities
 	f.Abilities = nil
 	for _, a := range abilities {
@@ -147,7 +148,7 @@ func (d *Driver) Create(ctx context.Context, id string, spec isolation.Spec) (is
 	if err != nil {
 		return nil, d.fail("create", id, isolation.NotStarted, err)
 	}
-	return s, nil
+	return shown{s, s.has}, nil
 }
 
 var errClosed = fmt.Errorf("driver is closed: %w", isolation.ErrFailedPrecondition)
@@ -163,6 +164,8 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (*s
 		return nil, err
 	}
 	switch {
+	case spec.Requirement == isolation.NativeTrusted || spec.Func != "":
+		return nil, &isolation.UnsupportedError{Feature: "a program without isolation over the API", Need: "a requirement that isolates"}
 	case len(spec.Mounts) > 0:
 		return nil, &isolation.UnsupportedError{Feature: "a directory of the host over the API", Need: "files that are copied into the sandbox"}
 	case spec.Root.Path != "":
@@ -202,7 +205,7 @@ func (d *Driver) create(ctx context.Context, id string, spec isolation.Spec) (*s
 	}
 	var out api.Sandbox
 	err := d.remote.call(ctx, "POST", "/v1/sandboxes", nil, nil, in, &out)
-	s := d.sandbox(id, out.Instance, spec.Detached)
+	s := d.sandbox(id, out, spec.Detached)
 	d.mu.Lock()
 	if err == nil && !d.closed {
 		d.sandboxes[id] = s
@@ -238,18 +241,18 @@ func (d *Driver) Open(ctx context.Context, id string) (isolation.Sandbox, error)
 	if err := d.remote.call(ctx, "GET", "/v1/sandboxes/"+id, nil, nil, nil, &out); err != nil {
 		return nil, d.fail("open", id, "", err)
 	}
-	s := d.sandbox(id, out.Instance, true)
+	s := d.sandbox(id, out, true)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
 		return nil, d.fail("open", id, "", errClosed)
 	}
 	d.opened = append(d.opened, s)
-	return s, nil
+	return shown{s, s.has}, nil
 }
 
-func (d *Driver) sandbox(id, instance string, detached bool) *sandbox {
-	return &sandbox{d: d, id: id, instance: instance, path: "/v1/sandboxes/" + id, detached: detached, live: map[*process]struct{}{}, giving: map[string]struct{}{}, let: make(chan struct{})}
+func (d *Driver) sandbox(id string, told api.Sandbox, detached bool) *sandbox {
+	return &sandbox{d: d, id: id, instance: told.Instance, has: told.Abilities, path: "/v1/sandboxes/" + id, detached: detached, live: map[*process]struct{}{}, giving: map[string]struct{}{}, let: make(chan struct{})}
 }
 
 // Close implements isolation.Driver.

@@ -31,7 +31,8 @@ const undoTimeout = 30 * time.Second
 type sandbox struct {
 	d        *Driver
 	id, path string
-	instance string // none but it is meant
+	instance string   // none but it is meant
+	has      []string // abilities
 	detached bool
 
 	mu   sync.Mutex

@@ -68,12 +68,17 @@ func (s *Session) Labels() map[string]string { return s.labels }
 
 // Info tells what is known.
 func (s *Session) Info() api.Sandbox {
+	s.look()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i := api.Sandbox{
 		ID: s.id, Instance: s.instance, Status: s.statusLocked(), Durable: s.rec.Durable, Spec: s.rec.Request.Spec, Decision: s.rec.Decision,
 		Metadata: maps.Clone(s.metadata), Created: s.created, Active: s.active, Expires: s.rec.Expires,
 		IdleMS: s.rec.Idle.Milliseconds(), Execs: s.liveLocked(), Reason: s.rec.Reason, From: s.rec.Request.From,
+		Abilities: []string{},
+	}
+	if i.Status == api.StatusRunning || i.Status == api.StatusPaused {
+		i.Abilities = abilitiesOf(s.sb)
 	}
 	switch {
 	case s.corrupt != nil:
@@ -86,6 +91,43 @@ func (s *Session) Info() api.Sandbox {
 		i.IdleEnds = &end
 	}
 	return i
+}
+
+// abilitiesOf are the names of what can be done with a sandbox by way of a session.
+func abilitiesOf(sb isolation.Sandbox) []string {
+	out := []string{}
+	add := func(name string, has bool) {
+		if has {
+			out = append(out, name)
+		}
+	}
+	add(isolation.AbilityPause, can[isolation.Pauser](sb))
+	add(isolation.AbilityFiles, can[files](sb))
+	add(isolation.AbilityWatch, can[isolation.Watcher](sb))
+	add(isolation.AbilityStats, can[isolation.Stats](sb))
+	add(isolation.AbilityPorts, can[isolation.PortDialer](sb))
+	add(isolation.AbilitySnapshot, can[isolation.Snapshotter](sb))
+	add(isolation.AbilityFork, can[isolation.Forker](sb))
+	return out
+}
+
+func can[T any](sb isolation.Sandbox) bool {
+	_, ok := isolation.As[T](sb)
+	return ok
+}
+
+// look finds out whether the sandbox has ended by itself, so that what is told is what
+// the kernel has.
+func (s *Session) look() {
+	s.mu.Lock()
+	sb, live := s.sb, s.rec.Phase == phaseLive
+	s.mu.Unlock()
+	if sb == nil || !live {
+		return
+	}
+	if st, err := sb.State(s.m.ctx); err == nil && st.Status == isolation.StatusStopped {
+		s.lose("it has ended by itself")
+	}
 }
 
 func (s *Session) statusLocked() api.Status {
@@ -247,6 +289,7 @@ func (s *Session) use(ctx context.Context) (isolation.Sandbox, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+	s.look()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.gone {
@@ -408,6 +451,11 @@ func (s *Session) Stats(ctx context.Context) (isolation.Usage, error) {
 	return st.Stats(ctx)
 }
 
+type files interface {
+	isolation.Files
+	isolation.Directories
+}
+
 func ability[T any](ctx context.Context, s *Session, what string) (T, error) {
 	var none T
 	sb, err := s.use(ctx)
@@ -536,6 +584,7 @@ func (s *Session) find(ctx context.Context, rec record) (isolation.Sandbox, erro
 
 // due says why a session should be ended now, if it should.
 func (s *Session) due(now time.Time) string {
+	s.look()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	const again = 10 * time.Second
@@ -603,7 +652,11 @@ func (s *Session) revive(ctx context.Context) {
 	var unsupported *isolation.UnsupportedError
 	switch {
 	case errors.Is(err, isolation.ErrNotFound) || errors.As(err, &unsupported):
-		s.lose(err)
+		reason := "its sandbox is gone"
+		if !s.durable() {
+			reason = "its sandbox went with the process that made it"
+		}
+		s.lose(reason + ": " + strings.TrimSpace(err.Error()))
 		return
 	case err != nil:
 		s.mu.Lock()
@@ -636,14 +689,15 @@ func (s *Session) revive(ctx context.Context) {
 	s.m.event(s, "recovered", "")
 }
 
-// lose writes down that a session's sandbox is gone.
-func (s *Session) lose(err error) {
-	reason := "its sandbox is gone"
-	if !s.durable() {
-		reason = "its sandbox went with the process that made it"
-	}
+// lose writes down that a live session's sandbox is gone.
+func (s *Session) lose(reason string) {
 	s.mu.Lock()
-	s.rec.Phase, s.rec.Reason, s.unknown = phaseLost, reason+": "+strings.TrimSpace(err.Error()), nil
+	// One that is let go of, or deleted, looks as if it had ended.
+	if s.rec.Phase != phaseLive || s.ending != nil || s.gone || s.m.ctx.Err() != nil {
+		s.mu.Unlock()
+		return
+	}
+	s.rec.Phase, s.rec.Reason, s.unknown, s.paused = phaseLost, reason, nil, false
 	rec := s.rec
 	s.mu.Unlock()
 	if err := save(filepath.Join(s.dir(), sessionFile), rec); err != nil {
