@@ -9,10 +9,12 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
 
+	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/cobra"
 
 	"github.com/axocoatl/isolation"
@@ -23,23 +25,25 @@ type mcpClient struct {
 	what  string
 	key   string // of the object with the servers
 	typed bool   // a server says its type
+	toml  bool   // the file is TOML, not JSON
 	path  func(home string) string
 }
 
-// mcpClients are those whose configuration is a file of JSON. (Claude Desktop, Claude Code, Cursor,
-// VS Code, Windsurf and Gemini CLI document theirs.)
+// mcpClients are those whose configuration is a file that their makers document.
 var mcpClients = map[string]mcpClient{
-	"claude-desktop": {"Claude Desktop", "mcpServers", false, func(home string) string {
+	"claude-desktop": {"Claude Desktop", "mcpServers", false, false, func(home string) string {
 		if runtime.GOOS == "darwin" {
 			return filepath.Join(home, "Library", "Application Support", "Claude", "claude_desktop_config.json")
 		}
 		return filepath.Join(home, ".config", "Claude", "claude_desktop_config.json")
 	}},
-	"claude-code": {"Claude Code, this project", "mcpServers", false, func(string) string { return ".mcp.json" }},
-	"cursor":      {"Cursor", "mcpServers", false, func(home string) string { return filepath.Join(home, ".cursor", "mcp.json") }},
-	"vscode":      {"VS Code, this workspace", "servers", true, func(string) string { return filepath.Join(".vscode", "mcp.json") }},
-	"windsurf":    {"Windsurf", "mcpServers", false, func(home string) string { return filepath.Join(home, ".codeium", "windsurf", "mcp_config.json") }},
-	"gemini":      {"Gemini CLI", "mcpServers", false, func(home string) string { return filepath.Join(home, ".gemini", "settings.json") }},
+	"claude-code": {"Claude Code, this project", "mcpServers", false, false, func(string) string { return ".mcp.json" }},
+	"codex":       {"Codex CLI", "mcp_servers", false, true, func(home string) string { return filepath.Join(home, ".codex", "config.toml") }},
+	"zed":         {"Zed", "context_servers", false, false, func(home string) string { return filepath.Join(home, ".config", "zed", "settings.json") }},
+	"cursor":      {"Cursor", "mcpServers", false, false, func(home string) string { return filepath.Join(home, ".cursor", "mcp.json") }},
+	"vscode":      {"VS Code, this workspace", "servers", true, false, func(string) string { return filepath.Join(".vscode", "mcp.json") }},
+	"windsurf":    {"Windsurf", "mcpServers", false, false, func(home string) string { return filepath.Join(home, ".codeium", "windsurf", "mcp_config.json") }},
+	"gemini":      {"Gemini CLI", "mcpServers", false, false, func(home string) string { return filepath.Join(home, ".gemini", "settings.json") }},
 }
 
 func newMCPInstall() *cobra.Command {
@@ -80,12 +84,24 @@ file as it was is kept with the ending .bak.`,
 				}
 				if !write {
 					fmt.Fprintf(c.OutOrStdout(), "# %s: %s\n", m.what, m.path(home))
+					if m.toml {
+						b, err := toml.Marshal(map[string]any{m.key: map[string]any{name: server}})
+						if err != nil {
+							return err
+						}
+						fmt.Fprintf(c.OutOrStdout(), "%s\n", b)
+						continue
+					}
 					if err := printJSON(c.OutOrStdout(), map[string]any{m.key: map[string]any{name: server}}); err != nil {
 						return err
 					}
 					continue
 				}
-				if err := install(m.path(home), m.key, name, server); err != nil {
+				put := install
+				if m.toml {
+					put = installTOML
+				}
+				if err := put(m.path(home), m.key, name, server); err != nil {
 					return failed(c, err, false)
 				}
 				fmt.Fprintln(c.OutOrStdout(), "written:", m.path(home))
@@ -128,6 +144,44 @@ func install(file, key, name string, server any) error {
 	if err != nil {
 		return err
 	}
+	return rewrite(file, b, there, append(out, '\n'))
+}
+
+// installTOML puts a server at the end of a client's file, so that what is there stays
+// as it is, with its comments. One of that name that says something else is left alone.
+func installTOML(file, key, name string, server any) error {
+	b, err := os.ReadFile(file)
+	there := err == nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	add, err := toml.Marshal(map[string]any{key: map[string]any{name: server}})
+	if err != nil {
+		return err
+	}
+	var old, more, all map[string]any
+	if err := errors.Join(toml.Unmarshal(b, &old), toml.Unmarshal(add, &more)); err != nil {
+		return fmt.Errorf("%s is not TOML (%w): put it there yourself: %w", file, err, isolation.ErrFailedPrecondition)
+	}
+	if have, ok := old[key].(map[string]any); ok && have[name] != nil {
+		if reflect.DeepEqual(have[name], more[key].(map[string]any)[name]) {
+			return nil
+		}
+		return fmt.Errorf("%s: %s.%s is there, and is something else: take it out first: %w", file, key, name, isolation.ErrAlreadyExists)
+	}
+	out := bytes.Clone(b)
+	if len(out) > 0 {
+		out = append(bytes.TrimRight(out, "\n"), "\n\n"...)
+	}
+	out = append(out, add...)
+	if err := toml.Unmarshal(out, &all); err != nil {
+		return fmt.Errorf("%s: %s cannot be added to: put it there yourself: %w", file, key, isolation.ErrFailedPrecondition)
+	}
+	return rewrite(file, b, there, out)
+}
+
+// rewrite puts a file in the place of an old one, which is kept.
+func rewrite(file string, old []byte, there bool, out []byte) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return err
 	}
@@ -138,12 +192,12 @@ func install(file, key, name string, server any) error {
 			return err
 		}
 		mode = info.Mode().Perm()
-		if err := os.WriteFile(file+".bak", b, mode); err != nil {
+		if err := os.WriteFile(file+".bak", old, mode); err != nil {
 			return err
 		}
 	}
 	temp := file + ".axo"
-	if err := os.WriteFile(temp, append(out, '\n'), mode); err != nil {
+	if err := os.WriteFile(temp, out, mode); err != nil {
 		return err
 	}
 	return os.Rename(temp, file)

@@ -16,6 +16,7 @@ import (
 
 func newMCPWrap() *cobra.Command {
 	var f requestFlags
+	var granted bool
 	c := &cobra.Command{
 		Use:   "wrap [flags] (-- CMD | FILE.wasm | --python CODE | --image REF) [ARG...]",
 		Short: "Run an MCP server in a sandbox, in its place",
@@ -49,6 +50,16 @@ module, needs no network.
 				return failed(c, err, false)
 			}
 			defer e.Close()
+			if granted {
+				l, err := settings(c)
+				if err != nil {
+					return err
+				}
+				if l.Engine.Policy == "" {
+					return misused(c, fmt.Errorf("--allow-granted goes with a policy"), false)
+				}
+				r.Egress.Granted = true
+			}
 			r.Source = "wrap"
 			addPath(&r)
 			r.Stdin, r.Stderr = os.Stdin, os.Stderr
@@ -62,6 +73,7 @@ module, needs no network.
 		},
 	}
 	f.register(c.Flags())
+	c.Flags().BoolVar(&granted, "allow-granted", false, "let it reach every host that its policy's rule has in hosts")
 	return c
 }
 

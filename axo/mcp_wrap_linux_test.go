@@ -174,11 +174,17 @@ func TestMCPWrapRunners(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// What it may reach is said by a flag, or by a rule.
+	rules := filepath.Join(t.TempDir(), "policy.toml")
+	if err := os.WriteFile(rules, []byte("[[rule]]\nname = \"servers\"\nsources = [\"wrap\"]\nhosts = [\""+address+"\"]\ndirectories = [{ path = \"/\" }]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for name, args := range map[string][]string{
-		"npx": {"--env", "npm_config_registry=http://" + address + "/", "--", "npx", "-y", "some-server"},
-		"uvx": {"--env", "UV_DEFAULT_INDEX=http://" + address + "/simple/", "--env", "UV_PYTHON_DOWNLOADS=never", "--dir", filepath.Dir(uvx) + ":/opt/uv:ro", "--", "/opt/uv/uvx", "some-server"},
+		"npx by a rule": {"--allow-granted", "--policy", rules, "--env", "npm_config_registry=http://" + address + "/", "--", "npx", "-y", "some-server"},
+		"npx":           {"--allow-host", address, "--env", "npm_config_registry=http://" + address + "/", "--", "npx", "-y", "some-server"},
+		"uvx":           {"--allow-host", address, "--env", "UV_DEFAULT_INDEX=http://" + address + "/simple/", "--env", "UV_PYTHON_DOWNLOADS=never", "--dir", filepath.Dir(uvx) + ":/opt/uv:ro", "--", "/opt/uv/uvx", "some-server"},
 	} {
-		s := mcpSession(t, axoCommand(t, env, append([]string{"mcp", "wrap", "--allow-host", address}, args...)...), nil)
+		s := mcpSession(t, axoCommand(t, env, append([]string{"mcp", "wrap"}, args...)...), nil)
 		l, err := s.ListTools(t.Context(), nil)
 		if err != nil || len(l.Tools) != 1 || l.Tools[0].Name != "look" {
 			t.Fatalf("%s: %v %v", name, l, err)

@@ -36,6 +36,7 @@ var (
 // parsed is a manifest with the files that it names.
 type parsed struct {
 	Manifest
+	at       func(key string) string // where a key is in the manifest
 	text     []byte
 	dir      string            // the manifest's
 	manifest string            // its name there
@@ -77,6 +78,7 @@ func parse(name string) (p parsed, err error) {
 	if err != nil {
 		return p, err
 	}
+	p.at = f.At
 	return p, errors.Join(p.checkHead(f), p.checkEntrypoint(f), p.checkSchemas(f), p.checkFiles(f), p.checkRest(f))
 }
 
@@ -113,6 +115,21 @@ func (p *parsed) checkHead(f tomlfile.File) error {
 		errs = append(errs, f.Errorf("title", "want at most 200 bytes"))
 	}
 	return errors.Join(errs...)
+}
+
+// entrypointKey is the key that says what runs.
+func (p *parsed) entrypointKey() string {
+	switch e := p.Entrypoint; {
+	case e.Module != "":
+		return "entrypoint.module"
+	case e.Source != "":
+		return "entrypoint.source"
+	case e.Image != "":
+		return "entrypoint.image"
+	case e.Bundle != "":
+		return "entrypoint.bundle"
+	}
+	return "entrypoint.command"
 }
 
 // checkEntrypoint finds out what runs.

@@ -30,7 +30,7 @@ func (p Preparer) Prepare(ctx context.Context, t *Tool) error {
 		}
 		var err error
 		if t.ImageDigest, err = p.Image(ctx, e.Image); err != nil {
-			return fmt.Errorf("entrypoint.image: %w", err)
+			return err
 		}
 	}
 	r, err := t.Request()

@@ -108,7 +108,7 @@ func (r *Registry) Add(ctx context.Context, name string, o AddOptions) (Tool, er
 	}
 	if o.Prepare != nil {
 		if err := o.Prepare(ctx, &t); err != nil {
-			return Tool{}, fmt.Errorf("tool %s: %w", t.Ref(), err)
+			return Tool{}, fmt.Errorf("tool %s: %s: %w", t.Ref(), p.at(p.entrypointKey()), err)
 		}
 	}
 	if o.Now == nil {

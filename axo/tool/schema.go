@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
+	"slices"
 
 	"github.com/google/jsonschema-go/jsonschema"
 )
@@ -28,11 +30,54 @@ func compile(b []byte) (schema, error) {
 	if s.Schema != "" && s.Schema != "https://json-schema.org/draft/2020-12/schema" {
 		return schema{}, fmt.Errorf("its $schema is %.80q, and draft 2020-12 is what is known", s.Schema)
 	}
+	if err := sense(&s); err != nil {
+		return schema{}, err
+	}
 	r, err := s.Resolve(nil)
 	if err != nil {
 		return schema{}, err
 	}
 	return schema{r}, nil
+}
+
+// kinds are the types of draft 2020-12.
+var kinds = []string{"null", "boolean", "object", "array", "number", "string", "integer"}
+
+// sense refuses types that there are not, and lengths below zero, which the package
+// takes as they come: nothing is of such a type.
+func sense(s *jsonschema.Schema) error {
+	if s == nil {
+		return nil
+	}
+	for _, t := range append(slices.Clone(s.Types), s.Type) {
+		if t != "" && !slices.Contains(kinds, t) {
+			return fmt.Errorf("its type %.40q is none of %v", t, kinds)
+		}
+	}
+	v := reflect.ValueOf(s).Elem()
+	var errs []error
+	for i := range v.NumField() {
+		if !v.Type().Field(i).IsExported() {
+			continue
+		}
+		switch f := v.Field(i).Interface().(type) {
+		case *int:
+			if f != nil && *f < 0 {
+				errs = append(errs, fmt.Errorf("its %s is negative", v.Type().Field(i).Name))
+			}
+		case *jsonschema.Schema:
+			errs = append(errs, sense(f))
+		case []*jsonschema.Schema:
+			for _, x := range f {
+				errs = append(errs, sense(x))
+			}
+		case map[string]*jsonschema.Schema:
+			for _, x := range f {
+				errs = append(errs, sense(x))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // compileInput reads the schema of an input, which must be an object.

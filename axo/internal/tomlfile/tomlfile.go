@@ -138,11 +138,21 @@ func (f File) key(p *unstable.Parser, table string, e *unstable.Node) string {
 // Errorf says what is wrong with a key. Its line is the key's, or of the nearest one
 // above it that is there.
 func (f File) Errorf(key, format string, a ...any) error {
-	e := &Error{File: f.name, Key: key, Err: fmt.Errorf(format, a...)}
+	return &Error{File: f.name, Key: key, Line: f.line(key), Err: fmt.Errorf(format, a...)}
+}
+
+// At says where a key is: FILE:LINE: KEY.
+func (f File) At(key string) string {
+	if line := f.line(key); line > 0 {
+		return fmt.Sprintf("%s:%d: %s", f.name, line, key)
+	}
+	return f.name + ": " + key
+}
+
+func (f File) line(key string) int {
 	for k := key; k != ""; {
 		if line, ok := f.lines[k]; ok {
-			e.Line = line
-			break
+			return line
 		}
 		i := strings.LastIndexByte(k, '.')
 		if i < 0 {
@@ -150,5 +160,5 @@ func (f File) Errorf(key, format string, a ...any) error {
 		}
 		k = k[:i]
 	}
-	return e
+	return 0
 }

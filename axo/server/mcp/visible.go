@@ -9,6 +9,7 @@ import (
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/tool"
 	"github.com/axocoatl/isolation/engine"
 )
 
@@ -17,7 +18,7 @@ var needs = map[string]isolation.Requirement{"run_python": isolation.Python, "ru
 
 // visible reports whether a tool is there for a tenant: one that the policy refuses
 // whatever its input is not.
-func (s *Server) visible(name, who string) bool {
+func (s *Server) visible(name, who string, find func(name string) (tool.Tool, bool)) bool {
 	if s.config.Allows == nil {
 		return true
 	}
@@ -25,11 +26,29 @@ func (s *Server) visible(name, who string) bool {
 		what, ok := needs[name]
 		return !ok || s.config.Allows(engine.Request{Source: s.config.Source, Spec: isolation.Spec{Requirement: what, Tenant: who}}) == nil
 	}
+	t, ok := find(name)
+	return !ok || s.config.Allows(t.Subject(who, s.config.Source)) == nil // what cannot be read the call says
+}
+
+// tool finds one in the registry.
+func (s *Server) tool(name string) (tool.Tool, bool) {
 	if s.config.Tools == nil {
-		return true
+		return tool.Tool{}, false
 	}
 	t, err := s.config.Tools.Registry.Get(name)
-	return err != nil || s.config.Allows(t.Subject(who, s.config.Source)) == nil // what cannot be read the call says
+	return t, err == nil
+}
+
+// all finds in a list that is made once.
+func (s *Server) all() func(name string) (tool.Tool, bool) {
+	byName := map[string]tool.Tool{}
+	if s.config.Tools != nil {
+		list, _ := s.config.Tools.Registry.List(false) // those that can be read
+		for _, t := range list {
+			byName[t.Manifest.Name] = t
+		}
+	}
+	return func(name string) (tool.Tool, bool) { t, ok := byName[name]; return t, ok }
 }
 
 // see leaves out of lists and calls what is not there for whose request it is.
@@ -39,13 +58,13 @@ func (s *Server) see(next sdk.MethodHandler) sdk.MethodHandler {
 		if x := r.GetExtra(); x != nil && x.TokenInfo != nil {
 			who = x.TokenInfo.UserID
 		}
-		if p, ok := r.GetParams().(*sdk.CallToolParamsRaw); ok && !s.visible(p.Name, who) {
+		if p, ok := r.GetParams().(*sdk.CallToolParamsRaw); ok && !s.visible(p.Name, who, s.tool) {
 			return nil, &jsonrpc.Error{Code: jsonrpc.CodeInvalidParams, Message: fmt.Sprintf("unknown tool %q", p.Name)}
 		}
 		res, err := next(ctx, method, r)
-		if list, ok := res.(*sdk.ListToolsResult); ok && err == nil && list != nil {
-			seen := *list
-			seen.Tools = slices.DeleteFunc(slices.Clone(list.Tools), func(t *sdk.Tool) bool { return !s.visible(t.Name, who) })
+		if list, ok := res.(*sdk.ListToolsResult); ok && s.config.Allows != nil && err == nil && list != nil {
+			seen, find := *list, s.all()
+			seen.Tools = slices.DeleteFunc(slices.Clone(list.Tools), func(t *sdk.Tool) bool { return !s.visible(t.Name, who, find) })
 			return &seen, nil
 		}
 		return res, err
