@@ -19,8 +19,8 @@ func settings(c *cobra.Command) (*config.Loaded, error) {
 	if err == nil {
 		err = errors.Join(server.CheckListen(l.Serve.Listen), server.CheckMetricsListen(l.Metrics.Listen, l.Metrics.Remote))
 	}
-	if s := l.Serve; err == nil {
-		switch {
+	if err == nil {
+		switch s := l.Serve; {
 		case s.E2BTLS != "" && s.E2BTLS != "self":
 			err = fmt.Errorf("serve.e2b_tls is %.40q: want self, or nothing", s.E2BTLS)
 		case s.E2BTLS != "" && s.E2BTLSCert != "":

@@ -197,8 +197,8 @@ func TestRunsThatLast(t *testing.T) {
 			now, cancel := context.WithCancel(t.Context())
 			cancel()
 			if how == "crash" {
-				first.driver.Crash() // what runs here then ends with it, and writes down nothing
-				runs.cancel(errLeft)
+				runs.cancel(errLeft) // first: who waits must not see that the driver is gone, as nobody would
+				first.driver.Crash()
 				runs.wg.Wait()
 				first.crash(t)
 			} else {
