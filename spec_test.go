@@ -217,6 +217,9 @@ func set(v reflect.Value) bool {
 		return set(v.Index(0))
 	case reflect.Map:
 		v.Set(reflect.ValueOf(map[string]string{"k": "v"}))
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		return set(v.Elem())
 	case reflect.Struct:
 		for i := range v.NumField() {
 			if !set(v.Field(i)) {
