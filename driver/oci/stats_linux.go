@@ -38,3 +38,6 @@ func (c *container) Meter() proc.Meter {
 		return u, err
 	}
 }
+
+// Meter implements [proc.Metered]: of a sandbox without files the disk can't be told.
+func (*piped) Meter() proc.Meter { return nil }
