@@ -42,6 +42,22 @@ type Directories interface {
 	RemoveAll(ctx context.Context, name string) error
 }
 
+// UserFiles is an ability of a Sandbox with [Files] whose programs can have users
+// (OptionUser).
+type UserFiles interface {
+	// FilesAs returns the files as a user, of the form of ProcessSpec.User, can reach
+	// them: by owner and mode, without capabilities. One that the sandbox does not know
+	// is NotFound when they are used. A container on the host's own directories has
+	// only its own user's: Unsupported.
+	FilesAs(user string) (UserFilesystem, error)
+}
+
+// UserFilesystem is what a user can do with files.
+type UserFilesystem interface {
+	Files
+	Directories
+}
+
 // Watcher is an ability of a Sandbox.
 type Watcher interface {
 	// Watch tells what happens to a file, or in a directory; with all also in

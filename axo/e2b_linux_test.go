@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -149,14 +150,29 @@ func TestE2BClients(t *testing.T) {
 	}
 	const js, py = "npm `e2b` 2.51.0", "PyPI `e2b` 2.63.0"
 	table := &e2bTable{names: map[string][]string{}, tiers: map[[2]string][]string{}}
-	env := []string{"E2B_API_KEY=" + h.token(t), "E2B_API_URL=" + url, "E2B_SANDBOX_URL=" + url, "OTHER_KEY=" + other, "SMALL_KEY=" + small}
+	env := []string{"E2B_API_KEY=" + h.token(t), "E2B_API_URL=" + url, "E2B_SANDBOX_URL=" + url, "OTHER_KEY=" + other, "SMALL_KEY=" + small, "AXO_STATE=" + h.state}
 	for _, tier := range []string{"oci", "microvm"} {
 		table.run(t, js, tier, env, script("check.mjs")...)
 		table.run(t, py, tier, env, script("check.py")...)
 	}
 	table.run(t, "`@e2b/cli` 2.19.0, `@computesdk/e2b` 1.7.52, and many at once", "oci", env, script("more.mjs")...)
 
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+"/health", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("X-Giant", strings.Repeat("x", 100<<10))
+	if resp, err := http.DefaultClient.Do(r); err != nil {
+		t.Error(err)
+	} else if resp.Body.Close(); resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("a giant header: %s", resp.Status)
+	}
+
 	private := &host{dir: h.dir, state: filepath.Join(t.TempDir(), "state")}
+	if err := os.Mkdir(private.state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	testprog.Base(t, private.state)
 	port := freePort(t)
 	domain := "boxes.test:" + port
 	url = private.serveE2B(t, "--e2b", "127.0.0.1:"+port, "--e2b-domain", domain, "--e2b-tls", "self")

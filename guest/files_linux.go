@@ -318,35 +318,35 @@ func (o *fileOp) write(as func(func() error) error, m *wire.FileMessage, e *wire
 }
 
 func mkdir(name string, mode uint32, parents bool) error {
-	err := withParent(name, func(dir int, base string) error {
+	err := mkdirOne(name, mode)
+	if !parents {
+		return err
+	}
+	if up := path.Dir(strings.TrimRight(name, "/")); errors.Is(err, unix.ENOENT) && up != "/" && up != name {
+		if err := mkdir(up, 0o755, true); err != nil {
+			return err
+		}
+		err = mkdirOne(name, mode) // and not again: in /proc it is ENOENT whatever is there
+	}
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	fd, oerr := open(name, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if oerr != nil {
+		return err
+	}
+	unix.Close(fd)
+	return nil
+}
+
+func mkdirOne(name string, mode uint32) error {
+	return withParent(name, func(dir int, base string) error {
 		err := unix.Mkdirat(dir, base, mode)
 		if err == nil {
 			err = unix.Fchmodat(dir, base, mode, 0) // whatever the mask
 		}
 		return err
 	})
-	if !parents {
-		return err
-	}
-	switch {
-	case errors.Is(err, unix.EEXIST):
-		fd, oerr := open(name, unix.O_PATH|unix.O_DIRECTORY, 0)
-		if oerr != nil {
-			return err
-		}
-		unix.Close(fd)
-		return nil
-	case errors.Is(err, unix.ENOENT):
-		up := path.Dir(strings.TrimRight(name, "/"))
-		if up == "/" || up == name {
-			return err
-		}
-		if err := mkdir(up, 0o755, true); err != nil {
-			return err
-		}
-		return mkdir(name, mode, true)
-	}
-	return err
 }
 
 func remove(name string, all bool) error {

@@ -437,6 +437,19 @@ func (s *Session) Files(ctx context.Context) (interface {
 	return counted{f, s.m.config.Observer}, nil
 }
 
+// FilesAs returns them as another user than the sandbox's own can reach them.
+func (s *Session) FilesAs(ctx context.Context, user string) (isolation.UserFilesystem, error) {
+	u, err := ability[isolation.UserFiles](ctx, s, "files as another user")
+	if err != nil {
+		return nil, err
+	}
+	f, err := u.FilesAs(user)
+	if err != nil {
+		return nil, err
+	}
+	return counted{f, s.m.config.Observer}, nil
+}
+
 // Watcher returns what tells of changes to the sandbox's files.
 func (s *Session) Watcher(ctx context.Context) (isolation.Watcher, error) {
 	return ability[isolation.Watcher](ctx, s, "to tell changes of files")

@@ -517,7 +517,7 @@ func (m *machine) Prepare(ctx context.Context, language string) error {
 }
 
 // Files implements [proc.Filer].
-func (m *machine) Files() proc.Files { return &guestconn.Files{Conn: m.Conn} }
+func (m *machine) Files() proc.Files { return &guestconn.Files{Conn: m.Conn, Users: true} }
 
 // Ports implements [proc.Porter].
 func (m *machine) Ports() proc.Ports { return &guestconn.Ports{Conn: m.Conn} }

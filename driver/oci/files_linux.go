@@ -90,8 +90,11 @@ func (c *conn) pidfd(stream uint32) *os.File {
 	return f
 }
 
-// Files implements [proc.Filer].
-func (c *container) Files() proc.Files { return &guestconn.Files{Conn: c.conn.rest} }
+// Files implements [proc.Filer]. Where the root is read-only Landlock forbids programs
+// more than modes and mounts do, as to write to /dev.
+func (c *container) Files() proc.Files {
+	return &guestconn.Files{Conn: c.conn.rest, Users: c.root != nil}
+}
 
 // Ports implements [proc.Porter].
 func (c *container) Ports() proc.Ports { return &guestconn.Ports{Conn: c.conn.rest} }

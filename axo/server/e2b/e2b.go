@@ -304,7 +304,7 @@ func (s *Server) serveEnvd(w http.ResponseWriter, r *http.Request, sn *session.S
 		return
 	}
 	user, _, _ := r.BasicAuth()
-	b := &box{sn, user, homeOf(sn)}
+	b := boxFor(sn, user)
 	s.envd.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), boxKey{}, b)))
 }
 
@@ -313,6 +313,14 @@ type box struct {
 	*session.Session
 	user string
 	home string
+}
+
+func boxFor(sn *session.Session, user string) *box {
+	b := &box{sn, user, homeOf(sn)}
+	if user == "root" {
+		b.home = "/root"
+	}
+	return b
 }
 
 type boxKey struct{}

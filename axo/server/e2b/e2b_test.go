@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,15 +30,17 @@ import (
 
 type server struct {
 	*httptest.Server
-	keys map[string]string // by tenant
-	dir  string
+	keys   map[string]string // by tenant
+	dir    string
+	driver *mem.Driver
 }
 
 // start serves sandboxes in memory.
 func start(t *testing.T) *server {
 	t.Helper()
 	var reg isolation.Registry
-	reg.Add(isolation.TierOCI, mem.New(mem.Config{Features: func(f *isolation.Features) { f.Tier = isolation.TierOCI }}))
+	d := mem.New(mem.Config{Features: func(f *isolation.Features) { f.Tier = isolation.TierOCI }})
+	reg.Add(isolation.TierOCI, d)
 	e, err := engine.New(engine.Config{Registry: reg})
 	if err != nil {
 		t.Fatal(err)
@@ -46,7 +49,7 @@ func start(t *testing.T) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{keys: map[string]string{}, dir: t.TempDir()}
+	s := &server{keys: map[string]string{}, dir: t.TempDir(), driver: d}
 	keys, err := tenant.Open(s.dir)
 	if err != nil {
 		t.Fatal(err)
@@ -548,6 +551,13 @@ func TestSignatures(t *testing.T) {
 			t.Errorf("%s: %d %s", name, r.StatusCode, text)
 		}
 	}
+	good := get("/tmp/f", "", sign("/tmp/f", "read", "", token), "")
+	if r := s.call(t, "a", "DELETE", "/sandboxes/"+b.SandboxID, nil, nil); r.StatusCode != 204 {
+		t.Fatal(r.StatusCode)
+	}
+	if r := s.call(t, "", "GET", good, nil, nil); r.StatusCode != 401 {
+		t.Errorf("when its sandbox is gone: %d", r.StatusCode)
+	}
 }
 
 func TestParts(t *testing.T) {
@@ -648,6 +658,41 @@ func TestBinaryForm(t *testing.T) {
 	if _, err := root.Stat(ctx, connect.NewRequest(&fspb.StatRequest{Path: "/"})); connect.CodeOf(err) != connect.CodeUnimplemented {
 		t.Errorf("files as root: %v", err)
 	}
+}
+
+// A sandbox that goes while a program's output is told is an error, and no result; and
+// what it was is not found any more.
+func TestSandboxIsLost(t *testing.T) {
+	s := start(t)
+	b := s.create(t, "a", nil)
+	p := pb.NewProcessClient(&http.Client{Transport: bearer{in(b), "user"}}, s.URL)
+	stream, err := p.Start(t.Context(), connect.NewRequest(&pb.StartRequest{Process: &pb.ProcessConfig{Cmd: "echo"}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !stream.Receive() || stream.Msg().GetEvent().GetStart() == nil {
+		t.Fatalf("%v %v", stream.Msg(), stream.Err())
+	}
+	// It waits for its input, which does not come.
+	h := sha256.Sum256([]byte("a/" + b.SandboxID))
+	if !s.driver.Lose(b.SandboxID+"."+hex.EncodeToString(h[:10]), "the test lost it") {
+		t.Fatal("there is no such sandbox")
+	}
+	for stream.Receive() {
+		if end := stream.Msg().GetEvent().GetEnd(); end != nil {
+			t.Errorf("it is told to have ended: %v", end)
+		}
+	}
+	if c := connect.CodeOf(stream.Err()); c != connect.CodeUnavailable {
+		t.Errorf("%v", stream.Err())
+	}
+	for range 1500 {
+		if r := s.call(t, "", "GET", "/health", nil, nil, in(b)...); r.StatusCode == 502 {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Error("it is still told to run")
 }
 
 // A client's frames are not believed.

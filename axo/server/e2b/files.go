@@ -83,11 +83,11 @@ func checkSignature(r *http.Request, token string, now time.Time) error {
 
 // openFiles is open for a request that says the user in its query.
 func openFiles(r *http.Request) (*files, error) {
-	b := *boxOf(r.Context())
+	b := boxOf(r.Context())
 	if u := r.URL.Query().Get("username"); u != "" {
-		b.user = u
+		b = boxFor(b.Session, u)
 	}
-	return open(context.WithValue(r.Context(), boxKey{}, &b))
+	return open(context.WithValue(r.Context(), boxKey{}, b))
 }
 
 func failFile(w http.ResponseWriter, err error) {

@@ -36,13 +36,16 @@ const (
 	maxNames   = 1 << 20
 )
 
-// open is for a request that works on files. They are those of the sandbox's own user.
+// open is for a request that works on files, with the rights of its user.
 func open(ctx context.Context) (*files, error) {
 	b := boxOf(ctx)
-	if b.owner() != "" {
-		return nil, &isolation.UnsupportedError{Feature: fmt.Sprintf("files as the user %.40q", b.user), Need: `the sandbox's own user, who is meant by none and by "user"`}
+	var f isolation.UserFilesystem
+	var err error
+	if u := b.owner(); u != "" {
+		f, err = b.FilesAs(ctx, u)
+	} else {
+		f, err = b.Files(ctx)
 	}
-	f, err := b.Files(ctx)
 	if err != nil {
 		return nil, err
 	}

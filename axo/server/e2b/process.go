@@ -118,6 +118,9 @@ func (b *box) env(own map[string]string) []string {
 	m := map[string]string{"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": b.ID(), "E2B_TEMPLATE_ID": b.Labels()[labelTemplate]}
 	if b.Info().Spec.Root.IsZero() { // what an image has to say of it, it says itself
 		m["PATH"], m["HOME"], m["USER"], m["LOGNAME"], m["SHELL"] = "/usr/local/bin:/usr/bin:/bin", b.home, "user", "user", "/bin/bash"
+		if b.user == "root" {
+			m["USER"], m["LOGNAME"] = "root", "root"
+		}
 	}
 	_ = json.Unmarshal([]byte(b.Labels()[labelEnv]), &m) // it was made by create
 	var out []string

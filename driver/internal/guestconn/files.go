@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/driver/internal/proc"
 	"github.com/axocoatl/isolation/guest/wire"
 )
 
@@ -20,6 +21,17 @@ import (
 type Files struct {
 	Conn *Conn
 	User string // whose rights they are used with; empty: the sandbox's default
+	// Users: others may be asked for. The guest does what they ask for with their rights,
+	// but not behind Landlock, as their programs are: so not where it forbids more.
+	Users bool
+}
+
+// As returns the files as another user can reach them; nil: nobody may ask for that.
+func (f *Files) As(user string) proc.Files {
+	if !f.Users {
+		return nil
+	}
+	return &Files{Conn: f.Conn, User: user, Users: true}
 }
 
 // fileOp is an operation under way.

@@ -19,6 +19,18 @@ type filing struct {
 // Unwrap lets isolation.As find further abilities.
 func (f filing) Unwrap() any { return f.Sandbox }
 
+// FilesAs implements [isolation.UserFiles].
+func (f filing) FilesAs(user string) (isolation.UserFilesystem, error) {
+	of, ok := f.files.(interface{ As(user string) Files })
+	if ok && f.sb.d.eng.Features().Has(isolation.OptionUser) {
+		if as := of.As(user); as != nil {
+			f.files = as
+			return f, nil
+		}
+	}
+	return nil, Unsupported("files as another user than the sandbox's own", "a root file system of the sandbox's own, as an image's, and an engine whose programs can have users")
+}
+
 // do calls an operation of a sandbox that is there.
 func (f filing) do(ctx context.Context, op string, call func() error) error {
 	err := f.sb.hold(ctx, nil)

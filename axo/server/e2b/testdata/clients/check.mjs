@@ -2,6 +2,7 @@
 // of JSON: its name, and what went wrong if something did.
 import { createRequire } from 'node:module'
 import assert from 'node:assert/strict'
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { step, until } from './step.mjs'
 
 const require = createRequire(process.argv[2] + '/')
@@ -231,12 +232,44 @@ await step('ports: HTTP into a sandbox', async () => {
 })
 await step('what is not there is refused, with its name', async () => {
   await assert.rejects(Sandbox.create('no-such-template'), SandboxError)
-  await assert.rejects(box.files.read('/etc/hostname', { user: 'root' }), /root/)
 })
 await step('another key, and none', async () => {
   await assert.rejects(Sandbox.connect(box.sandboxId, { apiKey: process.env.OTHER_KEY }), SandboxNotFoundError)
   await assert.rejects(Sandbox.create({ apiKey: 'e2b_' + '0'.repeat(40) }), /401|nauthor|key/i)
 })
+await step('commands.run: user: root', async () => {
+  const r = await box.commands.run('id -un; echo $HOME; pwd', { user: 'root' })
+  assert.equal(r.stdout, 'root\n/root\n/root\n')
+  await assert.rejects(box.commands.run('true', { user: 'nobody-has-this-name' }))
+})
+await step('files: paths that lead nowhere', async () => {
+  await assert.rejects(box.files.makeDir('/proc/d'))
+  await assert.rejects(box.files.write('/proc/d/f', 'x'))
+  await assert.rejects(box.files.write('/proc/sys/kernel/hostname', 'x'))
+  await assert.rejects(box.files.read('/proc/self/root/etc/hostname'))
+  await assert.rejects(box.files.read('a\0b'))
+  await assert.rejects(box.files.read('/' + 'x/'.repeat(4096)))
+  await assert.rejects(box.files.write('x'.repeat(300), 'x'))
+  await box.commands.run('ln -s /etc/passwd out; mkfifo pipe')
+  await box.files.write('out', 'mine')
+  assert.match(await box.files.read('/../../etc/passwd'), /root/)
+  await assert.rejects(box.files.read('pipe'))
+  assert.equal((await box.commands.run('echo still')).stdout, 'still\n')
+})
+if (tier === 'oci') {
+  await step("files: user: root: refused on the host's own system, with the reason", async () => {
+    await assert.rejects(box.files.list('/root', { user: 'root' }), /root file system of the sandbox's own/)
+    await assert.rejects(box.files.write('/dev/x', 'x', { user: 'root' }), /root file system of the sandbox's own/)
+  })
+} else {
+  await step('files: user: root', async () => {
+    await box.files.write('mine', 'x', { user: 'root' })
+    assert.equal((await box.files.getInfo('mine', { user: 'root' })).path, '/root/mine')
+    assert.equal((await box.commands.run('stat -c %U mine', { user: 'root' })).stdout, 'root\n')
+    await assert.rejects(box.files.read('x', { user: 'nobody-has-this-name' }))
+    await assert.rejects(box.files.watchDir('/root', () => {}, { user: 'root' }))
+  })
+}
 await step('kill: what runs is told, and then it is gone', async () => {
   const h = await box.commands.run('exec sleep 60', { background: true })
   assert.equal(await box.kill(), true)
@@ -244,3 +277,25 @@ await step('kill: what runs is told, and then it is gone', async () => {
   assert.ok(e instanceof Error && !(e instanceof CommandExitError), String(e))
   assert.equal(await box.isRunning(), false)
 })
+if (tier === 'microvm') {
+  await step('a machine that dies is an error for who waits, and no result', async () => {
+    const b = await Sandbox.create({ metadata: { 'axo.tier': tier }, timeoutMs: 600_000 })
+    const h = await b.commands.run('echo begun; exec sleep 600', { background: true, timeoutMs: 0 })
+    let killed = 0
+    for (const pid of readdirSync('/proc').filter((x) => /^[0-9]+$/.test(x))) {
+      try {
+        if (!readFileSync(`/proc/${pid}/comm`, 'utf8').startsWith('qemu')) continue
+        const ours = readdirSync(`/proc/${pid}/fd`).some((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`).startsWith(process.env.AXO_STATE))
+        if (ours) killed += process.kill(+pid, 'SIGKILL')
+      } catch (e) {
+        if (!['ENOENT', 'ESRCH', 'EINVAL'].includes(e.code)) throw e
+      }
+    }
+    assert.ok(killed > 0)
+    const e = await h.wait().catch((e) => e)
+    assert.ok(e instanceof Error && !(e instanceof CommandExitError), String(e))
+    await until('that it does not run', async () => !(await b.isRunning()))
+    await assert.rejects(b.commands.run('true'))
+    await b.kill()
+  })
+}

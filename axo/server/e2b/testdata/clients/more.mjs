@@ -97,6 +97,12 @@ await step('who does not read slows nobody, and his program waits for him', asyn
   }
   await until('programs that write', async () => (await box.commands.list()).length === 8)
   for (let i = 0; i < 20; i++) assert.equal((await box.commands.run(`echo ${i}`)).stdout, `${i}\n`)
+  let wrote = ''
+  await until('programs that wait', async () => {
+    const now = (await box.commands.run('stat -c %s /tmp/slow*')).stdout
+    return now === wrote || !(wrote = now)
+  })
+  for (const n of wrote.trim().split('\n')) assert.ok((n / 2) * 100_000 < 64 << 20, wrote)
   for (const r of slow) r.destroy()
   const list = await box.commands.list()
   assert.equal(list.length, 8)

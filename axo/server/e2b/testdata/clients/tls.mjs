@@ -35,4 +35,17 @@ await step('TLS, PORT-ID.DOMAIN: getHost, private ports', async () => {
   assert.equal(await (await fetch(url, { headers })).text(), 'by name')
   await h.kill()
 })
+await step('the image base: sudo, user: root, files as root', async () => {
+  const run = async (cmd, opts) => (await box.commands.run(cmd, opts)).stdout
+  assert.equal(await run('sudo id -un; id -un; pwd'), 'root\nuser\n/home/user\n')
+  assert.equal(await run('id -un; pwd; echo $HOME; touch /usr/made && stat -c %U /usr/made', { user: 'root' }), 'root\n/root\n/root\nroot\n')
+  await box.files.write('/etc/of-root', 'secret', { user: 'root' })
+  await box.commands.run('chmod 600 /etc/of-root', { user: 'root' })
+  assert.equal((await box.files.getInfo('/etc/of-root', { user: 'root' })).owner, 'root')
+  assert.equal(await box.files.read('/etc/of-root', { user: 'root' }), 'secret')
+  await assert.rejects(box.files.read('/etc/of-root'), /permission/i)
+  await box.files.write('beside', 'it', { user: 'root' })
+  assert.equal(await run('cat /root/beside', { user: 'root' }), 'it')
+  await assert.rejects(box.files.read('x', { user: 'nobody-has-this-name' }))
+})
 await box.kill()
