@@ -2,7 +2,7 @@
 // of JSON: its name, and what went wrong if something did.
 import { createRequire } from 'node:module'
 import assert from 'node:assert/strict'
-import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { step, until } from './step.mjs'
 
 const require = createRequire(process.argv[2] + '/')
@@ -280,22 +280,26 @@ await step('kill: what runs is told, and then it is gone', async () => {
 if (tier === 'microvm') {
   await step('a machine that dies is an error for who waits, and no result', async () => {
     const b = await Sandbox.create({ metadata: { 'axo.tier': tier }, timeoutMs: 600_000 })
-    const h = await b.commands.run('echo begun; exec sleep 600', { background: true, timeoutMs: 0 })
-    let killed = 0
-    for (const pid of readdirSync('/proc').filter((x) => /^[0-9]+$/.test(x))) {
-      try {
-        if (!readFileSync(`/proc/${pid}/comm`, 'utf8').startsWith('qemu')) continue
-        const ours = readdirSync(`/proc/${pid}/fd`).some((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`).startsWith(process.env.AXO_STATE))
-        if (ours) killed += process.kill(+pid, 'SIGKILL')
-      } catch (e) {
-        if (!['ENOENT', 'ESRCH', 'EINVAL'].includes(e.code)) throw e
+    try {
+      const h = await b.commands.run('echo begun; exec sleep 600', { background: true, timeoutMs: 0 })
+      let killed = 0
+      for (const pid of readdirSync('/proc').filter((x) => /^[0-9]+$/.test(x))) {
+        try {
+          if (!readFileSync(`/proc/${pid}/comm`, 'utf8').startsWith('qemu')) continue
+          const parent = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1].split(' ')[1]
+          // The daemon's of this test, and no other's.
+          if (readFileSync(`/proc/${parent}/cmdline`, 'utf8').includes(process.env.AXO_STATE)) killed += process.kill(+pid, 'SIGKILL')
+        } catch (e) {
+          if (!['ENOENT', 'ESRCH'].includes(e.code)) throw e
+        }
       }
+      assert.ok(killed > 0)
+      const e = await h.wait().catch((e) => e)
+      assert.ok(e instanceof Error && !(e instanceof CommandExitError), String(e))
+      await until('that it does not run', async () => !(await b.isRunning()))
+      await assert.rejects(b.commands.run('true'))
+    } finally {
+      await b.kill()
     }
-    assert.ok(killed > 0)
-    const e = await h.wait().catch((e) => e)
-    assert.ok(e instanceof Error && !(e instanceof CommandExitError), String(e))
-    await until('that it does not run', async () => !(await b.isRunning()))
-    await assert.rejects(b.commands.run('true'))
-    await b.kill()
   })
 }
