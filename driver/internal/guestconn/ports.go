@@ -149,6 +149,9 @@ func (s *portConn) frame(f wire.Frame) error {
 	defer s.mu.Unlock()
 	made := isClosed(s.answer)
 	switch {
+	case isClosed(s.over):
+		// The reader has found this stream just before it was over here: what was on its
+		// way is nobody's, as it is when the stream is not found.
 	case f.Type == wire.Fail:
 		s.endLocked(Failure(f.Body))
 	case f.Type == wire.Port && !made:

@@ -57,6 +57,44 @@ func TestPortViolations(t *testing.T) {
 	}
 }
 
+// TestPortClosedMeanwhile: what a guest sends is no violation where the reader has found
+// the connection just before it was closed here.
+func TestPortClosedMeanwhile(t *testing.T) {
+	for _, dialed := range []bool{false, true} {
+		c := lie(t, func(l *liar) {
+			f, _ := l.next(wire.Port)
+			if dialed {
+				l.say(wire.Port, f.Stream, nil)
+			}
+			l.next(wire.Kill)
+			if f, ok := l.next(wire.Ping); ok {
+				l.say(wire.Pong, f.Stream, nil)
+			}
+		})
+		s, err := (&Ports{Conn: c}).begin(wire.PortConnect, 80)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if dialed {
+			<-s.answer
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range []wire.Frame{
+			{Type: wire.Port, Stream: s.stream}, {Type: wire.Stdout, Stream: s.stream, Body: []byte("late")}, {Type: wire.Stdout, Stream: s.stream},
+			{Type: wire.Window, Stream: s.stream, Body: (&wire.WindowMessage{Of: wire.Stdin, Bytes: 1}).Append(nil)},
+		} {
+			if err := s.frame(f); err != nil {
+				t.Errorf("dialed: %v: %s: %v", dialed, f.Type, err)
+			}
+		}
+		if err := c.Ping(t.Context()); err != nil {
+			t.Errorf("dialed: %v: %v", dialed, err)
+		}
+	}
+}
+
 // TestPortOfASilentGuest: one that gives no credit holds up who writes until his
 // deadline, also one that he sets meanwhile, and nobody else.
 func TestPortOfASilentGuest(t *testing.T) {
