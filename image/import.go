@@ -387,20 +387,7 @@ func (i *importer) rootFS(ctx context.Context, f *os.File) (Image, error) {
 		RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{id}},
 	}
 	if o := i.o.Config; o != nil {
-		set := func(list []string) map[string]struct{} {
-			if len(list) == 0 {
-				return nil
-			}
-			m := map[string]struct{}{}
-			for _, k := range list {
-				m[k] = struct{}{}
-			}
-			return m
-		}
-		c.Config = v1.Config{
-			Entrypoint: o.Entrypoint, Cmd: o.Cmd, Env: o.Env, User: o.User, WorkingDir: o.WorkingDir, Labels: o.Labels,
-			StopSignal: o.StopSignal, ExposedPorts: set(o.ExposedPorts), Volumes: set(o.Volumes),
-		}
+		c.Config = configOf(*o)
 	}
 	raw, err := json.Marshal(c)
 	if err != nil {

@@ -265,3 +265,13 @@ func (s *Store) Remove(ctx context.Context, ref string) (Removed, error) {
 	})
 	return rm, err
 }
+
+// Registry is the registry that a reference names, in the form that people write.
+func Registry(ref string) string {
+	r, err := parseName(ref)
+	if err != nil {
+		return ""
+	}
+	registry, _, _ := strings.Cut(fullName(r), "/")
+	return registry
+}

@@ -27,10 +27,41 @@ type PullOptions struct {
 	Progress func(Event)
 	// Keychain has the credentials; nil means those that docker login, or
 	// podman login, wrote.
-	Keychain authn.Keychain
+	Keychain Keychain
+	// Name is what it is called here; empty: as it is there.
+	Name string
 	// Insecure allows plain HTTP to any registry. To loopback addresses it is
 	// always allowed.
 	Insecure bool
+}
+
+// Keychain has the credentials for registries.
+type Keychain = authn.Keychain
+
+// BasicAuth is a Keychain with a name and a password for the registry of one reference,
+// and nothing for others.
+func BasicAuth(ref, username, password string) (Keychain, error) {
+	r, err := parseName(ref)
+	if err != nil {
+		return nil, err
+	}
+	return onlyFor{r.Context().RegistryStr(), authn.FromConfig(authn.AuthConfig{Username: username, Password: password})}, nil
+}
+
+// Anonymous is a Keychain without credentials.
+func Anonymous() Keychain { return onlyFor{} }
+
+type onlyFor struct {
+	registry string
+	auth     authn.Authenticator
+}
+
+// Resolve implements [authn.Keychain].
+func (o onlyFor) Resolve(r authn.Resource) (authn.Authenticator, error) {
+	if r.RegistryStr() == o.registry {
+		return o.auth, nil
+	}
+	return authn.Anonymous, nil
 }
 
 // Pull fetches an image by its reference, such as "alpine:3" (which is
@@ -67,6 +98,14 @@ func (s *Store) pull(ctx context.Context, ref string, o PullOptions) (Image, err
 	if err != nil {
 		return Image{}, err
 	}
+	as := fullName(r)
+	if o.Name != "" {
+		n, err := parseName(o.Name)
+		if err != nil {
+			return Image{}, err
+		}
+		as = fullName(n)
+	}
 	reg, err := dial(ctx, r, o, s.limits)
 	if err != nil {
 		return Image{}, err
@@ -77,7 +116,7 @@ func (s *Store) pull(ctx context.Context, ref string, o PullOptions) (Image, err
 	if err != nil {
 		return Image{}, err
 	}
-	m.name = fullName(r)
+	m.name = as
 	return s.fetch(ctx, m, want, ev, func(d v1.Descriptor) source { return reg.blob(d.Digest.String(), d.Size) })
 }
 
