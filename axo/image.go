@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/axocoatl/isolation/axo/build"
 	"github.com/axocoatl/isolation/driver/all"
 	"github.com/axocoatl/isolation/image"
 )
@@ -153,7 +155,7 @@ func printImage(c *cobra.Command, img image.Image, asJSON bool) error {
 }
 
 func newImageLs() *cobra.Command {
-	var asJSON bool
+	var asJSON, all bool
 	c := &cobra.Command{
 		Use:   "ls",
 		Short: "List the images that are here",
@@ -161,6 +163,9 @@ func newImageLs() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withImages(c, asJSON, func(s *image.Store) error {
 				list, err := s.List()
+				if !all {
+					list = slices.DeleteFunc(list, build.Private)
+				}
 				if asJSON {
 					return cmp.Or(err, printJSON(c.OutOrStdout(), list))
 				}
@@ -181,6 +186,7 @@ func newImageLs() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print a JSON array of images")
+	c.Flags().BoolVarP(&all, "all", "a", false, "also templates of E2B's clients, and layers that are kept to build with")
 	return c
 }
 

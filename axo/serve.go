@@ -117,6 +117,11 @@ tells systemd when it is ready.`,
 				return errors.Join(err, e.Close())
 			}
 			defer images.Close()
+			if c.E2B != "" {
+				if c.Built, err = openBuilt(cmd.Context(), l.Build, drivers, e, images, c.Logger); err != nil {
+					return errors.Join(&statusError{exitEngine, err}, e.Close())
+				}
+			}
 			c.Images, c.Templates, c.Pools = images, templatesOf{drivers, c.Logger}, func() []api.Pool { return poolsOf(e) }
 			c.Sessions.OnEvent = func(e session.Event) {
 				args := []any{"tenant", e.Tenant, "sandbox", e.Session}
@@ -149,7 +154,7 @@ tells systemd when it is ready.`,
 			return nil
 		},
 	}
-	config.Register(cmd.Flags(), "serve", "session", "audit", "tenant", "admission", "admin", "metrics", "log")
+	config.Register(cmd.Flags(), "serve", "session", "audit", "tenant", "admission", "admin", "metrics", "log", "build")
 	return cmd
 }
 

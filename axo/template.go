@@ -72,9 +72,10 @@ func (f *templateFlags) progress(w io.Writer) func(string) {
 
 func newTemplateBuild() *cobra.Command {
 	var f templateFlags
+	var file fileFlags
 	c := &cobra.Command{
 		Use:   "build [flags] [NAME]",
-		Short: "Boot a machine once, and keep it as a template",
+		Short: "Boot a machine once, and keep it as a template; or build an image of a Dockerfile",
 		Long: `Boot a machine once, warm it, and keep it as a template, of which the sandboxes of
 tier microvm are copies. Its root disk is made of this host's system, of an image,
 or of a directory. Sandboxes without a root of their own use the template
@@ -82,13 +83,24 @@ or of a directory. Sandboxes without a root of their own use the template
 an image, and for a sandbox that needs a larger machine, a template is built when
 it is first wanted. A template is built anew when what it was made of changes: QEMU
 or Firecracker, the processor, the kernel, axo-guest, the image. Each engine has
-templates of its own.`,
+templates of its own.
+
+With --file an image is built, of which both containers and virtual machines can be
+made. Each step runs in a container of its own, with what build.allow_hosts gives it of
+the network; what a step has changed is kept, and is not done again by the next build.`,
 		Example: `  axo template build
   axo template build --memory 2048 --cpus 2 --package git
   axo template build --image python:3.12 python
-  axo template build --rootfs ./rootfs small`,
+  axo template build --rootfs ./rootfs small
+  axo template build --file axo.Dockerfile mine && axo run --image mine`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if file.file != "" {
+				if len(args) == 0 {
+					return errors.New("what is the image to be called? axo template build --file FILE NAME")
+				}
+				return file.build(c, args[0], f.quiet, f.asJSON)
+			}
 			name := microvm.DefaultTemplate
 			if len(args) > 0 {
 				name = args[0]
@@ -111,6 +123,7 @@ templates of its own.`,
 	c.Flags().StringVar(&f.Kernel, "kernel", "", "release or digest of the kernel (axo kernel ls; default: the newest import)")
 	c.Flags().StringVar(&f.Image, "image", "", "make the root disk of this image (axo image ls)")
 	c.Flags().StringVar(&f.Dir, "rootfs", "", "make the root disk of this directory")
+	file.register(c)
 	c.Flags().BoolVar(&f.Session, "session", false, "for --profile session: root and sudo work inside")
 	return c
 }

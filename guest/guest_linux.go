@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/axocoatl/isolation/guest/layer"
 	"github.com/axocoatl/isolation/guest/plan"
 	"github.com/axocoatl/isolation/guest/wire"
 	"github.com/axocoatl/isolation/internal/spawn"
@@ -22,6 +23,8 @@ import (
 func Main(args []string) error {
 	_, err := unix.FcntlInt(plan.SocketFD, unix.F_GETFD, 0)
 	switch {
+	case len(args) > 2 && args[1] == "layer":
+		return layer.Main(args[2:], os.Stdin, os.Stdout)
 	case len(args) == 3 && args[1] == "stdio":
 		return overPipes(args[2])
 	case err == nil:

@@ -26,6 +26,7 @@ type Config struct {
 	Session   Session   `toml:"session" help:"Sandboxes that stay"`
 	Audit     Audit     `toml:"audit" help:"The record of who had what run, and what became of it"`
 	Tenant    Tenant    `toml:"tenant" help:"What a tenant may have for whom axo key quota says nothing; 0 is no bound"`
+	Build     Build     `toml:"build" help:"How templates are built"`
 	Admission Admission `toml:"admission" help:"What the daemon takes on at once, from all tenants together"`
 	Admin     Admin     `toml:"admin" help:"For who runs the daemon"`
 	Metrics   Metrics   `toml:"metrics" help:"What is measured, for Prometheus"`
@@ -103,6 +104,19 @@ type Tenant struct {
 	Burst     int     `toml:"burst" flag:"tenant-burst" help:"How many it may begin at once when it has begun none for a while; 0: as many as in a second, at least 1"`
 }
 
+// Build is how templates are built.
+type Build struct {
+	AllowHosts []string `toml:"allow_hosts" flag:"build-allow-host" help:"Hosts that the steps of a build may reach, as allow_egress has them, which has to grant them; empty: none"`
+	Registries []string `toml:"registries" flag:"build-registry" help:"Registries that builds may fetch images from, such as docker.io; * is any; empty: none"`
+	Concurrent int      `toml:"concurrent" help:"Builds at once; others wait"`
+	Memory     Size     `toml:"memory" help:"Memory of a step, with what it writes"`
+	Disk       Size     `toml:"disk" help:"What a step may write"`
+	Step       Duration `toml:"step" help:"How long a step may take"`
+	Upload     Size     `toml:"upload" help:"How large the files of one step may be"`
+	Cached     int      `toml:"cached" help:"Layers that are kept, to be used again"`
+	Tenant     Size     `toml:"tenant" help:"What a tenant's templates may have together, each counted with all that it is made of; beyond that none is begun"`
+}
+
 // Admission is what the daemon takes on.
 type Admission struct {
 	Sandboxes int      `toml:"sandboxes" flag:"max-sandboxes" help:"Sandboxes that stay, at once; 0: no bound"`
@@ -143,6 +157,7 @@ func Default() Config {
 		StateDir:  defaultStateDir(),
 		Engine:    Engine{ProbeTimeout: Duration(3 * time.Second)},
 		Serve:     Serve{Drain: Duration(10 * time.Second), Sweep: Duration(time.Minute), Warm: 2},
+		Build:     Build{Concurrent: 2, Memory: 3 << 30, Disk: 2 << 30, Step: Duration(15 * time.Minute), Upload: 1 << 30, Cached: 500, Tenant: 100 << 30},
 		Admission: Admission{Sandboxes: 1000, Starts: 64, Runs: 256, Queue: 1024, Wait: Duration(30 * time.Second)},
 		Session:   Session{Idle: Duration(15 * time.Minute), Life: Duration(24 * time.Hour), MaxIdle: Duration(24 * time.Hour), MaxLife: Duration(30 * 24 * time.Hour), Keep: 16 << 20, MaxEnded: 32},
 		Trace:     Trace{Sample: 1},
@@ -182,7 +197,7 @@ func (c Config) Validate() error {
 		value Duration
 	}{
 		{"engine.probe_timeout", c.Engine.ProbeTimeout}, {"serve.drain", c.Serve.Drain}, {"serve.sweep", c.Serve.Sweep},
-		{"session.idle", c.Session.Idle}, {"session.life", c.Session.Life}, {"admission.wait", c.Admission.Wait},
+		{"session.idle", c.Session.Idle}, {"session.life", c.Session.Life}, {"admission.wait", c.Admission.Wait}, {"build.step", c.Build.Step},
 	} {
 		if x.value <= 0 {
 			return fmt.Errorf("%s is %v: want a time above zero, such as 10s", x.name, x.value)
@@ -197,7 +212,8 @@ func (c Config) Validate() error {
 	if c.Trace.Sample > 1 {
 		return fmt.Errorf("trace.sample is %v: want 0 to 1", c.Trace.Sample)
 	}
-	for name, n := range map[string]int{"admission.starts": c.Admission.Starts, "admission.runs": c.Admission.Runs, "admission.queue": c.Admission.Queue} {
+	for name, n := range map[string]int{"admission.starts": c.Admission.Starts, "admission.runs": c.Admission.Runs, "admission.queue": c.Admission.Queue,
+		"build.concurrent": c.Build.Concurrent, "build.memory": int(c.Build.Memory), "build.disk": int(c.Build.Disk), "build.upload": int(c.Build.Upload), "build.cached": c.Build.Cached, "build.tenant": int(c.Build.Tenant)} {
 		if n <= 0 {
 			return fmt.Errorf("%s is %d: want at least 1", name, n)
 		}

@@ -3,11 +3,14 @@ package server
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"strings"
 	"time"
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/axo/admission"
+	"github.com/axocoatl/isolation/axo/build"
+	"github.com/axocoatl/isolation/axo/server/rest"
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/telemetry"
 	"github.com/axocoatl/isolation/engine"
@@ -28,6 +31,23 @@ type admitted struct {
 	t            *telemetry.Telemetry
 	rate         *admission.Rate
 	starts, runs *admission.Queue
+	images       rest.Images
+	built        *build.Templates
+}
+
+// own refuses an image that another tenant has built, or a layer that is kept for it, as
+// if it were not there.
+func (a *admitted) own(r engine.Request) error {
+	ref := r.Spec.Root.Image
+	if ref == "" || a.images == nil {
+		return nil
+	}
+	tenant, _, _ := strings.Cut(r.Spec.Tenant, "/")
+	img, err := a.images.Get(ref) // if it is not there the engine says so
+	if err == nil && build.Private(img) && (a.built == nil || !a.built.Owns(tenant, img.Digest)) {
+		return fmt.Errorf("no image %.150q here: %w", ref, isolation.ErrNotFound)
+	}
+	return nil
 }
 
 func admit(e *engine.Engine, a Admission, quota func(tenant string) session.Quota, t *telemetry.Telemetry) *admitted {
@@ -54,6 +74,9 @@ func (a *admitted) enter(ctx context.Context, q *admission.Queue, op string, r e
 		name = "runs"
 	}
 	err = a.t.Wait(ctx, tenant, name, func(ctx context.Context) error {
+		if err := a.own(r); err != nil {
+			return err
+		}
 		if err := a.rate.Take(tenant); err != nil {
 			return err
 		}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/axo/build"
 	"github.com/axocoatl/isolation/axo/server/e2b"
 	"github.com/axocoatl/isolation/axo/server/mcp"
 	"github.com/axocoatl/isolation/axo/server/rest"
@@ -43,7 +44,9 @@ type Config struct {
 	// Images, Templates and Pools are what rest.Config says.
 	Images    rest.Images
 	Templates rest.Templates
-	Pools     func() []api.Pool
+	// Built are the templates of E2B's clients; nil: none can be built. Run closes them.
+	Built *build.Templates
+	Pools func() []api.Pool
 	// Tools are served at /v1/tools, and at /mcp, beside runs and sandboxes; nil: there are none.
 	Tools *tool.Caller
 	// Socket is the unix socket's path; empty: StateDir/axo.sock.
@@ -137,6 +140,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	e := admit(c.Engine, c.Admission, c.Sessions.Quota, c.Telemetry)
+	e.images, e.built = c.Images, c.Built
 	sc := c.Sessions
 	sc.Observer = c.Telemetry.Sessions()
 	sc.Engine, sc.Dir, sc.Logger = e, filepath.Join(c.StateDir, "serve"), c.Logger
@@ -229,6 +233,9 @@ func Run(ctx context.Context, c Config) (err error) {
 			return err
 		}
 		defer h.Close()
+		if c.Built != nil {
+			defer c.Built.Close()
+		}
 		compatible, compatibleOn = c.Telemetry.HTTP("e2b", h), l
 		listeners = append(listeners, l)
 	}
@@ -366,7 +373,7 @@ func (c Config) listenE2B(sessions *session.Manager, keys *tenant.Keys, draining
 	idle, life := sessions.Longest()
 	ec := e2b.Config{
 		Sessions: sessions, Find: keys.Find, StateDir: c.StateDir, Domain: c.E2BDomain, Hosts: c.Hosts, MaxTimeout: min(idle, life), Keep: life,
-		Draining: draining, Stopping: stopping, Logger: c.Logger,
+		Draining: draining, Stopping: stopping, Logger: c.Logger, Templates: c.Built,
 	}
 	if c.Images != nil {
 		ec.Images = c.Images

@@ -18,6 +18,7 @@ var guestPackages = strings.Fields(`
 	golang.org/x/sys/unix
 	github.com/axocoatl/isolation/cmd/axo-guest
 	github.com/axocoatl/isolation/guest
+	github.com/axocoatl/isolation/guest/layer
 	github.com/axocoatl/isolation/guest/plan
 	github.com/axocoatl/isolation/guest/wire
 	github.com/axocoatl/isolation/internal/cgroup

@@ -21,6 +21,7 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/base"
+	"github.com/axocoatl/isolation/axo/build"
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/telemetry"
 	"github.com/axocoatl/isolation/image"
@@ -80,6 +81,7 @@ func (s *Server) registerControl() {
 	s.registerSnapshots(handle)
 	handle("GET /sandboxes/{id}/metrics", s.metrics)
 	handle("GET /sandboxes/metrics", s.metricsOfMany)
+	s.registerTemplates(handle)
 	handle("GET /sandboxes/{id}/logs", s.logs)
 	handle("GET /v2/sandboxes/{id}/logs", s.logs)
 	s.control.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
@@ -187,8 +189,11 @@ func (s *Server) create(w http.ResponseWriter, r *http.Request, tenant string) e
 	var sn *session.Session
 	if x, xerr := s.config.Sessions.FindSnapshot(tenant, n.TemplateID); xerr == nil && x.Labels()[labelTemplate] != "" {
 		sn, err = s.restore(r.Context(), tenant, x, req)
-	} else if err = s.setRoot(&req, n.TemplateID); err == nil {
-		sn, err = s.config.Sessions.Create(r.Context(), tenant, req)
+	} else {
+		var img image.Image
+		if img, err = s.setRoot(&req, tenant, n.TemplateID); err == nil {
+			sn, err = s.createOf(r.Context(), tenant, req, img)
+		}
 	}
 	if err != nil {
 		if errors.Is(err, isolation.ErrResourceExhausted) {
@@ -250,35 +255,43 @@ func newID() string {
 	return "i" + hex.EncodeToString(id[:])
 }
 
-// setRoot has a request start from a template.
-func (s *Server) setRoot(r *session.Request, template string) error {
+// setRoot has a request start from a template, and returns its image; without one it is
+// the host's system.
+func (s *Server) setRoot(r *session.Request, tenant, template string) (image.Image, error) {
 	switch {
 	case template == "":
-		return fmt.Errorf("no templateID: %w", isolation.ErrInvalidArgument)
+		return image.Image{}, fmt.Errorf("no templateID: %w", isolation.ErrInvalidArgument)
 	case s.config.Images == nil && template != BaseTemplate:
-		return fmt.Errorf("template %.80q: there are no images: %w", template, isolation.ErrNotFound)
+		return image.Image{}, fmt.Errorf("template %.80q: there are no images: %w", template, isolation.ErrNotFound)
 	}
-	var img image.Image
-	err := isolation.ErrNotFound
-	if s.config.Images != nil {
-		img, err = s.config.Images.Get(template)
+	img, own, err := s.built(r, tenant, template)
+	if !own {
+		err = isolation.ErrNotFound
+		if s.config.Images != nil {
+			img, err = s.config.Images.Get(template)
+		}
+		switch {
+		case template == BaseTemplate && (errors.Is(err, isolation.ErrNotFound) || err == nil && !base.Of(img)):
+			r.Labels[labelHome] = "/home/user"
+			return image.Image{}, nil
+		case err != nil:
+			return img, fmt.Errorf("template %.80q is neither %q, nor built, nor a snapshot, nor an image here: %w", template, BaseTemplate, err)
+		case build.Private(img):
+			return img, fmt.Errorf("template %.80q: %w", template, isolation.ErrNotFound) // another tenant's
+		}
 	}
-	switch {
-	case template == BaseTemplate && (errors.Is(err, isolation.ErrNotFound) || err == nil && !base.Of(img)):
-		r.Labels[labelHome] = "/home/user"
-		return nil
-	case err != nil:
-		return fmt.Errorf("template %.80q is neither %q, nor a snapshot, nor an image here: %w", template, BaseTemplate, err)
+	if err != nil {
+		return img, err
 	}
 	r.Spec.Root.Image = img.Digest
-	if base.Of(img) {
+	if own || base.Of(img) || img.Config.Labels[build.Label] != "" {
 		r.Spec.Profile = "session" // its user has sudo
 	}
 	r.Labels[labelHome] = "/"
 	if img.Config.WorkingDir != "" {
 		r.Labels[labelHome] = img.Config.WorkingDir
 	}
-	return nil
+	return img, nil
 }
 
 // sandbox is one as clients see it. Which fields are there depends on who asks.

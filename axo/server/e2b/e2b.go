@@ -30,6 +30,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/axo/build"
 	"github.com/axocoatl/isolation/axo/server/e2b/internal/filesystempb"
 	"github.com/axocoatl/isolation/axo/server/e2b/internal/processpb"
 	"github.com/axocoatl/isolation/axo/server/forward"
@@ -59,6 +60,8 @@ type Config struct {
 	Sessions *session.Manager
 	// Images are the templates beside "base"; nil: there are none.
 	Images Images
+	// Templates are those that clients have built; nil: they cannot.
+	Templates *build.Templates
 	// Find returns whose a key is: *tenant.Keys has it.
 	Find func(secret string) (tenant.Key, error)
 	// StateDir keeps the secret that the sandboxes' tokens are made of.

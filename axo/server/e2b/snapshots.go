@@ -19,7 +19,6 @@ func (s *Server) registerSnapshots(handle func(pattern string, h handler)) {
 	handle("POST /sandboxes/{id}/snapshots", s.snapshot)
 	handle("POST /sandboxes/{id}/fork", s.fork)
 	handle("GET /snapshots", s.snapshots)
-	handle("DELETE /templates/{id}", s.removeSnapshot)
 }
 
 // snapshotInfo is a snapshot as clients see it. What they call it is what they make a

@@ -11,6 +11,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/axo/build"
 	"github.com/axocoatl/isolation/image"
 )
 
@@ -75,6 +76,9 @@ func (s *Server) images(_ context.Context, in *struct {
 		var i image.Image
 		i, err = s.config.Images.Get(in.Reference)
 		list = append(list, i)
+		if err == nil && build.Private(i) {
+			err = fmt.Errorf("no image %.150q here: %w", in.Reference, isolation.ErrNotFound)
+		}
 	} else {
 		list, err = s.config.Images.List()
 	}
@@ -83,7 +87,9 @@ func (s *Server) images(_ context.Context, in *struct {
 	}
 	out := api.Images{Images: []api.Image{}}
 	for _, i := range list {
-		out.Images = append(out.Images, imageOf(i))
+		if !build.Private(i) { // it is told by who has built it
+			out.Images = append(out.Images, imageOf(i))
+		}
 	}
 	return &body[api.Images]{out}, nil
 }
