@@ -24,6 +24,7 @@ type Exec struct {
 	id string
 	outputs
 	stdin *input // nil: it has none
+	told  bool   // who asks for it finds it; guarded by s.mu
 
 	mu   sync.Mutex
 	rec  execRecord        // guarded by mu
@@ -90,6 +91,9 @@ func (s *Session) exec(ctx context.Context, p isolation.ProcessSpec, stdin, foll
 		s.execWG.Done()
 		return nil, err
 	}
+	s.mu.Lock()
+	e.told = true // before, it has no outputs, and may not come to be
+	s.mu.Unlock()
 	s.retire()
 	s.m.event(s, "exec", e.id, "pid", fmt.Sprint(e.proc.PID()))
 	return e, nil
@@ -231,6 +235,7 @@ func (s *Session) loadExecs(sb isolation.Sandbox) {
 			continue
 		}
 		s.mu.Lock()
+		e.told = true
 		s.execs[e.id] = e
 		s.mu.Unlock()
 	}
@@ -331,7 +336,7 @@ func (e *Exec) endedAt() time.Time {
 	return *e.rec.Ended
 }
 
-// FindExec returns a program.
+// FindExec returns a program that was started.
 func (s *Session) FindExec(ctx context.Context, id string) (*Exec, error) {
 	select {
 	case <-s.ready:
@@ -340,7 +345,7 @@ func (s *Session) FindExec(ctx context.Context, id string) (*Exec, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e := s.execs[id]; e != nil {
+	if e := s.execs[id]; e != nil && e.told {
 		return e, nil
 	}
 	if s.unknown != nil {
@@ -349,7 +354,7 @@ func (s *Session) FindExec(ctx context.Context, id string) (*Exec, error) {
 	return nil, fmt.Errorf("program %.80q of session %s: %w", id, s.id, isolation.ErrNotFound)
 }
 
-// Execs lists the programs that are known, the first started first.
+// Execs lists the programs that were started, the first one first.
 func (s *Session) Execs(ctx context.Context) ([]*Exec, error) {
 	select {
 	case <-s.ready:
@@ -360,7 +365,9 @@ func (s *Session) Execs(ctx context.Context) ([]*Exec, error) {
 	defer s.mu.Unlock()
 	out := make([]*Exec, 0, len(s.execs))
 	for _, e := range s.execs {
-		out = append(out, e)
+		if e.told {
+			out = append(out, e)
+		}
 	}
 	slices.SortFunc(out, func(a, b *Exec) int { return a.rec.Started.Compare(b.rec.Started) })
 	return out, nil

@@ -543,6 +543,45 @@ func TestDeleteWhileItIsMade(t *testing.T) {
 	}
 }
 
+// TestExecWhileItStarts: a program is there for others when it was started, and not
+// before, when it has no outputs yet.
+func TestExecWhileItStarts(t *testing.T) {
+	p := newPlace(t)
+	l := p.open(t)
+	s, err := l.Create(t.Context(), "a", Request{ID: "s", Spec: request().Spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reached, on := make(chan struct{}), make(chan struct{})
+	l.driver.SetFaults(mem.Faults{Exec: func(context.Context, string, isolation.ProcessSpec) error {
+		close(reached)
+		<-on
+		return nil
+	}})
+	started := make(chan error, 1)
+	go func() {
+		_, err := s.Exec(context.Background(), isolation.ProcessSpec{ExecID: "x", Args: []string{"exit", "0"}}, false, false)
+		started <- err
+	}()
+	<-reached
+	if list, err := s.Execs(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("programs that are told of: %v, %v", list, err)
+	}
+	if _, err := s.FindExec(t.Context(), "x"); !errors.Is(err, isolation.ErrNotFound) {
+		t.Errorf("it is found: %v", err)
+	}
+	close(on)
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	if e, err := s.FindExec(t.Context(), "x"); err != nil || e.Info().ID != "x" {
+		t.Errorf("it is not found: %v", err)
+	}
+	if err := s.Delete(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestDeleteThatFailsCanBeRepeated(t *testing.T) {
 	p := newPlace(t)
 	l := p.open(t)
