@@ -89,24 +89,7 @@ func TestE2BTemplates(t *testing.T) {
 	if t.Failed() || !machines {
 		return
 	}
-	const file, begin, end = "../docs/E2B.md", "<!-- made by TestE2BTemplates -->\n", "\n<!-- end of templates -->"
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	before, rest, ok := strings.Cut(string(b), begin)
-	_, after, ok2 := strings.Cut(rest, end)
-	if !ok || !ok2 {
-		t.Fatalf("%s has no place for the table", file)
-	}
-	want := before + begin + table.String() + end + after
-	if os.Getenv("AXO_UPDATE") != "" {
-		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	} else if want != string(b) {
-		t.Errorf("%s is not what was done: AXO_UPDATE=1 go test -run TestE2BTemplates .", file)
-	}
+	isDocumented(t, table.String(), "<!-- made by TestE2BTemplates -->\n", "\n<!-- end of templates -->")
 }
 
 // dockerfile builds an image of a file, and runs it.

@@ -166,7 +166,10 @@ func privateOf(b *testing.B, parent int) (sum int64) {
 	}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || parentOf(pid) != parent {
+		if err != nil {
+			continue
+		}
+		if p, err := testprog.ParentOf(pid); err != nil || p != parent {
 			continue
 		}
 		rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
@@ -182,17 +185,4 @@ func privateOf(b *testing.B, parent int) (sum int64) {
 		sum += privateOf(b, pid)
 	}
 	return sum
-}
-
-func parentOf(pid int) int {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	if f := strings.Fields(rest); len(f) > 1 {
-		n, _ := strconv.Atoi(f[1])
-		return n
-	}
-	return 0
 }

@@ -2,11 +2,9 @@ package pool_test
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -15,6 +13,7 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/driver/oci"
 	"github.com/axocoatl/isolation/drivertest"
+	"github.com/axocoatl/isolation/internal/testprog"
 	"github.com/axocoatl/isolation/pool"
 )
 
@@ -75,15 +74,12 @@ func TestConformanceContainers(t *testing.T) {
 				isolation.ProcessSpec{Args: append([]string{"/testprogram", string(p)}, args...), Env: []string{"HOME=/", "PATH=/bin"}}, true
 		},
 		Lose: func(t testing.TB, _ isolation.Driver, _ isolation.Sandbox, p isolation.Process) {
-			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
-			_, rest, _ := strings.Cut(string(status), "\nPPid:")
-			line, _, _ := strings.Cut(rest, "\n")
-			first, aerr := strconv.Atoi(strings.TrimSpace(line))
-			if err == nil && aerr == nil {
+			first, err := testprog.ParentOf(p.PID())
+			if err == nil {
 				err = unix.Kill(first, unix.SIGKILL)
 			}
-			if err != nil || aerr != nil {
-				t.Fatal(err, aerr)
+			if err != nil {
+				t.Fatal(err)
 			}
 		},
 	})

@@ -6,7 +6,7 @@
 # its own tests; with AXO_REQUIRE set it must be there.
 set -eu
 start=$(date +%s)
-packages="gcc g++ libc6-dev python3 busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32 xz-utils qemu-system-x86 e2fsprogs util-linux mount procps crun runc bubblewrap uidmap libseccomp-dev pkg-config systemd python3-pip mmdebstrap"
+packages="gcc g++ libc6-dev python3 busybox-static wabt clang-14 lld-14 wasi-libc libclang-rt-14-dev-wasm32 xz-utils qemu-system-x86 e2fsprogs util-linux mount procps crun runc bubblewrap uidmap libseccomp-dev pkg-config systemd python3-pip mmdebstrap openssh-client"
 # A Rust toolchain of the user's own is left alone; Debian's newer one does too.
 if ! command -v cargo >/dev/null && apt-cache show cargo-web >/dev/null 2>&1; then
 	packages="$packages cargo-web rustc-web rustfmt-web rust-web-clippy"

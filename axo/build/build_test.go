@@ -441,6 +441,10 @@ CMD run it
 			t.Errorf("%q: %v, want %q", text, err, want)
 		}
 	}
+	long := "FROM a\n" + strings.Repeat("RUN x\n", maxDockerfile/6)
+	if _, err := ParseDockerfile(strings.NewReader(long)); !errors.Is(err, isolation.ErrInvalidArgument) {
+		t.Errorf("a file of %d bytes: %v", len(long), err)
+	}
 }
 
 func TestPackContext(t *testing.T) {
@@ -489,6 +493,13 @@ func TestPackContext(t *testing.T) {
 	write(dir+"/b.txt", "c")
 	if second := hashes(); second[0] != first[0] || second[1] == first[1] {
 		t.Error("other files have the same hash, or the same another")
+	}
+	write(dir+"/.dockerignore", strings.Repeat("x\n", maxDockerfile/2+1))
+	if _, err := (&Dockerfile{Plan: Plan{Steps: []Step{{Type: Copy}}}, Sources: map[int]string{0: "b.txt"}}).Pack(dir); !errors.Is(err, isolation.ErrInvalidArgument) {
+		t.Errorf("with a long .dockerignore: %v", err)
+	}
+	if err := os.Remove(dir + "/.dockerignore"); err != nil {
+		t.Fatal(err)
 	}
 	for _, src := range []string{"../x", "out/secret", "nothing", "no*thing"} {
 		d := &Dockerfile{Plan: Plan{Steps: []Step{{Type: Copy}}}, Sources: map[int]string{0: src}}

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -38,21 +39,10 @@ type Limits struct {
 }
 
 func (l Limits) withDefaults() Limits {
-	set := func(v *int64, d int64) {
-		if *v == 0 {
-			*v = d
-		}
+	return Limits{
+		Memory: cmp.Or(l.Memory, 3<<30), Disk: cmp.Or(l.Disk, 2<<30), Pids: cmp.Or(l.Pids, 1024), Step: cmp.Or(l.Step, 15*time.Minute),
+		Upload: cmp.Or(l.Upload, 1<<30), Cached: cmp.Or(l.Cached, 500), Tenant: cmp.Or(l.Tenant, 100<<30),
 	}
-	set(&l.Memory, 3<<30)
-	set(&l.Disk, 2<<30)
-	set(&l.Pids, 1024)
-	set((*int64)(&l.Step), int64(15*time.Minute))
-	set(&l.Upload, 1<<30)
-	set(&l.Tenant, 100<<30)
-	if l.Cached == 0 {
-		l.Cached = 500
-	}
-	return l
 }
 
 // BuilderConfig makes a Builder.

@@ -121,7 +121,7 @@ func TestBuild(t *testing.T) {
 		run("rm /data/old && rm -r /data/dir && echo file > /data/dir && mkdir /data/new && echo new > /data/new/f && echo told && echo wrong >&2 && chmod 4755 /bin/busybox"),
 		Step{Type: Env, Args: []string{"A", "1", "B", "two words"}},
 		Step{Type: User, Args: []string{"app"}},
-		Step{Type: Workdir, Args: []string{"/work/here"}},
+		Step{Type: Workdir, Args: []string{"/srv/here"}},
 		Step{Type: Copy, Args: []string{"src", "in"}, FilesHash: strings.Repeat("a", 64)},
 		Step{Type: Copy, Args: []string{"src/a", "/one", "root", "0640"}, FilesHash: strings.Repeat("a", 64)},
 		run("id -u > who; echo \"$A $B $FROM $PWD $HOME\" >> who"),
@@ -141,11 +141,11 @@ func TestBuild(t *testing.T) {
 		}
 	}
 	c := img.Config
-	if c.User != "app" || c.WorkingDir != "/work/here" || !slices.Equal(c.Env, []string{"FROM=box", "A=1", "B=two words"}) || c.Labels[StartLabel] != "start it" || c.Labels[ReadyLabel] != "is it" || c.Labels[Label] == "" || !slices.Equal(c.Cmd, []string{"/bin/true"}) {
+	if c.User != "app" || c.WorkingDir != "/srv/here" || !slices.Equal(c.Env, []string{"FROM=box", "A=1", "B=two words"}) || c.Labels[StartLabel] != "start it" || c.Labels[ReadyLabel] != "is it" || c.Labels[Label] == "" || !slices.Equal(c.Cmd, []string{"/bin/true"}) {
 		t.Errorf("%+v", c)
 	}
 	const look = `cd /data; ls -d *; cat dir/x new/f; ls -l hard | awk '{print $2}'; readlink link; test -p fifo && echo fifo
-cd /work/here; cat who in/a in/sub/b; stat -c '%u %a' in/a in/sub/b /one /work/here; ls -a / | tr '\n' ' '; echo; ls -l /bin/busybox | cut -c 1-10
+cd /srv/here; cat who in/a in/sub/b; stat -c '%u %a' in/a in/sub/b /one /srv/here; ls -a / | tr '\n' ' '; echo; ls -l /bin/busybox | cut -c 1-10
 cat /proc/self/mounts | grep -c axo-build; find / -xdev -name '.wh.*'; true`
 	const want = `dir
 fifo
@@ -159,7 +159,7 @@ new
 /etc/passwd
 fifo
 77
-1 two words box /work/here /home/app
+1 two words box /srv/here /home/app
 datadata77 644
 77 600
 0 640

@@ -2,6 +2,7 @@ package build
 
 import (
 	"archive/tar"
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -81,7 +82,10 @@ func ignoreOf(root *os.Root) (*patternmatcher.PatternMatcher, error) {
 	f, err := root.Open(".dockerignore")
 	if err == nil {
 		defer f.Close()
-		patterns, err = ignorefile.ReadAll(io.LimitReader(f, maxDockerfile))
+		var b []byte
+		if b, err = readBounded(f); err == nil {
+			patterns, err = ignorefile.ReadAll(bytes.NewReader(b))
+		}
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf(".dockerignore: %w", err)

@@ -2,6 +2,7 @@ package build
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,8 +27,12 @@ const maxDockerfile = 1 << 20
 func ParseDockerfile(r io.Reader) (*Dockerfile, error) {
 	d := &Dockerfile{Plan: Plan{Shell: []string{"/bin/sh", "-c"}, Plain: true}, Sources: map[int]string{}}
 	env := map[string]string{}
-	s := bufio.NewScanner(io.LimitReader(r, maxDockerfile))
-	s.Buffer(nil, maxDockerfile)
+	all, err := readBounded(r)
+	if err != nil {
+		return nil, err
+	}
+	s := bufio.NewScanner(bytes.NewReader(all))
+	s.Buffer(nil, len(all)+1)
 	number, begun, text := 0, 0, ""
 	for s.Scan() {
 		number++
@@ -61,6 +66,16 @@ func ParseDockerfile(r io.Reader) (*Dockerfile, error) {
 		return nil, invalid("the file has no FROM")
 	}
 	return d, nil
+}
+
+// readBounded reads all of a file that people write, which has a bound: what is beyond it
+// would not be done.
+func readBounded(r io.Reader) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, maxDockerfile+1))
+	if err == nil && len(b) > maxDockerfile {
+		err = invalid("the file has more than %d bytes", maxDockerfile)
+	}
+	return b, err
 }
 
 func at(line int, format string, args ...any) error {

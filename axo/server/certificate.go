@@ -17,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/axocoatl/isolation/axo/internal/wholefile"
 )
 
 // TLS is how an address is served over TLS; the zero value: it is not.
@@ -174,10 +176,5 @@ func good(authority, cert, key string, names []string, now time.Time) bool {
 }
 
 func writePEM(path, kind string, der []byte, mode os.FileMode) error {
-	tmp := path + ".tmp"
-	err := os.WriteFile(tmp, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), mode)
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	return err
+	return wholefile.Write(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), mode)
 }

@@ -3,11 +3,9 @@ package server_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -136,16 +134,6 @@ func (r real) left(t testing.TB) (list []string) {
 	return list
 }
 
-func parentOf(pid int) (int, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	_, rest, _ := strings.Cut(string(b), "\nPPid:")
-	line, _, _ := strings.Cut(rest, "\n")
-	return strconv.Atoi(strings.TrimSpace(line))
-}
-
 // TestConformance holds what a client sees of a daemon to what every driver does, with
 // the engines of a host beneath it. Each passes the whole suite by itself: a machine is
 // asked here what the wire has to do with.
@@ -165,7 +153,7 @@ func TestConformance(t *testing.T) {
 		groups []string
 		lose   func(pid int) (int, error) // which process carries a program
 	}{
-		{"builtin", nil, parentOf},
+		{"builtin", nil, testprog.ParentOf},
 		{"qemu", []string{"exec", "abilities"}, func(pid int) (int, error) { return pid, nil }},
 	} {
 		t.Run(c.engine, func(t *testing.T) {

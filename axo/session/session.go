@@ -263,9 +263,8 @@ func (s *Session) live(ctx context.Context, m made, programs []program) error {
 	}
 	s.mu.Lock()
 	s.rec.Phase, s.rec.Decision, s.rec.Sandbox = phaseLive, m.decision, engine.RecoveryID(m.sandbox)
-	rec := s.rec
+	err := save(filepath.Join(s.dir(), sessionFile), s.rec)
 	s.mu.Unlock()
-	err := save(filepath.Join(s.dir(), sessionFile), rec)
 	if err == nil {
 		err = context.Cause(ctx)
 	}
@@ -540,15 +539,15 @@ func (s *Session) remove(ctx context.Context, why string) error {
 	s.mu.Lock()
 	lost := s.rec.Phase == phaseLost
 	s.rec.Phase = phaseDeleting
-	rec, sb, corrupt := s.rec, s.sb, s.corrupt
-	s.mu.Unlock()
-	if corrupt == nil {
+	rec, sb := s.rec, s.sb
+	if s.corrupt == nil {
 		// On a full disk a session can still be deleted. Should this process end
 		// before it is, the next one finds it live.
 		if err := save(filepath.Join(s.dir(), sessionFile), rec); err != nil {
 			s.log().Warn("write that a session is being deleted", "error", err)
 		}
 	}
+	s.mu.Unlock()
 	failpoint.Hit(failpoint.SessionDeleting)
 	var err error
 	if sb == nil && !lost {
@@ -711,11 +710,10 @@ func (s *Session) lose(reason string) {
 		return
 	}
 	s.rec.Phase, s.rec.Reason, s.unknown, s.paused = phaseLost, reason, nil, false
-	rec := s.rec
-	s.mu.Unlock()
-	if err := save(filepath.Join(s.dir(), sessionFile), rec); err != nil {
+	if err := save(filepath.Join(s.dir(), sessionFile), s.rec); err != nil {
 		s.log().Error("write that a session is lost", "error", err)
 	}
+	s.mu.Unlock()
 	s.loadExecs(nil)
-	s.m.event(s, "lost", "", "reason", rec.Reason)
+	s.m.event(s, "lost", "", "reason", reason)
 }

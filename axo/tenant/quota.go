@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/internal/wholefile"
 	"github.com/axocoatl/isolation/axo/session"
 )
 
@@ -101,7 +102,7 @@ func (q *Quotas) Set(tenant string, quota *session.Quota) error {
 	}
 	b, err := json.MarshalIndent(next, "", "\t")
 	if err == nil {
-		err = writeFile(q.path, append(b, '\n'))
+		err = wholefile.Write(q.path, append(b, '\n'), 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("quotas: %w", err)

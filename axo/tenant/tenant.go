@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/internal/wholefile"
 )
 
 // Role is what a key is good for.
@@ -72,7 +73,7 @@ func Open(stateDir string) (*Keys, error) {
 		return nil, err
 	}
 	// The token goes first: a key that nobody has is of no use.
-	if err := writeFile(TokenPath(stateDir), []byte(secret+"\n")); err != nil {
+	if err := wholefile.Write(TokenPath(stateDir), []byte(secret+"\n"), 0o600); err != nil {
 		return nil, fmt.Errorf("token: %w", err)
 	}
 	k.mu.Lock()
@@ -205,35 +206,12 @@ func (k *Keys) loadLocked() error {
 func (k *Keys) saveLocked(keys []Key) error {
 	b, err := json.MarshalIndent(keys, "", "\t")
 	if err == nil {
-		err = writeFile(k.path, append(b, '\n'))
+		err = wholefile.Write(k.path, append(b, '\n'), 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("keys: %w", err)
 	}
 	k.keys = keys
 	k.seen, err = os.Stat(k.path)
-	return err
-}
-
-// writeFile puts a file in place whole, for its owner alone.
-func writeFile(path string, b []byte) error {
-	tmp := path + ".tmp"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		_ = os.Remove(tmp)
-	}
 	return err
 }

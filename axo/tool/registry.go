@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/internal/wholefile"
 )
 
 // Registry keeps tools in a directory: objects by digest, and an index of names and
@@ -226,22 +227,7 @@ func (r *Registry) write(x index) error {
 	if err != nil {
 		return err
 	}
-	temp := filepath.Join(r.dir, tempPrefix+rand.Text())
-	f, err := os.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(temp, filepath.Join(r.dir, indexFile))
-	}
-	if err != nil {
-		_ = os.Remove(temp)
-	}
-	return err
+	return wholefile.Write(filepath.Join(r.dir, indexFile), b, 0o600)
 }
 
 // removeTemps removes what an Add that was killed has left. The lock is held.

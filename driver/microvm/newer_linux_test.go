@@ -14,7 +14,7 @@ import (
 // or newer too, which has other firmware, at another place. It runs what TestFork does.
 func TestNewerQEMU(t *testing.T) {
 	if testVMM != "" {
-		t.Skip("the suite is run on other machines than emulated ones")
+		t.Skip("SKIPPED: AXO_TEST_VMM has this suite run on other machines; without it this runs")
 	}
 	config(t)
 	c := unbuilt()

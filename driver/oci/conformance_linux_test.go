@@ -137,7 +137,7 @@ func config(c oci.Config) drivertest.Config {
 				isolation.ProcessSpec{Args: append([]string{"/opt/suite/testprogram", string(p)}, args...)}, true
 		},
 		Lose: func(t testing.TB, _ isolation.Driver, _ isolation.Sandbox, p isolation.Process) {
-			guest, err := parentOf(p.PID())
+			guest, err := testprog.ParentOf(p.PID())
 			if err == nil {
 				err = unix.Kill(guest, unix.SIGKILL)
 			}
@@ -169,16 +169,6 @@ func sessions(t testing.TB, c oci.Config) (list []string) {
 		list = append(list, names...)
 	}
 	return list
-}
-
-func parentOf(pid int) (int, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	_, rest, _ := strings.Cut(string(b), "\nPPid:")
-	line, _, _ := strings.Cut(rest, "\n")
-	return strconv.Atoi(strings.TrimSpace(line))
 }
 
 func TestConformanceBuiltin(t *testing.T) { drivertest.Run(t, config(detached(t, oci.Config{}))) }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/axocoatl/isolation/internal/testprog"
 )
 
 // packed has what is told of a tree: each record as text, with its content.
@@ -128,9 +130,7 @@ func TestPack(t *testing.T) {
 }
 
 func TestPut(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: files are given to others by root alone")
-	}
+	testprog.Root(t, "gives files to others")
 	dir := t.TempDir()
 	send := func(records ...Record) *bytes.Buffer {
 		var b bytes.Buffer

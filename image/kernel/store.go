@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -27,18 +28,9 @@ type Limits struct {
 }
 
 func (l Limits) withDefaults() Limits {
-	set := func(p *int64, n int64) {
-		if *p == 0 {
-			*p = n
-		}
+	return Limits{
+		Kernel: cmp.Or(l.Kernel, 512<<20), Package: cmp.Or(l.Package, 4<<30), Module: cmp.Or(l.Module, 64<<20), Entries: cmp.Or(l.Entries, 100_000),
 	}
-	set(&l.Kernel, 512<<20)
-	set(&l.Package, 4<<30)
-	set(&l.Module, 64<<20)
-	if l.Entries == 0 {
-		l.Entries = 100_000
-	}
-	return l
 }
 
 // Kernel is one that is kept.

@@ -31,6 +31,7 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/build"
+	"github.com/axocoatl/isolation/axo/internal/wholefile"
 	"github.com/axocoatl/isolation/axo/server/e2b/internal/filesystempb"
 	"github.com/axocoatl/isolation/axo/server/e2b/internal/processpb"
 	"github.com/axocoatl/isolation/axo/server/forward"
@@ -143,10 +144,7 @@ func openSecret(path string) ([]byte, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		b = make([]byte, 32)
 		_, _ = rand.Read(b) // it never fails
-		tmp := path + ".tmp"
-		if err = os.WriteFile(tmp, b, 0o600); err == nil {
-			err = os.Rename(tmp, path)
-		}
+		err = wholefile.Write(path, b, 0o600)
 	}
 	if err == nil && len(b) != 32 {
 		err = fmt.Errorf("%s has %d bytes, want 32: remove it, and sandboxes get other tokens", path, len(b))

@@ -8,8 +8,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"time"
 
@@ -333,8 +335,8 @@ func (s *Server) aboutTemplate(w http.ResponseWriter, r *http.Request, tenant st
 			CreatedAt time.Time `json:"createdAt"`
 		}
 		out := []tag{}
-		for k, v := range x.Tags {
-			out = append(out, tag{k, v, x.Tagged[k]})
+		for _, k := range slices.Sorted(maps.Keys(x.Tags)) {
+			out = append(out, tag{k, x.Tags[k], x.Tagged[k]})
 		}
 		writeJSON(w, http.StatusOK, out)
 		return nil
