@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/axocoatl/isolation/axo/config"
 	"github.com/axocoatl/isolation/axo/server"
+	"github.com/axocoatl/isolation/axo/telemetry"
+	"github.com/axocoatl/isolation/engine"
 )
 
 // settings reads what is set: by the file, the environment and a command's flags.
@@ -17,24 +20,48 @@ func settings(c *cobra.Command) (*config.Loaded, error) {
 	file, _ := c.Flags().GetString("config") // there is such a flag
 	l, err := config.Load(config.Source{File: file, Env: os.Environ(), Flags: c.Flags()})
 	if err == nil {
-		err = errors.Join(server.CheckListen(l.Serve.Listen), server.CheckMetricsListen(l.Metrics.Listen, l.Metrics.Remote))
-	}
-	if err == nil {
-		switch s := l.Serve; {
-		case s.E2BTLS != "" && s.E2BTLS != "self":
-			err = fmt.Errorf("serve.e2b_tls is %.40q: want self, or nothing", s.E2BTLS)
-		case s.E2BTLS != "" && s.E2BTLSCert != "":
-			err = errors.New("serve.e2b_tls and serve.e2b_tls_cert are two certificates: want one")
-		case (s.E2BTLSCert == "") != (s.E2BTLSKey == ""):
-			err = errors.New("serve.e2b_tls_cert and serve.e2b_tls_key want each other")
-		case s.E2B == "" && s.E2BTLS+s.E2BTLSCert != "":
-			err = errors.New("serve.e2b_tls says how serve.e2b is answered, and that is not set")
-		}
+		err = check(l.Config)
 	}
 	if err != nil {
 		return nil, &statusError{exitUsage, err}
 	}
 	return l, nil
+}
+
+// check is for what settings say that config does not know about.
+func check(c config.Config) error {
+	errs := []error{server.CheckListen(c.Serve.Listen), server.CheckListen(c.Serve.E2B), server.CheckMetricsListen(c.Metrics.Listen, c.Metrics.Remote),
+		telemetry.CheckEndpoint(c.Trace.Endpoint)}
+	rules := func(setting string, list []string) {
+		if err := (engine.Policy{Egress: list}).Validate(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", setting, err))
+		}
+	}
+	rules("serve.allow_egress", c.Serve.AllowEgress)
+	rules("build.allow_hosts", c.Build.AllowHosts)
+	names := func(setting string, list []string) {
+		for _, n := range list {
+			if n == "" || strings.ContainsFunc(n, func(r rune) bool { return r <= ' ' || r == '/' || r == 0x7f }) {
+				errs = append(errs, fmt.Errorf("%s: %.80q is no name of a host", setting, n))
+			}
+		}
+	}
+	names("serve.hosts", c.Serve.Hosts)
+	names("build.registries", c.Build.Registries)
+	if c.Serve.E2BDomain != "" {
+		names("serve.e2b_domain", []string{c.Serve.E2BDomain})
+	}
+	switch {
+	case c.Serve.E2BTLS != "" && c.Serve.E2BTLS != "self":
+		errs = append(errs, fmt.Errorf("serve.e2b_tls is %.40q: want self, or nothing", c.Serve.E2BTLS))
+	case c.Serve.E2BTLS != "" && c.Serve.E2BTLSCert != "":
+		errs = append(errs, errors.New("serve.e2b_tls and serve.e2b_tls_cert are two certificates: want one"))
+	case (c.Serve.E2BTLSCert == "") != (c.Serve.E2BTLSKey == ""):
+		errs = append(errs, errors.New("serve.e2b_tls_cert and serve.e2b_tls_key want each other"))
+	case c.Serve.E2B == "" && c.Serve.E2BTLS+c.Serve.E2BTLSCert != "":
+		errs = append(errs, errors.New("serve.e2b_tls says how serve.e2b is answered, and that is not set"))
+	}
+	return errors.Join(errs...)
 }
 
 func newConfig() *cobra.Command {

@@ -21,8 +21,6 @@ func newImage() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "image",
 		Short: "Pull, import, list and remove container images",
-		Args:  cobra.NoArgs,
-		RunE:  func(*cobra.Command, []string) error { return errors.New("which? see axo image --help") },
 	}
 	c.AddCommand(newImagePull(), newImageImport(), newImageLs(), newImageRm(), newImageGC())
 	return c

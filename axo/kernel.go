@@ -17,8 +17,6 @@ func newKernel() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "kernel",
 		Short: "Import, list and remove kernels for virtual machines",
-		Args:  cobra.NoArgs,
-		RunE:  func(*cobra.Command, []string) error { return errors.New("which? see axo kernel --help") },
 	}
 	c.AddCommand(newKernelImport(), newKernelLs(), newKernelRm())
 	return c

@@ -81,6 +81,13 @@ it to its limits, and tells the truth about how it ended.`,
 	root.AddCommand(newRun(), newExplain(), newDoctor(), newImage(), newRuntime(), newKernel(), newTemplate(), newSetup(), newVersion(),
 		newConfig(), newServe(), newKey(), newCreate(), newPs(), newExec(), newShell(), newLogs(), newCp(), newKill(), newPause(), newResume(), newRm(),
 		newPort(), newEgress(), newSnapshot(), newSnapshots(), newFork(), newTool(), newMCP(), newPolicy(), newAudit(), newDebug())
+	for _, c := range root.Commands() {
+		if c.HasSubCommands() && !c.Runnable() {
+			// By itself cobra prints the help, as if all were well, also where a name is wrong.
+			c.Args = cobra.NoArgs
+			c.RunE = func(c *cobra.Command, _ []string) error { return fmt.Errorf("which? see %s --help", c.CommandPath()) }
+		}
+	}
 	return root
 }
 

@@ -21,8 +21,6 @@ func newMCP() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "mcp",
 		Short: "Give MCP clients isolated tools",
-		Args:  cobra.NoArgs,
-		RunE:  func(*cobra.Command, []string) error { return errors.New("which? see axo mcp --help") },
 	}
 	c.AddCommand(newMCPServe(), newMCPWrap(), newMCPInstall())
 	return c

@@ -59,6 +59,9 @@ file as it was is kept with the ending .bak.`,
 		Example: `  axo mcp install
   axo mcp install --client cursor --write -- --tools-only`,
 		RunE: func(c *cobra.Command, args []string) error {
+			if at := c.ArgsLenAtDash(); len(args) > 0 && at != 0 {
+				return fmt.Errorf("%.40q: what axo mcp serve is started with comes after --; a client is named with --client", args[0])
+			}
 			home, err := os.UserHomeDir()
 			if err != nil {
 				return &statusError{exitEngine, err}

@@ -47,8 +47,6 @@ A rule with signed_by matches registered tools that were signed by one of these 
   name = "strangers"
   sources = ["mcp"]
   min_tier = "microvm"`,
-		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error { return errors.New("which? see axo policy --help") },
 	}
 	var asJSON bool
 	check := &cobra.Command{

@@ -18,8 +18,6 @@ func newRuntime() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "runtime",
 		Short: "Add, list and remove interpreters that run source in the WASM tier",
-		Args:  cobra.NoArgs,
-		RunE:  func(*cobra.Command, []string) error { return errors.New("which? see axo runtime --help") },
 	}
 	c.AddCommand(newRuntimeAdd(), newRuntimeLs(), newRuntimeRm())
 	return c

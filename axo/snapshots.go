@@ -44,7 +44,6 @@ another of it, as often as wanted. Virtual machines of QEMU can be written so.`,
 func newSnapshots() *cobra.Command {
 	c := &cobra.Command{
 		Use: "snapshots", Short: "List and remove snapshots of sandboxes", Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error { return errors.New("which? see axo snapshots --help") },
 	}
 	var asJSON bool
 	ls := &cobra.Command{

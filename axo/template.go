@@ -20,8 +20,6 @@ func newTemplate() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "template",
 		Short: "Build, list and remove templates of virtual machines",
-		Args:  cobra.NoArgs,
-		RunE:  func(*cobra.Command, []string) error { return errors.New("which? see axo template --help") },
 	}
 	c.AddCommand(newTemplateBuild(), newTemplateLs(), newTemplateRm())
 	return c

@@ -35,8 +35,6 @@ Schema), and called by name. What is called is what was added: a tool's digest i
 its manifest and its files. Each call runs in the tier that the tool and the policy
 demand.`,
 		Example: `  axo tool init words && axo tool add words && axo tool call words '{"text":"a b c"}'`,
-		Args:    cobra.NoArgs,
-		RunE:    func(*cobra.Command, []string) error { return errors.New("which? see axo tool --help") },
 	}
 	c.AddCommand(newToolInit(), newToolAdd(), newToolLs(), newToolShow(), newToolCall(), newToolTest(), newToolRm(), newToolSchema(), newToolSign())
 	return c

@@ -87,14 +87,26 @@ func (s *Store) change(ctx context.Context, edit func(*index) error) error {
 // defaultRegistry is what the registry library makes of "docker.io".
 const defaultRegistry = name.DefaultRegistry
 
+// maxName is a registry, a repository of 255 bytes, a tag of 128 and a digest.
+const maxName = 1024
+
 // parseName parses a reference. Without a registry it is docker.io's, without a
 // tag "latest".
 func parseName(ref string, opts ...name.Option) (name.Reference, error) {
+	if len(ref) > maxName {
+		return nil, fmt.Errorf("%.80q... is no image name: it has %d bytes, %d are the most: %w", ref, len(ref), maxName, isolation.ErrInvalidArgument)
+	}
 	r, err := name.ParseReference(ref, append(opts, name.WeakValidation)...)
 	if err != nil {
 		return nil, fmt.Errorf("%q is no image name: %w: %w", ref, isolation.ErrInvalidArgument, err)
 	}
 	return r, nil
+}
+
+// CheckName refuses, as ErrInvalidArgument, what an image can't be called.
+func CheckName(ref string) error {
+	_, err := parseName(ref)
+	return err
 }
 
 // fullName is a reference in the form in which the store has it.

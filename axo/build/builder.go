@@ -140,6 +140,10 @@ func (b *Builder) Build(ctx context.Context, in Input) (image.Image, error) {
 	fail := func(step string, err error) (image.Image, error) {
 		return image.Image{}, &StepError{step, err}
 	}
+	// Not only when all was done.
+	if err := image.CheckName(in.Name); err != nil {
+		return fail("base", err)
+	}
 	bctx, cancel := b.bounded(ctx)
 	s, from, err := b.begin(bctx, &in)
 	cancel()

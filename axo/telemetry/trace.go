@@ -52,6 +52,23 @@ type Traces struct {
 	q        *spanQueue
 }
 
+func endpoint(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
+		return nil, fmt.Errorf("trace.endpoint %.80q: want a URL such as http://127.0.0.1:4318: %w", s, isolation.ErrInvalidArgument)
+	}
+	return u, nil
+}
+
+// CheckEndpoint refuses, as InvalidArgument, what is no collector's URL; "" is none.
+func CheckEndpoint(s string) error {
+	if s == "" {
+		return nil
+	}
+	_, err := endpoint(s)
+	return err
+}
+
 // OpenTraces makes a Traces. Close it.
 func OpenTraces(ctx context.Context, c TraceConfig) (*Traces, error) {
 	if c.Logger == nil {
@@ -59,9 +76,9 @@ func OpenTraces(ctx context.Context, c TraceConfig) (*Traces, error) {
 	}
 	options := []otlptracehttp.Option{otlptracehttp.WithTimeout(10 * time.Second)}
 	if c.Endpoint != "" {
-		u, err := url.Parse(c.Endpoint)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
-			return nil, fmt.Errorf("trace.endpoint %.80q: want a URL such as http://127.0.0.1:4318: %w", c.Endpoint, isolation.ErrInvalidArgument)
+		u, err := endpoint(c.Endpoint)
+		if err != nil {
+			return nil, err
 		}
 		if u.Path == "" || u.Path == "/" {
 			u = u.JoinPath("v1/traces")
