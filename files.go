@@ -56,6 +56,7 @@ type UserFiles interface {
 type UserFilesystem interface {
 	Files
 	Directories
+	Watcher
 }
 
 // Watcher is an ability of a Sandbox.

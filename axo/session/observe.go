@@ -183,6 +183,12 @@ type counted struct {
 	o Observer
 }
 
+// countedOf are those of a user, who can watch them too.
+type countedOf struct {
+	counted
+	isolation.Watcher
+}
+
 // ReadFile implements isolation.Files.
 func (c counted) ReadFile(ctx context.Context, name string) (io.ReadCloser, error) {
 	r, err := c.allFiles.ReadFile(ctx, name)

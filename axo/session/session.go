@@ -446,7 +446,7 @@ func (s *Session) FilesAs(ctx context.Context, user string) (isolation.UserFiles
 	if err != nil {
 		return nil, err
 	}
-	return counted{f, s.m.config.Observer}, nil
+	return countedOf{counted{f, s.m.config.Observer}, f}, nil
 }
 
 // Watcher returns what tells of changes to the sandbox's files.

@@ -89,6 +89,7 @@ func testFilesAs(t *testing.T, c oci.Config) {
 				}
 				r.Close()
 			}
+			watches(t, u, f)
 			f, err = u.FilesAs("nobody-has-this-name")
 			if err != nil {
 				t.Fatal(err)
@@ -97,5 +98,33 @@ func testFilesAs(t *testing.T, c oci.Config) {
 				t.Errorf("who is not there: %v", err)
 			}
 		})
+	}
+}
+
+// watches: root is told what happens in a directory of its own, another user is not.
+func watches(t *testing.T, u isolation.UserFiles, root isolation.UserFilesystem) {
+	t.Helper()
+	const dir = "/tmp/of-root"
+	if err := root.Mkdir(t.Context(), dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	events, err := root.Watch(t.Context(), dir, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := root.WriteFile(t.Context(), dir+"/x", 0o600, strings.NewReader("x")); err != nil {
+		t.Fatal(err)
+	}
+	for e := range events { // it ends with the sandbox, at the latest
+		if e.Name == dir+"/x" {
+			break
+		}
+	}
+	other, err := u.FilesAs("1234")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.Watch(t.Context(), dir, false); !errors.Is(err, isolation.ErrPermissionDenied) {
+		t.Errorf("another user watches what is root's: %v", err)
 	}
 }

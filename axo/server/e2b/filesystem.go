@@ -39,7 +39,10 @@ const (
 // open is for a request that works on files, with the rights of its user.
 func open(ctx context.Context) (*files, error) {
 	b := boxOf(ctx)
-	var f isolation.UserFilesystem
+	var f interface {
+		isolation.Files
+		isolation.Directories
+	}
 	var err error
 	if u := b.owner(); u != "" {
 		f, err = b.FilesAs(ctx, u)

@@ -30,10 +30,12 @@ func watch(ctx context.Context, at string, all bool) (*files, <-chan isolation.F
 	if err != nil {
 		return nil, nil, err
 	}
-	if f.box.owner() != "" {
-		return nil, nil, &isolation.UnsupportedError{Feature: "to watch files as another user", Need: `the sandbox's own user, who is meant by none and by "user"`}
+	var w isolation.Watcher
+	if u := f.box.owner(); u != "" {
+		w, err = f.box.FilesAs(ctx, u)
+	} else {
+		w, err = f.box.Watcher(ctx)
 	}
-	w, err := f.box.Watcher(ctx)
 	if err != nil {
 		return nil, nil, err
 	}

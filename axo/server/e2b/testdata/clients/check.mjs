@@ -267,7 +267,11 @@ if (tier === 'oci') {
     assert.equal((await box.files.getInfo('mine', { user: 'root' })).path, '/root/mine')
     assert.equal((await box.commands.run('stat -c %U mine', { user: 'root' })).stdout, 'root\n')
     await assert.rejects(box.files.read('x', { user: 'nobody-has-this-name' }))
-    await assert.rejects(box.files.watchDir('/root', () => {}, { user: 'root' }))
+    const seen = []
+    const h = await box.files.watchDir('/root', (e) => seen.push(e.type + ' ' + e.name), { user: 'root' })
+    await box.files.write('/root/watched', 'x', { user: 'root' })
+    await until('events of root: ' + seen, () => seen.some((e) => e.endsWith(' watched')))
+    await h.stop()
   })
 }
 await step('kill: what runs is told, and then it is gone', async () => {
