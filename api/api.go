@@ -43,7 +43,8 @@ const (
 
 // Sandbox is what is known of a sandbox.
 type Sandbox struct {
-	ID string `json:"id"`
+	ID     string `json:"id"`
+	Tenant string `json:"tenant,omitempty" doc:"Whose it is, where an admin asked about another tenant's"`
 	// Instance differs between sandboxes that had the same id one after another.
 	// As If-Match it keeps a request from reaching another than is meant.
 	Instance string            `json:"instance" doc:"What a request's If-Match must be, if it has one"`
@@ -102,6 +103,7 @@ const (
 // Snapshot is a sandbox on disk, of which others are made.
 type Snapshot struct {
 	ID       string         `json:"id"`
+	Tenant   string         `json:"tenant,omitempty" doc:"Whose it is, where an admin asked about another tenant's"`
 	Name     string         `json:"name"`
 	Status   SnapshotStatus `json:"status" enum:"taking,ready,deleting"`
 	Sandbox  string         `json:"sandbox" doc:"Of which it was taken"`
@@ -193,6 +195,7 @@ type Run struct {
 // RunStatus is what is known of a run that goes on by itself.
 type RunStatus struct {
 	ID      string                `json:"id"`
+	Tenant  string                `json:"tenant,omitempty" doc:"Whose it is, where an admin asked about another tenant's"`
 	Key     string                `json:"key,omitempty" doc:"The Idempotency-Key of its request"`
 	Running bool                  `json:"running"`
 	Durable bool                  `json:"durable" doc:"It goes on when the daemon ends, and the next one has its result"`
@@ -366,14 +369,72 @@ type Pools struct {
 type AuditEntry struct {
 	Seq     int64     `json:"seq" doc:"1, 2, 3, ... of the whole log"`
 	Time    time.Time `json:"time"`
-	Kind    string    `json:"kind" doc:"request and refused: of a caller; created, exec, exited, deleted, lost, ...: of a sandbox; run, ran: of a run; egress; pruned"`
+	Kind    string    `json:"kind" doc:"request and refused: of a caller; created, exec, exited, deleted, lost, ...: of a sandbox; run, ran: of a run; egress; key_added; pruned"`
 	Tenant  string    `json:"tenant,omitempty"`
 	Key     string    `json:"key,omitempty" doc:"The id of the key that asked"`
-	Subject string    `json:"subject,omitempty" doc:"The sandbox or run"`
+	Subject string    `json:"subject,omitempty" doc:"The sandbox, run, snapshot or key"`
 	Exec    string    `json:"exec,omitempty" doc:"The program in it"`
 	// Fields hold what belongs to the kind.
 	Fields map[string]string `json:"fields,omitempty"`
 	Hash   string            `json:"hash,omitempty" doc:"SHA-256 of the hash before it and of the entry, hex"`
+}
+
+// Roles of keys.
+const (
+	RoleViewer = "viewer"
+	RoleUser   = "user"
+	RoleAdmin  = "admin"
+)
+
+// Key is a key of the daemon's, without what it is.
+type Key struct {
+	ID      string    `json:"id"`
+	Tenant  string    `json:"tenant"`
+	Role    string    `json:"role" enum:"viewer,user,admin"`
+	Created time.Time `json:"created"`
+}
+
+// Keys is a list.
+type Keys struct {
+	Keys []Key `json:"keys" nullable:"false"`
+}
+
+// AddKey asks for a key.
+type AddKey struct {
+	Tenant string `json:"tenant" doc:"Whose it is to be"`
+	Role   string `json:"role,omitempty" enum:"viewer,user,admin" doc:"What it is good for; not there: user"`
+}
+
+// NewKey is a key that was made.
+type NewKey struct {
+	Key
+	Secret string `json:"secret" doc:"The key itself; it is told once"`
+}
+
+// Quota is what a tenant may have at once, and begin; 0 is no bound.
+type Quota struct {
+	Sandboxes   int     `json:"sandboxes,omitempty" minimum:"0"`
+	Snapshots   int     `json:"snapshots,omitempty" minimum:"0"`
+	MemoryBytes int64   `json:"memory_bytes,omitempty" minimum:"0" doc:"Of its sandboxes together"`
+	CPUs        float64 `json:"cpus,omitempty" minimum:"0"`
+	DiskBytes   int64   `json:"disk_bytes,omitempty" minimum:"0"`
+	Rate        float64 `json:"rate,omitempty" minimum:"0" doc:"Sandboxes and runs that it may begin in a second"`
+	Burst       int     `json:"burst,omitempty" minimum:"0" doc:"How many at once when it has begun none for a while"`
+}
+
+// Tenant is one who has a key, or something here.
+type Tenant struct {
+	Name      string `json:"name"`
+	Keys      int    `json:"keys"`
+	Sandboxes int    `json:"sandboxes"`
+	Snapshots int    `json:"snapshots"`
+	Runs      int    `json:"runs" doc:"That are known, ended ones too"`
+	Quota     *Quota `json:"quota,omitempty" doc:"Its own; not there: it has the daemon's for all others"`
+}
+
+// Tenants is a list.
+type Tenants struct {
+	Tenants []Tenant `json:"tenants" nullable:"false"`
 }
 
 // AuditEntries are some of them, in order.

@@ -97,6 +97,7 @@ tells systemd when it is ready.`,
 			if err != nil {
 				return errors.Join(&statusError{exitEngine, err}, e.Close())
 			}
+			c.Quotas = quotas
 			quotas.OnError = func(err error) { c.Logger.Error("read the tenants' quotas; those of before hold", "error", err) }
 			others := session.Quota{Sandboxes: l.Tenant.Sandboxes, CPUs: l.Tenant.CPUs, MemoryBytes: int64(l.Tenant.Memory), DiskBytes: int64(l.Tenant.Disk), Rate: l.Tenant.Rate, Burst: l.Tenant.Burst}
 			c.Sessions.Quota = func(tenant string) session.Quota {
@@ -187,7 +188,7 @@ func newKey() *cobra.Command {
 			return nil
 		},
 	}
-	add.Flags().StringVar(&role, "role", string(tenant.RoleUser), "user or admin")
+	add.Flags().StringVar(&role, "role", string(tenant.RoleUser), "viewer (looks at what is the tenant's), user, or admin")
 	var asJSON bool
 	ls := &cobra.Command{
 		Use: "ls", Short: "List keys, without what they are", Args: cobra.NoArgs,

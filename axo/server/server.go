@@ -47,6 +47,8 @@ type Config struct {
 	// Built are the templates of E2B's clients; nil: none can be built. Run closes them.
 	Built *build.Templates
 	Pools func() []api.Pool
+	// Quotas are the tenants', for admins to manage; nil: not over the API.
+	Quotas rest.Quotas
 	// Tools are served at /v1/tools, and at /mcp, beside runs and sandboxes; nil: there are none.
 	Tools *tool.Caller
 	// Socket is the unix socket's path; empty: StateDir/axo.sock.
@@ -202,7 +204,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		c.Tools.Engine = runner // calls wait for their turn as runs do
 	}
 	handler := rest.New(rest.Config{
-		Sessions: sessions, Runs: runs, Engine: runner, Audit: log, Tools: c.Tools, Allows: c.Engine.Allows, Images: c.Images, Templates: c.Templates, Pools: c.Pools, Find: keys.Find, Version: c.Version,
+		Sessions: sessions, Runs: runs, Engine: runner, Audit: log, Tools: c.Tools, Allows: c.Engine.Allows, Images: c.Images, Templates: c.Templates, Pools: c.Pools, Find: keys.Find, Keys: keys, Quotas: c.Quotas, Version: c.Version,
 		Draining: draining.Load, Stopping: stopping, Logger: c.Logger,
 	})
 	protocol, err := mcp.New(mcp.Config{Engine: runner, Tools: c.Tools, Sessions: sessions, Allows: c.Engine.Allows, Version: c.Version, Logger: c.Logger, OnRequest: c.Telemetry.MCP})

@@ -359,6 +359,20 @@ func (m *Manager) All() []*Session {
 	return slices.Collect(maps.Values(m.sessions))
 }
 
+// Tenants are those who have a session or a snapshot, in order.
+func (m *Manager) Tenants() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := map[string]bool{}
+	for _, s := range m.sessions {
+		all[s.tenant] = true
+	}
+	for _, x := range m.snapshots {
+		all[x.rec.Tenant] = true
+	}
+	return slices.Sorted(maps.Keys(all))
+}
+
 // Owns reports whether a sandbox, by the id that its driver has it by, is a session's.
 func (m *Manager) Owns(id string) bool {
 	m.mu.Lock()

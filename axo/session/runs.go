@@ -252,6 +252,17 @@ func (rs *Runs) List(tenant string) (out []*Run) {
 	return out
 }
 
+// Tenants are those who have a run, in order.
+func (rs *Runs) Tenants() []string {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	all := map[string]bool{}
+	for _, r := range rs.all {
+		all[r.tenant] = true
+	}
+	return slices.Sorted(maps.Keys(all))
+}
+
 // Retire forgets the runs that ended too long ago, or longest ago when there are too
 // many. It is done for each new one.
 func (rs *Runs) Retire() {

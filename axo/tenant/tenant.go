@@ -24,11 +24,24 @@ import (
 // Role is what a key is good for.
 type Role string
 
-// The roles. An admin sees and ends every tenant's sandboxes, and has keys made.
+// The roles. A viewer looks at what is his tenant's, and changes and runs nothing; a user
+// does what a tenant may; an admin also sees and ends what is another tenant's, and makes
+// keys and quotas.
 const (
-	RoleUser  Role = "user"
-	RoleAdmin Role = "admin"
+	RoleViewer Role = "viewer"
+	RoleUser   Role = "user"
+	RoleAdmin  Role = "admin"
 )
+
+// roles are all of them; each may do what those before it may.
+var roles = []Role{RoleViewer, RoleUser, RoleAdmin}
+
+// May reports whether a key of the role does where one of the role least is wanted. One
+// that is not known may do nothing, and nothing is enough for it.
+func (r Role) May(least Role) bool {
+	want := slices.Index(roles, least)
+	return want >= 0 && slices.Index(roles, r) >= want
+}
 
 // Key is one key, without what it is: of that only a hash is kept.
 type Key struct {
@@ -85,8 +98,8 @@ func Open(stateDir string) (*Keys, error) {
 func TokenPath(stateDir string) string { return filepath.Join(stateDir, tokenFile) }
 
 func newKey(tenant string, role Role) (secret string, k Key, err error) {
-	if role != RoleUser && role != RoleAdmin {
-		return "", k, fmt.Errorf("role %.80q: want user or admin: %w", role, isolation.ErrInvalidArgument)
+	if !role.May(RoleViewer) {
+		return "", k, fmt.Errorf("role %.80q: want viewer, user or admin: %w", role, isolation.ErrInvalidArgument)
 	}
 	if err := isolation.ValidateID(tenant); err != nil {
 		return "", k, fmt.Errorf("tenant: %w", err)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -58,6 +59,17 @@ func TestKeys(t *testing.T) {
 	for _, c := range []struct{ tenant, role string }{{"a/b", "user"}, {"", "user"}, {"a", "root"}} {
 		if _, _, err := k.Add(c.tenant, Role(c.role)); !errors.Is(err, isolation.ErrInvalidArgument) {
 			t.Errorf("%v: %v", c, err)
+		}
+	}
+}
+
+func TestRoles(t *testing.T) {
+	for role, may := range map[Role]string{"viewer": "viewer", "user": "viewer user", "admin": "viewer user admin", "": "", "root": "", "Admin": ""} {
+		for _, least := range []Role{"viewer", "user", "admin", "", "root"} {
+			want := least != "" && slices.Contains(strings.Fields(may), string(least))
+			if got := role.May(least); got != want {
+				t.Errorf("%q where %q is wanted: %v", role, least, got)
+			}
 		}
 	}
 }

@@ -23,21 +23,34 @@ type Audit interface {
 }
 
 // audited serves a request. One that changes something is written down before, and is
-// refused if it cannot be, unless it only ends something.
-func (s *Server) audited(w http.ResponseWriter, r *http.Request, pattern string, values map[string]string) {
-	if s.config.Audit == nil || !changes(pattern) {
-		s.mux.ServeHTTP(w, r)
+// refused if it cannot be, unless it only ends something; one about another tenant is
+// written down also if it only looks, among what is that tenant's. A refusal of the
+// caller's role is the answer.
+func (s *Server) audited(w http.ResponseWriter, r *http.Request, pattern string, values map[string]string, refusal error) {
+	handler := http.Handler(s.mux)
+	if refusal != nil {
+		handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { writeProblem(w, refusal) })
+	}
+	by, other := stranger(r.Context())
+	if s.config.Audit == nil || !changes(pattern) && !other {
+		handler.ServeHTTP(w, r)
 		return
 	}
 	key := caller(r.Context())
 	e := audit.Entry{
-		Kind: "request", Tenant: key.Tenant, Key: key.ID, Subject: values["id"] + values["run"] + values["snapshot"], Exec: values["exec"],
+		Kind: "request", Tenant: key.Tenant, Key: key.ID, Subject: values["id"] + values["run"] + values["snapshot"] + values["key"], Exec: values["exec"],
 		Fields: map[string]string{"operation": pattern},
 	}
-	for _, name := range []string{"path", "name", "reference", "port"} {
+	for _, name := range []string{"path", "name", "reference", "port", "tenant"} {
 		if v := r.URL.Query().Get(name) + values[name]; v != "" {
 			e.Fields[name] = v
 		}
+	}
+	if other {
+		e.Fields["by"] = by
+	}
+	if e.Tenant == everyone {
+		e.Tenant = by // there is no such tenant
 	}
 	if err := s.config.Audit.Record(r.Context(), e); err != nil {
 		if !ends(pattern) {
@@ -47,7 +60,7 @@ func (s *Server) audited(w http.ResponseWriter, r *http.Request, pattern string,
 		s.config.Logger.ErrorContext(r.Context(), "write down that something is to be ended", "key", e.Key, "operation", pattern, "error", err)
 	}
 	out := &statusWriter{ResponseWriter: w}
-	s.mux.ServeHTTP(out, r)
+	handler.ServeHTTP(out, r)
 	if out.status < 400 {
 		return
 	}
@@ -106,7 +119,7 @@ func (s *statusWriter) Flush() { _ = http.NewResponseController(s.ResponseWriter
 func (s *statusWriter) Unwrap() http.ResponseWriter { return s.ResponseWriter }
 
 func (s *Server) registerAudit() {
-	huma.Register(s.api, op("list-audit", "GET", "/v1/audit", "What was asked for and what happened, in order: the tenant's, or for an admin everybody's", "audit"), s.auditLog)
+	huma.Register(s.api, op("list-audit", "GET", "/v1/audit", "What was asked for and what happened, in order: the tenant's, or for an admin everybody's", "audit", ownTenant), s.auditLog)
 }
 
 const (

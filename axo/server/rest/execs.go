@@ -30,11 +30,11 @@ func bytesReader(b []byte) io.Reader {
 
 func (s *Server) registerExecs() {
 	huma.Register(s.api, op("exec", "POST", "/v1/sandboxes/{id}/execs", "Start a program; its output is the answer if a stream is accepted", "programs", large, created, streams), s.exec)
-	huma.Register(s.api, op("list-execs", "GET", "/v1/sandboxes/{id}/execs", "The programs that are known, ended ones too", "programs"), s.execs)
-	huma.Register(s.api, op("get-exec", "GET", "/v1/sandboxes/{id}/execs/{exec}", "What is known of a program", "programs"), s.getExec)
+	huma.Register(s.api, op("list-execs", "GET", "/v1/sandboxes/{id}/execs", "The programs that are known, ended ones too", "programs", anyTenant), s.execs)
+	huma.Register(s.api, op("get-exec", "GET", "/v1/sandboxes/{id}/execs/{exec}", "What is known of a program", "programs", anyTenant), s.getExec)
 	huma.Register(s.api, op("wait-exec", "GET", "/v1/sandboxes/{id}/execs/{exec}/wait", "Wait for its end", "programs"), s.wait)
 	huma.Register(s.api, op("follow-exec", "GET", "/v1/sandboxes/{id}/execs/{exec}/stream", "Its output from offsets on, as it comes, and how it ended", "programs", streams), s.follow)
-	huma.Register(s.api, op("kill-exec", "POST", "/v1/sandboxes/{id}/execs/{exec}/kill", "Send it a signal", "programs"), s.kill)
+	huma.Register(s.api, op("kill-exec", "POST", "/v1/sandboxes/{id}/execs/{exec}/kill", "Send it a signal", "programs", anyTenant), s.kill)
 	huma.Register(s.api, op("resize-exec", "POST", "/v1/sandboxes/{id}/execs/{exec}/resize", "Tell its terminal the size", "programs"), s.resize)
 	s.raw(op("write-stdin", "POST", "/v1/sandboxes/{id}/execs/{exec}/stdin", "Give it input, as it comes; with end=true it is the last", "programs", func(o *huma.Operation) {
 		o.Parameters = append(o.Parameters, query("end", "The input ends with this", huma.TypeBoolean),
@@ -286,7 +286,7 @@ func (s *Server) execs(ctx context.Context, in *InBox) (*body[api.Processes], er
 	}
 	out := api.Processes{Execs: []api.Process{}}
 	for _, e := range list {
-		out.Execs = append(out.Execs, e.Info())
+		out.Execs = append(out.Execs, processOf(ctx, e.Info()))
 	}
 	return &body[api.Processes]{out}, nil
 }
@@ -296,7 +296,7 @@ func (s *Server) getExec(ctx context.Context, in *InExec) (*body[api.Process], e
 	if err != nil {
 		return nil, problem(err)
 	}
-	return &body[api.Process]{e.Info()}, nil
+	return &body[api.Process]{processOf(ctx, e.Info())}, nil
 }
 
 func (s *Server) wait(ctx context.Context, in *struct {

@@ -36,17 +36,17 @@ type Templates interface {
 // have, and admins change it.
 func (s *Server) registerHost() {
 	huma.Register(s.api, op("list-images", "GET", "/v1/images", "The images that are here, or with reference that one", "host"), s.images)
-	huma.Register(s.api, op("pull-image", "POST", "/v1/images", "Fetch an image from a registry and unpack it; for admins. With events accepted, progress events and then image or problem", "host", func(o *huma.Operation) {
+	huma.Register(s.api, op("pull-image", "POST", "/v1/images", "Fetch an image from a registry and unpack it; for admins. With events accepted, progress events and then image or problem", "host", admins, func(o *huma.Operation) {
 		o.Responses = map[string]*huma.Response{"200": {Description: "The image", Content: map[string]*huma.MediaType{
 			"application/json":  {Schema: s.api.OpenAPI().Components.Schemas.Schema(typeOf[api.Image](), true, "")},
 			"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString, Description: "Events progress, image and problem, with JSON"}},
 		}}}
 	}), s.pullImage)
-	huma.Register(s.api, op("remove-image", "DELETE", "/v1/images", "Remove a name of an image, and the image with its last name, or by its digest; for admins", "host"), s.removeImage)
+	huma.Register(s.api, op("remove-image", "DELETE", "/v1/images", "Remove a name of an image, and the image with its last name, or by its digest; for admins", "host", admins), s.removeImage)
 	huma.Register(s.api, op("list-templates", "GET", "/v1/templates", "Templates of virtual machines that somebody gave a name", "host"), s.templates)
-	huma.Register(s.api, op("build-template", "POST", "/v1/templates", "Boot a machine once, and keep it as a template; for admins", "host", created), s.buildTemplate)
-	huma.Register(s.api, op("remove-template", "DELETE", "/v1/templates", "Remove a template; for admins", "host"), s.removeTemplate)
-	huma.Register(s.api, op("list-pools", "GET", "/v1/pools", "Sandboxes that are made before anybody asks; for admins", "host"), s.pools)
+	huma.Register(s.api, op("build-template", "POST", "/v1/templates", "Boot a machine once, and keep it as a template; for admins", "host", created, admins), s.buildTemplate)
+	huma.Register(s.api, op("remove-template", "DELETE", "/v1/templates", "Remove a template; for admins", "host", admins), s.removeTemplate)
+	huma.Register(s.api, op("list-pools", "GET", "/v1/pools", "Sandboxes that are made before anybody asks; for admins", "host", admins), s.pools)
 }
 
 func missing(what string) error {
@@ -98,9 +98,8 @@ func (s *Server) pullImage(ctx context.Context, in *struct {
 	Accept string `header:"Accept"`
 	Body   api.Pull
 }) (*answer, error) {
-	err := admin(ctx, "to pull an image")
+	var err error
 	switch {
-	case err != nil:
 	case s.config.Images == nil:
 		err = missing("images")
 	default:
@@ -148,8 +147,8 @@ func (s *Server) pullImage(ctx context.Context, in *struct {
 func (s *Server) removeImage(ctx context.Context, in *struct {
 	Reference string `query:"reference" required:"true" minLength:"1" doc:"A name or a digest"`
 }) (*body[api.RemovedImage], error) {
-	err := admin(ctx, "to remove an image")
-	if err == nil && s.config.Images == nil {
+	var err error
+	if s.config.Images == nil {
 		err = missing("images")
 	}
 	var rm image.Removed
@@ -192,9 +191,8 @@ func (s *Server) templates(ctx context.Context, _ *none) (*body[api.Templates], 
 var wantedName = regexp.MustCompile(`^(image|dir)-[0-9a-f]{20}|-[a-z][0-9]+$`)
 
 func (s *Server) buildTemplate(ctx context.Context, in *body[api.BuildTemplate]) (*body[api.Template], error) {
-	err := admin(ctx, "to build a template")
+	var err error
 	switch {
-	case err != nil:
 	case s.config.Templates == nil:
 		err = missing("templates")
 	default:
@@ -214,23 +212,15 @@ func (s *Server) removeTemplate(ctx context.Context, in *struct {
 	Name   string `query:"name" required:"true" minLength:"1"`
 	Engine string `query:"engine" doc:"Of that engine alone"`
 }) (*none, error) {
-	err := admin(ctx, "to remove a template")
-	if err == nil && s.config.Templates == nil {
-		err = missing("templates")
+	if s.config.Templates == nil {
+		return nil, problem(missing("templates"))
 	}
-	if err == nil {
-		err = s.config.Templates.Remove(in.Name, in.Engine)
-	}
-	return nil, problem(err)
+	return nil, problem(s.config.Templates.Remove(in.Name, in.Engine))
 }
 
-func (s *Server) pools(ctx context.Context, _ *none) (*body[api.Pools], error) {
-	err := admin(ctx, "to see what all tenants have asked for")
-	if err == nil && s.config.Pools == nil {
-		err = missing("pools")
-	}
-	if err != nil {
-		return nil, problem(err)
+func (s *Server) pools(context.Context, *none) (*body[api.Pools], error) {
+	if s.config.Pools == nil {
+		return nil, problem(missing("pools"))
 	}
 	out := api.Pools{Pools: s.config.Pools()}
 	if out.Pools == nil {

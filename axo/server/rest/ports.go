@@ -13,6 +13,7 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/server/forward"
+	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/engine"
 	"github.com/axocoatl/isolation/internal/duplex"
 )
@@ -22,18 +23,21 @@ func (s *Server) registerPorts() {
 		o.Description = "With Connection: Upgrade and Upgrade: " + api.TunnelProtocol + ". After the answer 101 the connection is that to the port, byte for byte."
 		o.Responses = map[string]*huma.Response{"101": {Description: "The connection is the port's"}}
 	}), s.dialPort)
-	huma.Register(s.api, op("get-egress", "GET", "/v1/sandboxes/{id}/egress", "What it asked for of the network since this daemon has it, and what became of that", "ports"), s.egress)
-	o := op("proxy-port", "GET", "/v1/sandboxes/{id}/ports/{port}/{path}", "Send an HTTP request of any method to what listens on a port", "ports", func(o *huma.Operation) {
+	huma.Register(s.api, op("get-egress", "GET", "/v1/sandboxes/{id}/egress", "What it asked for of the network since this daemon has it, and what became of that", "ports", anyTenant), s.egress)
+	o := op("proxy-port", "GET", "/v1/sandboxes/{id}/ports/{port}/{path}", "Send an HTTP request of any method to what listens on a port", "ports", takes(tenant.RoleUser), func(o *huma.Operation) {
 		o.Description = "The path behind the port, which may have slashes, the query and the body are passed on, WebSockets and other upgrades too; the key is not. Host is localhost:PORT."
 		o.Responses = map[string]*huma.Response{"200": {Description: "Whatever is answered"}}
 	})
 	s.document(&o)
-	s.mux.HandleFunc("/v1/sandboxes/{id}/ports/{port}/{path...}", func(w http.ResponseWriter, r *http.Request) {
+	s.mux.HandleFunc(proxyPattern, func(w http.ResponseWriter, r *http.Request) {
 		if err := s.proxyPort(w, r); err != nil {
 			writeProblem(w, err)
 		}
 	})
 }
+
+// proxyPattern is that of what is sent to a port, of every method.
+const proxyPattern = "/v1/sandboxes/{id}/ports/{port}/{path...}"
 
 func (s *Server) egress(ctx context.Context, in *InBox) (*body[engine.EgressReport], error) {
 	sn, err := s.session(ctx, in.ID)

@@ -51,7 +51,10 @@ type Config struct {
 	// Audit takes what is asked for, before it is done; nil: nothing is written down.
 	Audit Audit
 	// Find returns whose a key is: *tenant.Keys has it.
-	Find    func(secret string) (tenant.Key, error)
+	Find func(secret string) (tenant.Key, error)
+	// Keys and Quotas are what admins manage; nil: not over this interface.
+	Keys    Keys
+	Quotas  Quotas
 	Version string
 	// Draining reports whether the server is about to end; nil: never.
 	Draining func() bool
@@ -66,6 +69,7 @@ type Server struct {
 	config Config
 	mux    *http.ServeMux
 	api    huma.API
+	rules  map[string]rule // by pattern
 }
 
 // maxBody bounds a request: a module is in it.
@@ -82,6 +86,7 @@ func New(c Config) *Server {
 	s := &Server{config: c, mux: http.NewServeMux()}
 	s.api = humago.New(s.mux, config(c.Version))
 	s.register()
+	s.rules = rulesOf(s.api.OpenAPI())
 	return s
 }
 
@@ -105,13 +110,15 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	values := valuesOf(pattern, r.URL.Path)
-	call.Set(telemetry.FieldTenant, key.Tenant)
+	whose, refusal := s.rules[pattern].check(key, pattern, r.URL.Query())
+	call.Set(telemetry.FieldTenant, whose)
 	call.Set(telemetry.FieldSandbox, values["id"])
 	call.Set(telemetry.FieldExec, values["exec"])
 	call.Set(telemetry.FieldRun, values["run"])
 	ctx := context.WithValue(r.Context(), keyOf{}, key)
+	ctx = context.WithValue(ctx, whoseOf{}, whose)
 	ctx = context.WithValue(ctx, instanceOf{}, strings.Trim(r.Header.Get("If-Match"), `"`))
-	s.audited(w, r.WithContext(ctx), pattern, values)
+	s.audited(w, r.WithContext(ctx), pattern, values, refusal)
 }
 
 func public(path string) bool {
@@ -129,15 +136,19 @@ func secretOf(r *http.Request) string {
 	return k
 }
 
-// keyOf is where a request's key is in its context, instanceOf the instance that
-// it is for.
+// keyOf is where a request's key is in its context, whoseOf the tenant whose things it
+// is about, instanceOf the instance that it is for.
 type (
 	keyOf      struct{}
+	whoseOf    struct{}
 	instanceOf struct{}
 )
 
+// caller is the key of a request, with the tenant whose things the request is about: for
+// an admin that may be another than his own.
 func caller(ctx context.Context) tenant.Key {
 	k, _ := ctx.Value(keyOf{}).(tenant.Key) // every handler that asks is behind ServeHTTP
+	k.Tenant, _ = ctx.Value(whoseOf{}).(string)
 	return k
 }
 
@@ -171,6 +182,11 @@ type (
 
 func op(id, method, path, summary, tag string, change ...func(*huma.Operation)) huma.Operation {
 	o := huma.Operation{OperationID: id, Method: method, Path: path, Summary: summary, Tags: []string{tag}, MaxBodyBytes: 1 << 20, BodyReadTimeout: time.Minute}
+	least := tenant.RoleUser
+	if method == http.MethodGet {
+		least = tenant.RoleViewer
+	}
+	takes(least)(&o)
 	for _, f := range change {
 		f(&o)
 	}
@@ -185,19 +201,19 @@ func (s *Server) register() {
 		o.Security = []map[string][]string{{}}
 	}), s.health)
 	huma.Register(s.api, op("list-tiers", "GET", "/v1/tiers", "What each engine of this host can do; an admin may have them probed anew", "engine"), s.tiers)
-	huma.Register(s.api, op("explain", "POST", "/v1/explain", "What would run this, and why; nothing is run", "engine", large), s.explain)
+	huma.Register(s.api, op("explain", "POST", "/v1/explain", "What would run this, and why; nothing is run", "engine", large, takes(tenant.RoleViewer)), s.explain)
 	s.registerRuns()
 	s.registerHost()
 
 	huma.Register(s.api, op("create-sandbox", "POST", "/v1/sandboxes", "Make a sandbox that stays", "sandboxes", large, created), s.create)
-	huma.Register(s.api, op("list-sandboxes", "GET", "/v1/sandboxes", "The tenant's sandboxes, the oldest first", "sandboxes"), s.list)
-	huma.Register(s.api, op("get-sandbox", "GET", "/v1/sandboxes/{id}", "What is known of a sandbox", "sandboxes"), s.get)
+	huma.Register(s.api, op("list-sandboxes", "GET", "/v1/sandboxes", "The tenant's sandboxes, the oldest first", "sandboxes", everyTenant), s.list)
+	huma.Register(s.api, op("get-sandbox", "GET", "/v1/sandboxes/{id}", "What is known of a sandbox", "sandboxes", anyTenant), s.get)
 	huma.Register(s.api, op("touch-sandbox", "PATCH", "/v1/sandboxes/{id}", "Set its times anew, or say that it is in use", "sandboxes"), s.touch)
-	huma.Register(s.api, op("delete-sandbox", "DELETE", "/v1/sandboxes/{id}", "End all that runs in it and remove it", "sandboxes"), s.remove)
-	huma.Register(s.api, op("pause-sandbox", "POST", "/v1/sandboxes/{id}/pause", "Stop its programs", "sandboxes"), s.pause)
-	huma.Register(s.api, op("resume-sandbox", "POST", "/v1/sandboxes/{id}/resume", "Let them go on", "sandboxes"), s.resume)
-	huma.Register(s.api, op("stat-sandbox", "GET", "/v1/sandboxes/{id}/stats", "What it uses", "sandboxes"), s.stats)
-	s.raw(op("hold-sandbox", "GET", "/v1/sandboxes/{id}/hold", "Hold a sandbox that was made with hold_ms, for as long as the answer lasts", "sandboxes", func(o *huma.Operation) {
+	huma.Register(s.api, op("delete-sandbox", "DELETE", "/v1/sandboxes/{id}", "End all that runs in it and remove it", "sandboxes", anyTenant), s.remove)
+	huma.Register(s.api, op("pause-sandbox", "POST", "/v1/sandboxes/{id}/pause", "Stop its programs", "sandboxes", anyTenant), s.pause)
+	huma.Register(s.api, op("resume-sandbox", "POST", "/v1/sandboxes/{id}/resume", "Let them go on", "sandboxes", anyTenant), s.resume)
+	huma.Register(s.api, op("stat-sandbox", "GET", "/v1/sandboxes/{id}/stats", "What it uses", "sandboxes", anyTenant), s.stats)
+	s.raw(op("hold-sandbox", "GET", "/v1/sandboxes/{id}/hold", "Hold a sandbox that was made with hold_ms, for as long as the answer lasts", "sandboxes", takes(tenant.RoleUser), func(o *huma.Operation) {
 		o.Responses = map[string]*huma.Response{"200": {Description: "Comments, from time to time", Content: map[string]*huma.MediaType{"text/event-stream": {}}}}
 	}), s.hold)
 	s.registerExecs()
@@ -206,6 +222,7 @@ func (s *Server) register() {
 	s.registerPorts()
 	s.registerTools()
 	s.registerAudit()
+	s.registerTenants()
 }
 
 func (s *Server) health(context.Context, *none) (*body[api.Health], error) {
@@ -356,8 +373,13 @@ func (s *Server) list(ctx context.Context, in *listInput) (*body[api.Sandboxes],
 		want[k] = v
 	}
 	out := api.Sandboxes{Sandboxes: []api.Sandbox{}}
-	for _, sn := range s.config.Sessions.List(caller(ctx).Tenant, want) {
-		out.Sandboxes = append(out.Sandboxes, sn.Info())
+	err := s.eachTenant(ctx, func(who string) {
+		for _, sn := range s.config.Sessions.List(who, want) {
+			out.Sandboxes = append(out.Sandboxes, sandboxOf(ctx, sn))
+		}
+	})
+	if err != nil {
+		return nil, problem(err)
 	}
 	return &body[api.Sandboxes]{out}, nil
 }
@@ -367,7 +389,7 @@ func (s *Server) get(ctx context.Context, in *InBox) (*body[api.Sandbox], error)
 	if err != nil {
 		return nil, problem(err)
 	}
-	return &body[api.Sandbox]{sn.Info()}, nil
+	return &body[api.Sandbox]{sandboxOf(ctx, sn)}, nil
 }
 
 func (s *Server) touch(ctx context.Context, in *struct {

@@ -62,7 +62,14 @@ func start(t testing.TB, change ...func(*session.Config)) *server {
 			t.Fatal(err)
 		}
 	}
-	if s.keys["admin"], _, err = keys.Add("admin", tenant.RoleAdmin); err != nil {
+	for who, role := range map[string]tenant.Role{"admin": tenant.RoleAdmin, "viewer": tenant.RoleViewer} {
+		of := map[string]string{"admin": "admin", "viewer": "a"}[who]
+		if s.keys[who], _, err = keys.Add(of, role); err != nil {
+			t.Fatal(err)
+		}
+	}
+	quotas, err := tenant.OpenQuotas(dir)
+	if err != nil {
 		t.Fatal(err)
 	}
 	runs, err := session.OpenRuns(session.RunsConfig{Engine: e, Dir: t.TempDir()})
@@ -74,7 +81,7 @@ func start(t testing.TB, change ...func(*session.Config)) *server {
 	}
 	s.Server = httptest.NewUnstartedServer(rest.New(rest.Config{
 		Audit:    s.audit,
-		Sessions: m, Runs: runs, Engine: e, Images: fakeImages{}, Templates: fakeTemplates{}, Find: keys.Find, Version: "test",
+		Sessions: m, Runs: runs, Engine: e, Images: fakeImages{}, Templates: fakeTemplates{}, Find: keys.Find, Keys: keys, Quotas: quotas, Version: "test",
 		Pools: func() []api.Pool { return []api.Pool{{Engine: "mem", Shelves: []api.Shelf{}}} },
 	}))
 	s.socket = filepath.Join(dir, "socket")

@@ -32,14 +32,14 @@ func (s *Server) registerRuns() {
 		}
 		o.Responses["200"].Content["application/json"] = &huma.MediaType{Schema: s.api.OpenAPI().Components.Schemas.Schema(typeOf[engine.Result](), true, "")}
 	}), s.run)
-	huma.Register(s.api, op("list-runs", "GET", "/v1/runs", "The tenant's runs that go on by themselves, and those that ended a while ago, the oldest first", "runs"), s.runs)
-	huma.Register(s.api, op("get-run", "GET", "/v1/runs/{run}", "What is known of a run", "runs"), s.getRun)
+	huma.Register(s.api, op("list-runs", "GET", "/v1/runs", "The tenant's runs that go on by themselves, and those that ended a while ago, the oldest first", "runs", everyTenant), s.runs)
+	huma.Register(s.api, op("get-run", "GET", "/v1/runs/{run}", "What is known of a run", "runs", anyTenant), s.getRun)
 	huma.Register(s.api, op("wait-run", "GET", "/v1/runs/{run}/wait", "Wait for its end", "runs"), s.waitRun)
 	huma.Register(s.api, op("follow-run", "GET", "/v1/runs/{run}/stream", "Its output from offsets on, as it comes, and how it ended", "runs", func(o *huma.Operation) {
 		streamsOf(o, "RunStatus")
 	}), s.followRun)
-	huma.Register(s.api, op("cancel-run", "POST", "/v1/runs/{run}/cancel", "End it; its result says so", "runs"), s.cancelRun)
-	huma.Register(s.api, op("delete-run", "DELETE", "/v1/runs/{run}", "End it, and forget it", "runs"), s.deleteRun)
+	huma.Register(s.api, op("cancel-run", "POST", "/v1/runs/{run}/cancel", "End it; its result says so", "runs", anyTenant), s.cancelRun)
+	huma.Register(s.api, op("delete-run", "DELETE", "/v1/runs/{run}", "End it, and forget it", "runs", anyTenant), s.deleteRun)
 }
 
 // maxKey bounds an idempotency key.
@@ -158,8 +158,13 @@ func (s *Server) findRun(ctx context.Context, in *InRun) (*session.Run, error) {
 
 func (s *Server) runs(ctx context.Context, _ *none) (*body[api.RunStatuses], error) {
 	out := api.RunStatuses{Runs: []api.RunStatus{}}
-	for _, r := range s.config.Runs.List(caller(ctx).Tenant) {
-		out.Runs = append(out.Runs, bare(r.Info()))
+	err := s.eachTenant(ctx, func(who string) {
+		for _, r := range s.config.Runs.List(who) {
+			out.Runs = append(out.Runs, runOf(ctx, who, bare(r.Info())))
+		}
+	})
+	if err != nil {
+		return nil, problem(err)
 	}
 	return &body[api.RunStatuses]{out}, nil
 }
@@ -169,7 +174,7 @@ func (s *Server) getRun(ctx context.Context, in *InRun) (*body[api.RunStatus], e
 	if err != nil {
 		return nil, problem(err)
 	}
-	return &body[api.RunStatus]{r.Info()}, nil
+	return &body[api.RunStatus]{runOf(ctx, caller(ctx).Tenant, r.Info())}, nil
 }
 
 func (s *Server) waitRun(ctx context.Context, in *struct {

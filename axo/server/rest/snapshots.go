@@ -20,9 +20,9 @@ type InSnapshot struct {
 func (s *Server) registerSnapshots() {
 	huma.Register(s.api, op("take-snapshot", "POST", "/v1/sandboxes/{id}/snapshots", "Write it whole, with what runs in it; it goes on", "snapshots", created), s.snapshot)
 	huma.Register(s.api, op("fork-sandbox", "POST", "/v1/sandboxes/{id}/fork", "Make copies of it, with what runs in it; it goes on", "snapshots", created), s.fork)
-	huma.Register(s.api, op("list-snapshots", "GET", "/v1/snapshots", "The tenant's snapshots, the oldest first", "snapshots"), s.snapshots)
-	huma.Register(s.api, op("get-snapshot", "GET", "/v1/snapshots/{snapshot}", "What is known of a snapshot", "snapshots"), s.getSnapshot)
-	huma.Register(s.api, op("delete-snapshot", "DELETE", "/v1/snapshots/{snapshot}", "Remove it; what was made of it goes on", "snapshots"), s.removeSnapshot)
+	huma.Register(s.api, op("list-snapshots", "GET", "/v1/snapshots", "The tenant's snapshots, the oldest first", "snapshots", everyTenant), s.snapshots)
+	huma.Register(s.api, op("get-snapshot", "GET", "/v1/snapshots/{snapshot}", "What is known of a snapshot", "snapshots", anyTenant), s.getSnapshot)
+	huma.Register(s.api, op("delete-snapshot", "DELETE", "/v1/snapshots/{snapshot}", "Remove it; what was made of it goes on", "snapshots", anyTenant), s.removeSnapshot)
 	huma.Register(s.api, op("restore-snapshot", "POST", "/v1/snapshots/{snapshot}/restore", "Make a sandbox of it, in which what ran goes on", "snapshots", created), s.restore)
 }
 
@@ -88,8 +88,13 @@ func (s *Server) fork(ctx context.Context, in *struct {
 
 func (s *Server) snapshots(ctx context.Context, _ *none) (*body[api.Snapshots], error) {
 	out := api.Snapshots{Snapshots: []api.Snapshot{}}
-	for _, x := range s.config.Sessions.Snapshots(caller(ctx).Tenant) {
-		out.Snapshots = append(out.Snapshots, x.Info())
+	err := s.eachTenant(ctx, func(who string) {
+		for _, x := range s.config.Sessions.Snapshots(who) {
+			out.Snapshots = append(out.Snapshots, snapshotOf(ctx, who, x.Info()))
+		}
+	})
+	if err != nil {
+		return nil, problem(err)
 	}
 	return &body[api.Snapshots]{out}, nil
 }
@@ -99,7 +104,7 @@ func (s *Server) getSnapshot(ctx context.Context, in *InSnapshot) (*body[api.Sna
 	if err != nil {
 		return nil, problem(err)
 	}
-	return &body[api.Snapshot]{x.Info()}, nil
+	return &body[api.Snapshot]{snapshotOf(ctx, caller(ctx).Tenant, x.Info())}, nil
 }
 
 func (s *Server) removeSnapshot(ctx context.Context, in *InSnapshot) (*none, error) {
