@@ -79,7 +79,7 @@ it to its limits, and tells the truth about how it ended.`,
 	root.PersistentFlags().String("config", "", "file of settings (default $AXO_CONFIG, else "+config.SystemFile+" if it is there)")
 	config.Register(root.PersistentFlags(), "", "engine")
 	root.AddCommand(newRun(), newExplain(), newDoctor(), newImage(), newRuntime(), newKernel(), newTemplate(), newSetup(), newVersion(),
-		newConfig(), newServe(), newKey(), newCreate(), newPs(), newExec(), newShell(), newLogs(), newCp(), newKill(), newPause(), newResume(), newRm(),
+		newConfig(), newServe(), newKey(), newTenant(), newCreate(), newPs(), newExec(), newShell(), newLogs(), newCp(), newKill(), newPause(), newResume(), newRm(),
 		newPort(), newEgress(), newSnapshot(), newSnapshots(), newFork(), newTool(), newMCP(), newPolicy(), newAudit(), newDebug())
 	for _, c := range root.Commands() {
 		if c.HasSubCommands() && !c.Runnable() {

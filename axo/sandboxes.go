@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,11 +54,23 @@ func dial(c *cobra.Command) (*client.Driver, error) {
 			key = strings.TrimSpace(string(b))
 		}
 	}
-	d, err := client.New(client.Config{Address: address, Key: key})
+	cc := client.Config{Address: address, Key: key}
+	if f := c.Flags().Lookup(tenantFlag); f != nil {
+		cc.Tenant = f.Value.String()
+	}
+	d, err := client.New(cc)
 	if err != nil {
 		return nil, &statusError{exitUsage, err}
 	}
 	return d, nil
+}
+
+// tenantFlag names whose sandboxes an admin means.
+const tenantFlag = "tenant"
+
+func ofTenant(c *cobra.Command) *cobra.Command {
+	c.Flags().String(tenantFlag, "", "of this tenant, instead of the key's own; with an admin's key")
+	return c
 }
 
 // withDaemon runs f with a client, and gives its error the right status.
@@ -163,10 +176,18 @@ func ownFlags(c *cobra.Command, with string, may ...string) (err error) {
 }
 
 func newPs() *cobra.Command {
-	var asJSON bool
+	var asJSON, all bool
 	c := &cobra.Command{
 		Use: "ps [SANDBOX]", Short: "List the daemon's sandboxes, or the programs of one", Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if all {
+				if len(args) > 0 || c.Flags().Changed(tenantFlag) {
+					return errors.New("--all-tenants goes with no sandbox and no --tenant")
+				}
+				if err := c.Flags().Set(tenantFlag, "*"); err != nil {
+					return err
+				}
+			}
 			return withDaemon(c, func(ctx context.Context, d *client.Driver) error {
 				if len(args) == 1 {
 					return printProcesses(ctx, c.OutOrStdout(), d, args[0], asJSON)
@@ -179,8 +200,15 @@ func newPs() *cobra.Command {
 					return printJSON(c.OutOrStdout(), list)
 				}
 				w := tabwriter.NewWriter(c.OutOrStdout(), 0, 4, 2, ' ', 0)
-				fmt.Fprintln(w, "ID\tSTATUS\tTIER\tENGINE\tPROGRAMS\tAGE\tENDS IN")
+				head := "ID\tSTATUS\tTIER\tENGINE\tPROGRAMS\tAGE\tENDS IN"
+				if all {
+					head = "TENANT\t" + head
+				}
+				fmt.Fprintln(w, head)
 				for _, s := range list {
+					if all {
+						fmt.Fprintf(w, "%s\t", cmp.Or(s.Tenant, "?"))
+					}
 					ends := s.Expires
 					if s.IdleEnds != nil && s.IdleEnds.Before(ends) {
 						ends = *s.IdleEnds
@@ -193,6 +221,39 @@ func newPs() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().BoolVar(&all, "all-tenants", false, "list those of all tenants; with an admin's key")
+	return ofTenant(c)
+}
+
+func newTenant() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{Use: "tenant", Short: "Tenants of the daemon; with an admin's key"}
+	ls := &cobra.Command{
+		Use: "ls", Short: "List who has a key, a quota, or something at the daemon", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return withDaemon(c, func(ctx context.Context, d *client.Driver) error {
+				list, err := d.Tenants(ctx)
+				switch {
+				case err != nil:
+					return err
+				case asJSON:
+					return printJSON(c.OutOrStdout(), list)
+				}
+				w := tabwriter.NewWriter(c.OutOrStdout(), 0, 4, 2, ' ', 0)
+				fmt.Fprintln(w, "TENANT\tKEYS\tSANDBOXES\tSNAPSHOTS\tRUNS\tQUOTA")
+				for _, t := range list {
+					quota := "-"
+					if t.Quota != nil {
+						quota = "own"
+					}
+					fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%s\n", t.Name, t.Keys, t.Sandboxes, t.Snapshots, t.Runs, quota)
+				}
+				return w.Flush()
+			})
+		},
+	}
+	ls.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.AddCommand(ls)
 	return c
 }
 
@@ -413,7 +474,7 @@ func each(use, short string, f func(context.Context, isolation.Sandbox) error) *
 }
 
 func newRm() *cobra.Command {
-	return each("rm", "Delete sandboxes of the daemon's, with all that runs in them", func(ctx context.Context, sb isolation.Sandbox) error { return sb.Delete(ctx) })
+	return ofTenant(each("rm", "Delete sandboxes of the daemon's, with all that runs in them", func(ctx context.Context, sb isolation.Sandbox) error { return sb.Delete(ctx) }))
 }
 
 func pauser(sb isolation.Sandbox) isolation.Pauser {
@@ -422,11 +483,11 @@ func pauser(sb isolation.Sandbox) isolation.Pauser {
 }
 
 func newPause() *cobra.Command {
-	return each("pause", "Stop the programs of sandboxes", func(ctx context.Context, sb isolation.Sandbox) error { return pauser(sb).Pause(ctx) })
+	return ofTenant(each("pause", "Stop the programs of sandboxes", func(ctx context.Context, sb isolation.Sandbox) error { return pauser(sb).Pause(ctx) }))
 }
 
 func newResume() *cobra.Command {
-	return each("resume", "Let the programs of paused sandboxes go on", func(ctx context.Context, sb isolation.Sandbox) error { return pauser(sb).Resume(ctx) })
+	return ofTenant(each("resume", "Let the programs of paused sandboxes go on", func(ctx context.Context, sb isolation.Sandbox) error { return pauser(sb).Resume(ctx) }))
 }
 
 func newKill() *cobra.Command {
@@ -442,5 +503,5 @@ func newKill() *cobra.Command {
 		},
 	}
 	c.Flags().StringVarP(&name, "signal", "s", "KILL", "its name or number")
-	return c
+	return ofTenant(c)
 }

@@ -21,6 +21,9 @@ type Config struct {
 	Address string
 	// Key is a key of the daemon's.
 	Key string
+	// Tenant is whose sandboxes, runs and snapshots are asked about with an admin's key;
+	// "*" lists those of all; empty: the key's own.
+	Tenant string
 	// Tier and Engine are asked for if they are set; else the daemon chooses for
 	// each Spec.
 	Tier   *isolation.Tier

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -24,10 +25,11 @@ const maxAnswer = 64 << 20
 
 // remote is a daemon.
 type remote struct {
-	base string // of URLs
-	key  string
-	http *http.Client
-	dial func(context.Context) (net.Conn, error)
+	base   string // of URLs
+	key    string
+	tenant string
+	http   *http.Client
+	dial   func(context.Context) (net.Conn, error)
 }
 
 func newRemote(c Config) (*remote, error) {
@@ -37,7 +39,7 @@ func newRemote(c Config) (*remote, error) {
 		return nil, fmt.Errorf("address %.80q: %w: %w", address, err, isolation.ErrInvalidArgument)
 	}
 	t := &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true}
-	r := &remote{base: strings.TrimRight(address, "/"), key: key, http: &http.Client{Transport: t}}
+	r := &remote{base: strings.TrimRight(address, "/"), key: key, tenant: c.Tenant, http: &http.Client{Transport: t}}
 	switch {
 	case u.Scheme == "unix" && u.Path != "":
 		r.base = "http://localhost"
@@ -69,13 +71,24 @@ func newRemote(c Config) (*remote, error) {
 
 func (r *remote) close() { r.http.CloseIdleConnections() }
 
-// send makes a request and returns the answer if it is no problem. The caller
-// closes its body.
-func (r *remote) send(ctx context.Context, method, path string, query url.Values, in io.Reader, header http.Header) (*http.Response, error) {
+func (r *remote) url(path string, query url.Values) string {
+	if r.tenant != "" {
+		query = maps.Clone(query)
+		if query == nil {
+			query = url.Values{}
+		}
+		query.Set("tenant", r.tenant)
+	}
 	if len(query) > 0 {
 		path += "?" + query.Encode()
 	}
-	req, err := http.NewRequestWithContext(ctx, method, r.base+path, in)
+	return r.base + path
+}
+
+// send makes a request and returns the answer if it is no problem. The caller
+// closes its body.
+func (r *remote) send(ctx context.Context, method, path string, query url.Values, in io.Reader, header http.Header) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, r.url(path, query), in)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", err, isolation.ErrInvalidArgument)
 	}
@@ -120,7 +133,7 @@ func refusal(resp *http.Response) error {
 
 // upgrade makes a request after whose answer the connection is something else.
 func (r *remote) upgrade(ctx context.Context, path, protocol string, header http.Header) (net.Conn, error) {
-	req, err := http.NewRequestWithContext(ctx, "POST", r.base+path, nil)
+	req, err := http.NewRequestWithContext(ctx, "POST", r.url(path, nil), nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", err, isolation.ErrInvalidArgument)
 	}

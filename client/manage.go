@@ -75,6 +75,56 @@ func (d *Driver) Kill(ctx context.Context, id, execID string, sig isolation.Sign
 	return nil
 }
 
+// Tenants lists who has a key, a quota, or something at the daemon. This and the next are
+// for admins.
+func (d *Driver) Tenants(ctx context.Context) ([]api.Tenant, error) {
+	var out api.Tenants
+	err := d.get(ctx, "list tenants", "/v1/tenants", nil, &out)
+	return out.Tenants, err
+}
+
+// SetQuota says what a tenant may have at once; nil: what the daemon gives to others.
+func (d *Driver) SetQuota(ctx context.Context, tenant string, q *api.Quota) error {
+	if err := isolation.ValidateID(tenant); err != nil {
+		return d.fail("set quota", tenant, "", err)
+	}
+	method, in := "DELETE", any(nil)
+	if q != nil {
+		method, in = "PUT", q
+	}
+	if err := d.remote.call(ctx, method, "/v1/tenants/"+tenant+"/quota", nil, nil, in, nil); err != nil {
+		return d.fail("set quota", tenant, "", err)
+	}
+	return nil
+}
+
+// Keys lists the daemon's keys, without what they are.
+func (d *Driver) Keys(ctx context.Context) ([]api.Key, error) {
+	var out api.Keys
+	err := d.get(ctx, "list keys", "/v1/keys", nil, &out)
+	return out.Keys, err
+}
+
+// AddKey makes a key for a tenant, of the role api.RoleViewer, RoleUser or RoleAdmin. What
+// it is is told once.
+func (d *Driver) AddKey(ctx context.Context, tenant, role string) (k api.NewKey, err error) {
+	if err := d.remote.call(ctx, "POST", "/v1/keys", nil, nil, api.AddKey{Tenant: tenant, Role: role}, &k); err != nil {
+		return k, d.fail("add key", "", "", err)
+	}
+	return k, nil
+}
+
+// RemoveKey makes a key worthless, by its id.
+func (d *Driver) RemoveKey(ctx context.Context, id string) error {
+	if err := isolation.ValidateID(id); err != nil {
+		return d.fail("remove key", id, "", err)
+	}
+	if err := d.remote.call(ctx, "DELETE", "/v1/keys/"+id, nil, nil, nil, nil); err != nil {
+		return d.fail("remove key", id, "", err)
+	}
+	return nil
+}
+
 // Egress tells what a sandbox asked for of the network.
 func (d *Driver) Egress(ctx context.Context, id string) (out engine.EgressReport, err error) {
 	if err := isolation.ValidateID(id); err != nil {

@@ -24,6 +24,7 @@ import (
 	"github.com/axocoatl/isolation/axo/build"
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/telemetry"
+	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/image"
 )
 
@@ -50,11 +51,28 @@ func homeOf(sn *session.Session) string { return sn.Labels()[labelHome] }
 
 type handler func(w http.ResponseWriter, r *http.Request, tenant string) error
 
+// least is the role that a request takes: who only looks gets nothing by which files could
+// be sent.
+func least(pattern string) tenant.Role {
+	if strings.HasPrefix(pattern, "GET ") && pattern != uploadPattern {
+		return tenant.RoleViewer
+	}
+	return tenant.RoleUser
+}
+
+// roleOf is where a request's role is in its context.
+type roleOf struct{}
+
 func (s *Server) registerControl() {
 	handle := func(pattern string, h handler) {
+		s.patterns = append(s.patterns, pattern)
 		s.control.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			key, err := s.config.Find(r.Header.Get("X-API-Key"))
+			if want := least(pattern); err == nil && !key.Role.May(want) {
+				err = fmt.Errorf("this takes a key of the role %s; this one has %s: %w", want, key.Role, isolation.ErrPermissionDenied)
+			}
 			if err == nil {
+				r = r.WithContext(context.WithValue(r.Context(), roleOf{}, key.Role))
 				call := telemetry.CallOf(r.Context())
 				call.Set(telemetry.FieldTenant, key.Tenant)
 				call.Set(telemetry.FieldSandbox, r.PathValue("id"))
@@ -489,13 +507,17 @@ func (s *Server) mine(r *http.Request, tenant string) (*session.Session, error) 
 	return sn, nil
 }
 
-func (s *Server) get(w http.ResponseWriter, r *http.Request, tenant string) error {
-	sn, err := s.mine(r, tenant)
+func (s *Server) get(w http.ResponseWriter, r *http.Request, who string) error {
+	sn, err := s.mine(r, who)
 	if err != nil {
 		return err
 	}
 	out, open := listed(sn), s.opened(sn)
-	out.EnvdAccessToken, out.Domain = open.EnvdAccessToken, open.Domain
+	out.Domain = open.Domain
+	// With it programs are run.
+	if role, _ := r.Context().Value(roleOf{}).(tenant.Role); role.May(tenant.RoleUser) {
+		out.EnvdAccessToken = open.EnvdAccessToken
+	}
 	internet := sn.Networked()
 	out.Internet, out.Network, out.Lifecycle = &internet, networkOf(sn), lifecycleOf(sn)
 	writeJSON(w, http.StatusOK, out)

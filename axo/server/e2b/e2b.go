@@ -89,6 +89,7 @@ type Server struct {
 	secret   []byte
 	control  *http.ServeMux
 	envd     *http.ServeMux
+	patterns []string // of what takes a key
 	inputs   inputs
 	watchers watchers
 	meters   meters

@@ -33,6 +33,7 @@ type server struct {
 	keys   map[string]string // by tenant
 	dir    string
 	driver *mem.Driver
+	h      *Server
 }
 
 // start serves sandboxes in memory.
@@ -59,11 +60,14 @@ func start(t *testing.T) *server {
 			t.Fatal(err)
 		}
 	}
+	if s.keys["viewer"], _, err = keys.Add("a", tenant.RoleViewer); err != nil {
+		t.Fatal(err)
+	}
 	h, err := New(Config{Sessions: m, Find: keys.Find, StateDir: s.dir, Domain: "boxes.example:7443", MaxTimeout: time.Hour, Keep: 2 * time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Server = httptest.NewServer(h)
+	s.Server, s.h = httptest.NewServer(h), h
 	t.Cleanup(func() {
 		s.CloseClientConnections()
 		s.Close()

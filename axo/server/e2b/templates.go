@@ -24,6 +24,9 @@ import (
 // What is kept with a sandbox of a template that was built.
 const labelBuild = "e2b.build"
 
+// uploadPattern is that of what tells a link by which files are sent.
+const uploadPattern = "GET /templates/{id}/files/{hash}"
+
 func (s *Server) registerTemplates(handle func(pattern string, h handler)) {
 	t := func(h handler) handler {
 		return func(w http.ResponseWriter, r *http.Request, tenant string) error {
@@ -37,7 +40,7 @@ func (s *Server) registerTemplates(handle func(pattern string, h handler)) {
 	handle("POST /v2/templates/{id}/builds/{build}", t(s.startBuild))
 	handle("GET /templates/{id}/builds/{build}/status", t(s.buildStatus))
 	handle("GET /templates/{id}/builds/{build}/logs", t(s.buildStatus))
-	handle("GET /templates/{id}/files/{hash}", t(s.uploadLink))
+	handle(uploadPattern, t(s.uploadLink))
 	handle("GET /templates", t(s.listTemplates))
 	handle("GET /v2/templates", t(s.listTemplates))
 	handle("GET /templates/{id}", t(s.getTemplate))

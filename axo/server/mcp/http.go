@@ -23,6 +23,9 @@ const (
 	sessionLife = 24 * time.Hour
 )
 
+// roleExtra is where the role of a request's key is.
+const roleExtra = "role"
+
 const sessionHeader = "Mcp-Session-Id"
 
 // remembered is a session over HTTP.
@@ -45,7 +48,7 @@ func (s *Server) Handler(find func(secret string) (tenant.Key, error), stopping 
 			return nil, auth.ErrInvalidToken
 		}
 		telemetry.CallOf(r.Context()).Set(telemetry.FieldTenant, k.Tenant)
-		return &auth.TokenInfo{UserID: k.Tenant, Expiration: time.Now().Add(time.Hour)}, nil
+		return &auth.TokenInfo{UserID: k.Tenant, Expiration: time.Now().Add(time.Hour), Extra: map[string]any{roleExtra: k.Role}}, nil
 	}
 	server := func(*http.Request) *sdk.Server { return s.sdk }
 	o := sdk.StreamableHTTPOptions{Logger: s.config.Logger, MaxRequestBodyBytes: maxBody, PropagateRequestCancellation: true}

@@ -9,12 +9,16 @@ import (
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/axo/tool"
 	"github.com/axocoatl/isolation/engine"
 )
 
 // needs is what a policy has to allow for a tool that is built in to be there.
 var needs = map[string]isolation.Requirement{"run_python": isolation.Python, "run_shell": isolation.Shell, "run_wasm": isolation.WasmCompiled, "create_sandbox": isolation.Arbitrary}
+
+// looks are the tools that are there for who only looks: they run and change nothing.
+var looks = map[string]bool{"explain": true, "list_sandboxes": true, "read_file": true, "list_files": true}
 
 // visible reports whether a tool is there for a tenant: one that the policy refuses
 // whatever its input is not.
@@ -54,17 +58,23 @@ func (s *Server) all() func(name string) (tool.Tool, bool) {
 // see leaves out of lists and calls what is not there for whose request it is.
 func (s *Server) see(next sdk.MethodHandler) sdk.MethodHandler {
 	return func(ctx context.Context, method string, r sdk.Request) (sdk.Result, error) {
-		who := s.config.Tenant
+		who, role := s.config.Tenant, tenant.RoleUser // on stdio it is who has started this
 		if x := r.GetExtra(); x != nil && x.TokenInfo != nil {
 			who = x.TokenInfo.UserID
+			role, _ = x.TokenInfo.Extra[roleExtra].(tenant.Role)
 		}
-		if p, ok := r.GetParams().(*sdk.CallToolParamsRaw); ok && !s.visible(p.Name, who, s.tool) {
+		runs := role.May(tenant.RoleUser)
+		if p, ok := r.GetParams().(*sdk.CallToolParamsRaw); ok && !(runs || s.own[p.Name] && looks[p.Name]) {
+			return nil, &jsonrpc.Error{Code: jsonrpc.CodeInvalidParams, Message: fmt.Sprintf("tool %q takes a key of the role %s; this one has %s", p.Name, tenant.RoleUser, role)}
+		} else if ok && !s.visible(p.Name, who, s.tool) {
 			return nil, &jsonrpc.Error{Code: jsonrpc.CodeInvalidParams, Message: fmt.Sprintf("unknown tool %q", p.Name)}
 		}
 		res, err := next(ctx, method, r)
-		if list, ok := res.(*sdk.ListToolsResult); ok && s.config.Allows != nil && err == nil && list != nil {
+		if list, ok := res.(*sdk.ListToolsResult); ok && (s.config.Allows != nil || !runs) && err == nil && list != nil {
 			seen, find := *list, s.all()
-			seen.Tools = slices.DeleteFunc(slices.Clone(list.Tools), func(t *sdk.Tool) bool { return !s.visible(t.Name, who, find) })
+			seen.Tools = slices.DeleteFunc(slices.Clone(list.Tools), func(t *sdk.Tool) bool {
+				return !(runs || s.own[t.Name] && looks[t.Name]) || !s.visible(t.Name, who, find)
+			})
 			return &seen, nil
 		}
 		return res, err

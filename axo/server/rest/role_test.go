@@ -2,6 +2,7 @@ package rest_test
 
 import (
 	"encoding/json"
+	"errors"
 	"maps"
 	"net/http"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/client"
 )
 
 // least is which role each operation takes. What runs, changes or opens something takes a
@@ -251,6 +253,36 @@ func TestKeysAndQuotas(t *testing.T) {
 	}
 	if st := s.call(t, "admin", "PUT", "/v1/tenants/b/quota", map[string]any{"cpus": -1}, &b); st != 422 && st != 400 {
 		t.Errorf("%d %s", st, b)
+	}
+	// By the client that other programs use.
+	d, err := client.New(client.Config{Address: "unix://" + s.socket, Key: s.keys["admin"]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	k2, err := d.AddKey(t.Context(), "c", api.RoleViewer)
+	if err != nil || k2.Role != api.RoleViewer {
+		t.Errorf("%+v %v", k2, err)
+	}
+	if err := errors.Join(d.SetQuota(t.Context(), "c", &q), d.RemoveKey(t.Context(), k2.ID)); err != nil {
+		t.Error(err)
+	}
+	if l, err := d.Tenants(t.Context()); err != nil || !slices.ContainsFunc(l, func(x api.Tenant) bool { return x.Name == "c" && x.Keys == 0 && x.Quota != nil }) {
+		t.Errorf("%+v %v", l, err)
+	}
+	if err := d.SetQuota(t.Context(), "c", nil); err != nil {
+		t.Error(err)
+	}
+	if l, err := d.Keys(t.Context()); err != nil || len(l) != 5 {
+		t.Errorf("%+v %v", l, err)
+	}
+	viewer, err := client.New(client.Config{Address: "unix://" + s.socket, Key: s.keys["viewer"], Tenant: "b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer viewer.Close()
+	if _, err := viewer.Sandboxes(t.Context(), nil); !errors.Is(err, isolation.ErrPermissionDenied) {
+		t.Errorf("another tenant's, of a viewer: %v", err)
 	}
 	var log api.AuditEntries
 	if st := s.call(t, "admin", "GET", "/v1/audit", nil, &log); st != 200 {
