@@ -98,12 +98,9 @@ func (s *Server) pullImage(ctx context.Context, in *struct {
 	Accept string `header:"Accept"`
 	Body   api.Pull
 }) (*answer, error) {
-	var err error
-	switch {
-	case s.config.Images == nil:
+	err := s.open("pull")
+	if s.config.Images == nil {
 		err = missing("images")
-	default:
-		err = s.open("pull")
 	}
 	if err != nil {
 		return nil, problem(err)
@@ -191,12 +188,9 @@ func (s *Server) templates(ctx context.Context, _ *none) (*body[api.Templates], 
 var wantedName = regexp.MustCompile(`^(image|dir)-[0-9a-f]{20}|-[a-z][0-9]+$`)
 
 func (s *Server) buildTemplate(ctx context.Context, in *body[api.BuildTemplate]) (*body[api.Template], error) {
-	var err error
-	switch {
-	case s.config.Templates == nil:
+	err := s.open("build template")
+	if s.config.Templates == nil {
 		err = missing("templates")
-	default:
-		err = s.open("build template")
 	}
 	if err != nil {
 		return nil, problem(err)
