@@ -41,7 +41,8 @@ type Spec struct {
 type Module struct {
 	Path string `json:"path,omitempty"`
 	Data []byte `json:"data,omitempty"`
-	// Digest, "sha256:" and 64 hex digits, is checked when it is set.
+	// Digest, "sha256:" and 64 hex digits, is checked when it is set: what runs has it. A
+	// file whose digest is told is not read where what it was compiled to is there.
 	Digest string `json:"digest,omitempty"`
 }
 

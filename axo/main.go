@@ -14,12 +14,14 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/axo/config"
+	"github.com/axocoatl/isolation/axo/internal/startup"
 )
 
 func main() { os.Exit(Main()) }
 
 // Main runs the command line and returns the exit status.
 func Main() int {
+	startup.Collect()
 	ctx, stop := signals()
 	defer stop()
 	root := newRoot()

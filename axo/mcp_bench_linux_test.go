@@ -149,19 +149,3 @@ func BenchmarkMCPThousand(b *testing.B) {
 	b.ReportMetric(median(starts), "ms-start/op")
 	b.ReportMetric(median(lists), "ms-list/op")
 }
-
-// BenchmarkToolFirstCall calls a tool of a module that was added before, in a new
-// process each time.
-func BenchmarkToolFirstCall(b *testing.B) {
-	env := mcpEnv(b)
-	module := read(b, testprog.Go(b, "cat"))
-	b.ReportMetric(float64(len(module))/(1<<20), "MB-module")
-	benchTool(b, env, benchManifest+"module = 'cat.wasm'\n", map[string][]byte{"cat.wasm": module})
-	var all []float64
-	for b.Loop() {
-		began := time.Now()
-		mustRun(b, axoCommand(b, env, "tool", "call", "bench", `{"a":1}`))
-		all = append(all, ms(time.Since(began)))
-	}
-	b.ReportMetric(median(all), "ms/call")
-}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 
 	"github.com/spf13/cobra"
 
@@ -15,6 +14,7 @@ import (
 	"github.com/axocoatl/isolation/driver/all"
 	"github.com/axocoatl/isolation/driver/microvm"
 	"github.com/axocoatl/isolation/image/kernel"
+	"github.com/axocoatl/isolation/internal/form"
 )
 
 func newSetup() *cobra.Command {
@@ -114,7 +114,7 @@ func ensureKernel(ctx context.Context, dir string, step func(string)) error {
 	return err
 }
 
-var cloudKernel = regexp.MustCompile(`(?m)^ *Depends: (linux-image-[0-9][a-z0-9.+-]*)$`)
+var cloudKernel = form.Of(`(?m)^ *Depends: (linux-image-[0-9][a-z0-9.+-]*)$`)
 
 // fetchKernel downloads the package of Debian's kernel for clouds.
 func fetchKernel(ctx context.Context, dir string) (string, error) {
@@ -122,7 +122,7 @@ func fetchKernel(ctx context.Context, dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("apt-cache: %w", err)
 	}
-	m := cloudKernel.FindSubmatch(out)
+	m := cloudKernel().FindSubmatch(out)
 	if m == nil {
 		return "", fmt.Errorf("apt-cache knows no linux-image-cloud-amd64; run apt-get update: %w", isolation.ErrNotFound)
 	}

@@ -236,6 +236,38 @@ func BenchmarkFirstRun(b *testing.B) {
 	}
 }
 
+// BenchmarkToolFirstCall calls a tool of a module that was added before, in a new process
+// each time; "version" is the start of axo alone, and "true" a program in a container.
+func BenchmarkToolFirstCall(b *testing.B) {
+	axo, _ := build(b)
+	dir := b.TempDir()
+	module, err := os.ReadFile(testprog.Go(b, "cat"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for name, content := range map[string][]byte{
+		"cat.wasm":  module,
+		"tool.toml": []byte("name = 'cat'\nversion = '1'\ndescription = 'd'\nlimits.timeout = '1m'\n[entrypoint]\nmodule = 'cat.wasm'\n"),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.Setenv("AXO_STATE_DIR", filepath.Join(b.TempDir(), "state"))
+	b.Setenv("AXO_GUEST_PATH", testprog.Guest(b))
+	once := func(b *testing.B, args ...string) {
+		if out, err := exec.Command(axo, args...).CombinedOutput(); err != nil {
+			b.Fatalf("%v %s", err, out)
+		}
+	}
+	once(b, "tool", "add", dir)
+	for name, args := range map[string][]string{
+		"version": {"version"}, "call": {"tool", "call", "cat", `{"a":1}`}, "true": {"run", "--", "true"},
+	} {
+		b.Run(name, func(b *testing.B) { timed(b, func() { once(b, args...) }) })
+	}
+}
+
 // BenchmarkDeadlineOvershoot reports how late runs end that never end by
 // themselves.
 func BenchmarkDeadlineOvershoot(b *testing.B) {

@@ -9,10 +9,10 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"regexp"
 	"strings"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/form"
 )
 
 // archive has the files of a docker-archive or an OCI layout.
@@ -169,7 +169,7 @@ func (a *tarArchive) open(name string) (io.ReadCloser, int64, error) {
 }
 
 // rootNames are what a root filesystem has and an archive of an image has not.
-var rootNames = regexp.MustCompile(`^(bin|boot|dev|etc|home|lib|lib32|lib64|media|mnt|opt|proc|root|run|sbin|srv|sys|tmp|usr|var)$`)
+var rootNames = form.Of(`^(bin|boot|dev|etc|home|lib|lib32|lib64|media|mnt|opt|proc|root|run|sbin|srv|sys|tmp|usr|var)$`)
 
 // isRootFS tells a tar of a root filesystem from one of an image.
 func isRootFS(r io.Reader, limits Limits) (bool, error) {
@@ -192,7 +192,7 @@ func isRootFS(r io.Reader, limits Limits) (bool, error) {
 		if name == "index.json" || name == "manifest.json" {
 			return false, nil
 		}
-		if top, _, _ := strings.Cut(name, "/"); rootNames.MatchString(top) {
+		if top, _, _ := strings.Cut(name, "/"); rootNames().MatchString(top) {
 			return true, nil
 		}
 	}

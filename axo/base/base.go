@@ -19,7 +19,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -28,6 +27,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/image"
+	"github.com/axocoatl/isolation/internal/form"
 )
 
 // Name is the image's.
@@ -84,14 +84,14 @@ type Result struct {
 const version = 1
 
 var (
-	suiteName   = regexp.MustCompile(`^[a-z][a-z0-9-]{1,31}$`)
-	packageName = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{1,127}$`) // Debian Policy, 5.6.7
+	suiteName   = form.Of(`^[a-z][a-z0-9-]{1,31}$`)
+	packageName = form.Of(`^[a-z0-9][a-z0-9+.-]{1,127}$`) // Debian Policy, 5.6.7
 )
 
 // complete fills in and checks a config.
 func (c *Config) complete() error {
 	c.Name, c.Suite, c.Mode = cmp.Or(c.Name, Name), cmp.Or(c.Suite, DefaultSuite), cmp.Or(c.Mode, "unshare")
-	if !suiteName.MatchString(c.Suite) {
+	if !suiteName().MatchString(c.Suite) {
 		return fmt.Errorf("suite %.40q: want a name such as %s: %w", c.Suite, DefaultSuite, isolation.ErrInvalidArgument)
 	}
 	if !slices.Contains([]string{"unshare", "root", "fakechroot"}, c.Mode) {
@@ -107,7 +107,7 @@ func (c *Config) complete() error {
 	slices.Sort(all)
 	c.Packages = slices.Compact(all)
 	for _, p := range c.Packages {
-		if !packageName.MatchString(p) {
+		if !packageName().MatchString(p) {
 			return fmt.Errorf("package %.80q: no package of Debian has such a name: %w", p, isolation.ErrInvalidArgument)
 		}
 	}

@@ -202,7 +202,7 @@ func flagsOf(line int, name, rest string) (map[string]string, string, error) {
 		}
 		flags[k], rest = v, strings.TrimSpace(after)
 	}
-	if m := flags["chmod"]; m != "" && !octal.MatchString(m) {
+	if m := flags["chmod"]; m != "" && !octal().MatchString(m) {
 		return nil, "", at(line, "--chmod=%.20s: want octal digits", m)
 	}
 	return flags, rest, nil

@@ -3,10 +3,10 @@ package build
 import (
 	"fmt"
 	"path"
-	"regexp"
 	"strings"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/form"
 )
 
 // The kinds of steps.
@@ -55,8 +55,8 @@ const (
 )
 
 var (
-	filesHash = regexp.MustCompile(`^[0-9a-f]{64}$`)
-	octal     = regexp.MustCompile(`^0?[0-7]{3,4}$`)
+	filesHash = form.Of(`^[0-9a-f]{64}$`)
+	octal     = form.Of(`^0?[0-7]{3,4}$`)
 )
 
 func invalid(format string, args ...any) error {
@@ -103,13 +103,13 @@ func (s Step) validate() error {
 		if n < 2 || n > 4 || s.Args[0] == "" || s.Args[1] == "" {
 			return invalid("want a source, a destination, an owner and a mode")
 		}
-		if !filesHash.MatchString(s.FilesHash) {
+		if !filesHash().MatchString(s.FilesHash) {
 			return invalid("files %.80q: want 64 hexadecimal digits", s.FilesHash)
 		}
 		if src := path.Clean(s.Args[0]); path.IsAbs(src) || src == ".." || strings.HasPrefix(src, "../") {
 			return invalid("source %.200q is outside of what was sent", s.Args[0])
 		}
-		if m := s.arg(3); m != "" && !octal.MatchString(m) {
+		if m := s.arg(3); m != "" && !octal().MatchString(m) {
 			return invalid("mode %.20q: want octal digits such as 0755", m)
 		}
 	case Env:

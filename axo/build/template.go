@@ -3,12 +3,12 @@ package build
 import (
 	"crypto/rand"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/form"
 )
 
 // How a build stands.
@@ -86,8 +86,8 @@ func (x *Template) forget() (old []Build) {
 }
 
 var (
-	templateName = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,127}$`)
-	tagName      = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
+	templateName = form.Of(`^[a-z0-9][a-z0-9_.-]{0,127}$`)
+	tagName      = form.Of(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
 )
 
 // ParseName splits NAME[:TAG].
@@ -96,10 +96,10 @@ func ParseName(ref string) (name, tag string, err error) {
 	if !ok {
 		tag = DefaultTag
 	}
-	if !templateName.MatchString(name) {
+	if !templateName().MatchString(name) {
 		return "", "", invalid("template name %.150q: want lower-case letters, digits, dots, hyphens and underscores", name)
 	}
-	if !tagName.MatchString(tag) {
+	if !tagName().MatchString(tag) {
 		return "", "", invalid("tag %.150q: want letters, digits, dots, hyphens and underscores", tag)
 	}
 	return name, tag, nil

@@ -187,7 +187,7 @@ func (t *Templates) New(tenant string, w Want) (Template, Build, error) {
 		tags = append(tags, tag)
 	}
 	for _, tag := range w.Tags {
-		if !tagName.MatchString(tag) {
+		if !tagName().MatchString(tag) {
 			return fail(invalid("tag %.150q", tag))
 		}
 		if !slices.Contains(tags, tag) {
@@ -371,7 +371,7 @@ func (t *Templates) SetTags(tenant, target string, tags []string) (Build, error)
 		return b, err
 	}
 	for _, tag := range tags {
-		if !tagName.MatchString(tag) {
+		if !tagName().MatchString(tag) {
 			return b, invalid("tag %.150q", tag)
 		}
 	}

@@ -46,7 +46,7 @@ func (u *uploads) name(tenant, hash string) string {
 
 // Uploaded reports whether a tenant has uploaded files of a hash.
 func (u *uploads) Uploaded(tenant, hash string) bool {
-	if !filesHash.MatchString(hash) {
+	if !filesHash().MatchString(hash) {
 		return false
 	}
 	_, err := os.Stat(u.name(tenant, hash))
@@ -65,7 +65,7 @@ func (u *uploads) openUpload(tenant, hash string) (io.ReadCloser, error) {
 // Upload keeps files for a Copy: a tar, which may be compressed by gzip. What is wrong with
 // it is said now. Of a tenant's at once some wait for others.
 func (u *uploads) Upload(ctx context.Context, tenant, hash string, r io.Reader) (err error) {
-	if !filesHash.MatchString(hash) {
+	if !filesHash().MatchString(hash) {
 		return invalid("files %.80q: want 64 hexadecimal digits", hash)
 	}
 	u.mu.Lock()
@@ -124,7 +124,7 @@ func (u *uploads) prune(dir, keep string) error {
 	var all []file
 	total := int64(0)
 	for _, e := range list {
-		if i, err := e.Info(); err == nil && filesHash.MatchString(e.Name()) {
+		if i, err := e.Info(); err == nil && filesHash().MatchString(e.Name()) {
 			all, total = append(all, file{e.Name(), i.Size(), i.ModTime()}), total+i.Size()
 		}
 	}

@@ -5,8 +5,9 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"net/http"
-	"regexp"
 	"sync"
+
+	"github.com/axocoatl/isolation/internal/form"
 )
 
 // Call is a request of a client's, as far as it is known whose and what it is. A nil
@@ -83,11 +84,11 @@ func (c *Call) Fail(err error) {
 const HeaderRequestID = "X-Request-Id"
 
 // requestID is the form of ids that are taken from clients.
-var requestID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+var requestID = form.Of(`^[A-Za-z0-9._-]{1,64}$`)
 
 // idOf is the id that a request has by its client, or a new one.
 func idOf(r *http.Request) string {
-	if id := r.Header.Get(HeaderRequestID); requestID.MatchString(id) {
+	if id := r.Header.Get(HeaderRequestID); requestID().MatchString(id) {
 		return id
 	}
 	var b [8]byte

@@ -12,13 +12,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/axo/internal/wholefile"
+	"github.com/axocoatl/isolation/internal/form"
 )
 
 // Role is what a key is good for.
@@ -116,13 +116,13 @@ func hashOf(secret string) string {
 	return hex.EncodeToString(h[:])
 }
 
-// form is what a key looks like; others are not even hashed.
-var form = regexp.MustCompile(`^e2b_[0-9a-f]{40}$`)
+// looks is what a key looks like; others are not even hashed.
+var looks = form.Of(`^e2b_[0-9a-f]{40}$`)
 
 // Find returns whose a key is.
 func (k *Keys) Find(secret string) (Key, error) {
 	unknown := fmt.Errorf("no key, or one that is not known: %w", isolation.ErrUnauthenticated)
-	if !form.MatchString(secret) {
+	if !looks().MatchString(secret) {
 		return Key{}, unknown
 	}
 	// A lookup by hash tells nothing by the time that it takes.

@@ -22,7 +22,7 @@ func Init(dir, name, kind string) ([]string, error) {
 	if !ok {
 		return nil, fmt.Errorf("kind %.40q: want one of %s: %w", kind, strings.Join(Kinds(), ", "), isolation.ErrInvalidArgument)
 	}
-	if !nameForm.MatchString(name) {
+	if !nameForm().MatchString(name) {
 		return nil, fmt.Errorf("name %.80q: want 1 to 64 of a-z, 0-9, _ and -, a letter first: %w", name, isolation.ErrInvalidArgument)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {

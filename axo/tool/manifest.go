@@ -154,6 +154,8 @@ type Tool struct {
 	Added    time.Time `json:"added"`
 	// ImageDigest is what the entrypoint's image was when the tool was added.
 	ImageDigest string `json:"image_digest,omitempty"`
+	// ModuleDigest is that of the entrypoint's module, in the same form.
+	ModuleDigest string `json:"module_digest,omitempty"`
 	// SignedBy is the key whose signature came with the tool, and was verified when it
 	// was added; empty: none came.
 	SignedBy signature.Key `json:"signed_by,omitempty"`

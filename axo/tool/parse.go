@@ -9,12 +9,12 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/axo/internal/tomlfile"
+	"github.com/axocoatl/isolation/internal/form"
 )
 
 // Bounds of what a tool is made of.
@@ -27,10 +27,10 @@ const (
 )
 
 var (
-	nameForm    = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,63}$`)
-	versionForm = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$`)
-	secretForm  = regexp.MustCompile(`^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+)$`)
-	variable    = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	nameForm    = form.Of(`^[a-z][a-z0-9_-]{0,63}$`)
+	versionForm = form.Of(`^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$`)
+	secretForm  = form.Of(`^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+)$`)
+	variable    = form.Of(`^[A-Za-z_][A-Za-z0-9_]*$`)
 )
 
 // parsed is a manifest with the files that it names.
@@ -102,10 +102,10 @@ func readFile(name string, most int64) ([]byte, error) {
 
 func (p *parsed) checkHead(f tomlfile.File) error {
 	var errs []error
-	if !nameForm.MatchString(p.Name) {
+	if !nameForm().MatchString(p.Name) {
 		errs = append(errs, f.Errorf("name", "%.80q: want 1 to 64 of a-z, 0-9, _ and -, a letter first", p.Name))
 	}
-	if !versionForm.MatchString(p.Version) {
+	if !versionForm().MatchString(p.Version) {
 		errs = append(errs, f.Errorf("version", "%.80q: want such as 1.0.0", p.Version))
 	}
 	if p.Description == "" || len(p.Description) > 8192 {
@@ -152,7 +152,7 @@ func (p *parsed) checkEntrypoint(f tomlfile.File) error {
 	switch {
 	case e.Module != "":
 		is = isolation.WasmCompiled
-		errs = append(errs, p.file(f, "entrypoint.module", e.Module, "module.wasm", maxFile))
+		errs = append(errs, p.file(f, "entrypoint.module", e.Module, moduleFile, maxFile))
 	case e.Source != "":
 		switch e.Language {
 		case "python":
@@ -342,7 +342,7 @@ func (p *parsed) checkRest(f tomlfile.File) error {
 		errs = append(errs, f.Errorf("limits", "a limit is negative"))
 	}
 	for k := range p.Env {
-		if !variable.MatchString(k) {
+		if !variable().MatchString(k) {
 			errs = append(errs, f.Errorf("env."+k, "that is no variable's name"))
 		}
 		if _, both := p.Secrets[k]; both {
@@ -350,7 +350,7 @@ func (p *parsed) checkRest(f tomlfile.File) error {
 		}
 	}
 	for k, ref := range p.Secrets {
-		if !variable.MatchString(k) || !secretForm.MatchString(ref) {
+		if !variable().MatchString(k) || !secretForm().MatchString(ref) {
 			errs = append(errs, f.Errorf("secrets."+k, "want a variable, and env:NAME or file:/absolute/path"))
 		}
 	}

@@ -48,6 +48,7 @@ const (
 	indexFile  = "index.json"
 	recordFile = "record.json"
 	objectsDir = "objects"
+	moduleFile = "module.wasm"
 	tempPrefix = ".adding-"
 )
 
@@ -94,6 +95,9 @@ func (r *Registry) Add(ctx context.Context, name string, o AddOptions) (Tool, er
 	var sums map[string][]byte
 	if t.Digest, sums, err = stage(ctx, p, temp); err != nil {
 		return Tool{}, err
+	}
+	if sum := sums[moduleFile]; sum != nil {
+		t.ModuleDigest = "sha256:" + hex.EncodeToString(sum)
 	}
 	if t.SignedBy, err = p.signer(sums); err != nil {
 		return Tool{}, err

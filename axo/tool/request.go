@@ -218,7 +218,7 @@ func (t Tool) program(r *engine.Request, args []string) (err error) {
 	m := t.Manifest
 	switch e := m.Entrypoint; {
 	case e.Module != "":
-		r.Spec.Module.Path = filepath.Join(t.dir, "module.wasm")
+		r.Spec.Module = isolation.Module{Path: filepath.Join(t.dir, moduleFile), Digest: t.ModuleDigest}
 		r.Process.Args = append([]string{m.Name}, args...)
 	case e.Source != "":
 		code, err := readFile(filepath.Join(t.dir, "source"), maxSource)

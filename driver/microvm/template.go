@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"github.com/axocoatl/isolation/driver/internal/proc"
 	"github.com/axocoatl/isolation/driver/internal/root"
 	"github.com/axocoatl/isolation/driver/microvm/internal/qemu"
+	"github.com/axocoatl/isolation/internal/form"
 )
 
 // Template is a machine that was booted and stopped, of which sandboxes are
@@ -85,10 +85,10 @@ const (
 
 func (t *Template) path(name string) string { return filepath.Join(t.dir, name) }
 
-var templateName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+var templateName = form.Of(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 
 func checkTemplateName(name string) error {
-	if !templateName.MatchString(name) {
+	if !templateName().MatchString(name) {
 		return fmt.Errorf("template name %q: want lower-case letters, digits, dots, hyphens and underscores: %w", name, isolation.ErrInvalidArgument)
 	}
 	return nil

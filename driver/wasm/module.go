@@ -56,6 +56,10 @@ func (d *digests) resolve(ctx context.Context, m isolation.Module) (source, erro
 			return source{}, err
 		}
 		s = source{digest: sha256.Sum256(m.Data), size: int64(len(m.Data)), data: m.Data, component: component}
+	case m.Path != "" && m.Digest != "":
+		// What runs is what was compiled of this digest; whoever compiles the file checks
+		// that it has it. So a new process need not read the file.
+		return d.named(m.Path, m.Digest)
 	case m.Path != "":
 		if s, err = d.file(ctx, m.Path); err != nil {
 			return source{}, err
@@ -91,16 +95,51 @@ func (d *digests) sniff(prefix []byte, size int64) (component bool, err error) {
 	return component, nil
 }
 
-func (d *digests) file(ctx context.Context, path string) (source, error) {
-	f, err := openRegular(path)
+// named is a file whose digest is told. Its first bytes alone are looked at.
+func (d *digests) named(path, digest string) (source, error) {
+	f, info, err := openModule(path)
 	if err != nil {
 		return source{}, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
+	s := source{size: info.Size(), path: path}
+	if err := s.parseDigest(digest); err != nil {
 		return source{}, fmt.Errorf("module: %w", err)
 	}
+	s.component, err = d.sniffFile(f, info)
+	return s, err
+}
+
+func openModule(path string) (*os.File, fs.FileInfo, error) {
+	f, err := openRegular(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, nil, fmt.Errorf("module: %w", err)
+	}
+	return f, info, nil
+}
+
+func (d *digests) sniffFile(f *os.File, info fs.FileInfo) (component bool, err error) {
+	prefix := make([]byte, min(sniffLen, info.Size()))
+	if _, err := f.ReadAt(prefix, 0); err != nil && err != io.EOF {
+		return false, fmt.Errorf("module: %w", err)
+	}
+	if component, err = d.sniff(prefix, info.Size()); err != nil {
+		return component, fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	return component, nil
+}
+
+func (d *digests) file(ctx context.Context, path string) (source, error) {
+	f, info, err := openModule(path)
+	if err != nil {
+		return source{}, err
+	}
+	defer f.Close()
 	id := identify(info)
 	d.mu.Lock()
 	known, ok := d.known[path]
@@ -108,13 +147,9 @@ func (d *digests) file(ctx context.Context, path string) (source, error) {
 	if ok && known.id == id {
 		return source{digest: known.digest, size: info.Size(), path: path, component: known.component}, nil
 	}
-	prefix := make([]byte, min(sniffLen, info.Size()))
-	if _, err := f.ReadAt(prefix, 0); err != nil && err != io.EOF {
-		return source{}, fmt.Errorf("module: %w", err)
-	}
-	component, err := d.sniff(prefix, info.Size())
+	component, err := d.sniffFile(f, info)
 	if err != nil {
-		return source{}, fmt.Errorf("%s: %w", path, err)
+		return source{}, err
 	}
 	h := sha256.New()
 	n, err := io.Copy(h, io.NewSectionReader(f, 0, info.Size()))
@@ -185,7 +220,7 @@ func (s source) open() (*os.File, error) {
 	h := sha256.New()
 	n, err := io.Copy(io.MultiWriter(out, h), r)
 	if err == nil && (n != s.size || !bytes.Equal(h.Sum(nil), s.digest[:])) {
-		err = fmt.Errorf("module %s changed while it was read: %w", s.path, isolation.ErrFailedPrecondition)
+		err = fmt.Errorf("module %s has not the digest sha256:%x, or changed while it was read: %w", s.path, s.digest, isolation.ErrFailedPrecondition)
 	}
 	if err != nil {
 		discard(out)

@@ -3,6 +3,7 @@ package wasm
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -244,10 +245,12 @@ func testBadModules(t *testing.T, e Engine) {
 		module isolation.Module
 		class  error
 	}{
-		"missing":   {isolation.Module{Path: filepath.Join(t.TempDir(), "none.wasm")}, isolation.ErrNotFound},
-		"directory": {isolation.Module{Path: t.TempDir()}, isolation.ErrInvalidArgument},
-		"nothing":   {isolation.Module{}, isolation.ErrInvalidArgument},
-		"digest":    {isolation.Module{Data: testprog.WatBytes(t, "tiny"), Digest: "sha256:" + strings.Repeat("0", 64)}, isolation.ErrFailedPrecondition},
+		"missing":           {isolation.Module{Path: filepath.Join(t.TempDir(), "none.wasm")}, isolation.ErrNotFound},
+		"directory":         {isolation.Module{Path: t.TempDir()}, isolation.ErrInvalidArgument},
+		"nothing":           {isolation.Module{}, isolation.ErrInvalidArgument},
+		"of another digest": {isolation.Module{Path: testprog.Wat(t, "tiny"), Digest: "sha256:" + strings.Repeat("0", 64)}, isolation.ErrFailedPrecondition},
+		"of no digest":      {isolation.Module{Path: testprog.Wat(t, "tiny"), Digest: "sha256:0"}, isolation.ErrInvalidArgument},
+		"digest":            {isolation.Module{Data: testprog.WatBytes(t, "tiny"), Digest: "sha256:" + strings.Repeat("0", 64)}, isolation.ErrFailedPrecondition},
 	} {
 		spec := isolation.Spec{Requirement: isolation.WasmCompiled, Module: c.module}
 		if _, err := d.Create(context.Background(), "m", spec); !errors.Is(err, c.class) {
@@ -257,6 +260,34 @@ func testBadModules(t *testing.T, e Engine) {
 	// What was refused left its id free and no worker behind.
 	if r := run(t, d, wasmSpec(testprog.Wat(t, "tiny")), isolation.ProcessSpec{}, nil); !r.exit.Success() {
 		t.Errorf("after bad modules: %v", r.exit)
+	}
+}
+
+// A file whose digest is told is that: what the digest names runs, whatever became of the
+// file since, and another file is not compiled for it.
+func TestModuleOfDigest(t *testing.T) { eachEngine(t, testModuleOfDigest) }
+
+func testModuleOfDigest(t *testing.T, e Engine) {
+	d := newDriver(t, e)
+	path := filepath.Join(t.TempDir(), "m.wasm")
+	write := func(name string) []byte {
+		b := testprog.WatBytes(t, name)
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	spec := wasmSpec(path)
+	spec.Module.Digest = fmt.Sprintf("sha256:%x", sha256.Sum256(write("exit7")))
+	if r := run(t, d, spec, isolation.ProcessSpec{}, nil); r.exit.Code != 7 {
+		t.Errorf("the file of its digest: %v", r.exit)
+	}
+	write("tiny")
+	if r := run(t, d, spec, isolation.ProcessSpec{}, nil); r.exit.Code != 7 {
+		t.Errorf("the file was changed: %v, want what the digest names", r.exit)
+	}
+	if _, err := newDriver(t, e).Create(context.Background(), "m", spec); !errors.Is(err, isolation.ErrFailedPrecondition) {
+		t.Errorf("another file, and nothing compiled before: %v", err)
 	}
 }
 

@@ -83,7 +83,7 @@ func builtins(s source, l Limits) (map[string]bool, error) {
 	}
 	out := map[string]bool{}
 	for line := range strings.Lines(buf.String()) {
-		if k := moduleFile.FindStringSubmatch(path.Base(strings.TrimSpace(line))); k != nil {
+		if k := moduleFile().FindStringSubmatch(path.Base(strings.TrimSpace(line))); k != nil {
 			out[moduleName(k[1])] = true
 		}
 	}

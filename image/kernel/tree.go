@@ -7,11 +7,11 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/form"
 )
 
 // tree has the kernel images and modules of what is imported.
@@ -58,19 +58,19 @@ func (t *tree) temp() (*os.File, error) {
 }
 
 var (
-	imageName   = regexp.MustCompile(`^/boot/(vmlinuz|vmlinux|bzImage)(-|$)`)
-	modulesName = regexp.MustCompile(`^(?:/usr)?/lib/modules/([^/]+)/(.+)$`)
-	moduleFile  = regexp.MustCompile(`^([A-Za-z0-9_-]{1,64})\.ko(\.xz|\.zst|\.gz)?$`)
+	imageName   = form.Of(`^/boot/(vmlinuz|vmlinux|bzImage)(-|$)`)
+	modulesName = form.Of(`^(?:/usr)?/lib/modules/([^/]+)/(.+)$`)
+	moduleFile  = form.Of(`^([A-Za-z0-9_-]{1,64})\.ko(\.xz|\.zst|\.gz)?$`)
 )
 
 // add takes a file of a package or host by its absolute path, if it is one that
 // counts.
 func (t *tree) add(name string, s source) {
-	if imageName.MatchString(name) {
+	if imageName().MatchString(name) {
 		t.images = append(t.images, found{name, s})
 		return
 	}
-	m := modulesName.FindStringSubmatch(name)
+	m := modulesName().FindStringSubmatch(name)
 	if m == nil || checkRelease(m[1]) != nil {
 		return
 	}
@@ -79,7 +79,7 @@ func (t *tree) add(name string, s source) {
 		t.builtin[release] = s
 		return
 	}
-	if k := moduleFile.FindStringSubmatch(path.Base(file)); k != nil {
+	if k := moduleFile().FindStringSubmatch(path.Base(file)); k != nil {
 		if t.modules[release] == nil {
 			t.modules[release] = map[string]source{}
 		}
@@ -140,7 +140,7 @@ func (t *tree) openDir(dir string, l Limits) error {
 		if n++; n > l.Entries {
 			return fmt.Errorf("%s: %w", dir, tooMany(l.Entries))
 		}
-		if !d.Type().IsRegular() || name != "modules.builtin" && !moduleFile.MatchString(path.Base(name)) {
+		if !d.Type().IsRegular() || name != "modules.builtin" && !moduleFile().MatchString(path.Base(name)) {
 			return nil
 		}
 		info, err := d.Info()

@@ -7,20 +7,21 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-func thisProcess() (owner, error) {
+var thisProcess = sync.OnceValues(func() (owner, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return owner{}, err
 	}
 	start, err := startTime(os.Getpid())
 	return owner{strings.TrimSpace(string(boot)), os.Getpid(), start}, err
-}
+})
 
 // OursAlone reports an error unless this process's user owns dir and nobody else
 // can write to it.

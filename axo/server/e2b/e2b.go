@@ -18,7 +18,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,6 +38,7 @@ import (
 	"github.com/axocoatl/isolation/axo/telemetry"
 	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/image"
+	"github.com/axocoatl/isolation/internal/form"
 )
 
 // envdVersion is what sandboxes claim to be. Clients ask for what it has and no more:
@@ -164,7 +164,7 @@ func (s *Server) token(sn *session.Session, purpose string) string {
 func same(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
 
 // boxName is the name of a sandbox's port.
-var boxName = regexp.MustCompile(`^([0-9]{1,5})-([a-z0-9]{1,40})$`)
+var boxName = form.Of(`^([0-9]{1,5})-([a-z0-9]{1,40})$`)
 
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -172,7 +172,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	host := bare(r.Host)
 	if domain := bare(s.config.Domain); domain != "" {
 		if name, ok := strings.CutSuffix(host, "."+domain); ok {
-			if m := boxName.FindStringSubmatch(name); m != nil {
+			if m := boxName().FindStringSubmatch(name); m != nil {
 				s.inside(w, r, m[2], m[1])
 				return
 			}
@@ -205,14 +205,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // routeOf is the pattern that a request is answered by; of an RPC it is the method.
 func routeOf(mux *http.ServeMux, r *http.Request) string {
 	_, pattern := mux.Handler(r)
-	if procedures[r.URL.Path] {
+	if procedures()[r.URL.Path] {
 		return r.URL.Path
 	}
 	return pattern
 }
 
 // procedures are the paths of all RPCs.
-var procedures = func() map[string]bool {
+var procedures = sync.OnceValue(func() map[string]bool {
 	all := map[string]bool{}
 	for _, f := range []protoreflect.FileDescriptor{processpb.File_process_process_proto, filesystempb.File_filesystem_filesystem_proto} {
 		for i := range f.Services().Len() {
@@ -223,7 +223,7 @@ var procedures = func() map[string]bool {
 		}
 	}
 	return all
-}()
+})
 
 // bare is a host without its port.
 func bare(host string) string {

@@ -3,7 +3,9 @@ package e2b
 import (
 	"html/template"
 	"net/http"
-	"regexp"
+	"sync"
+
+	"github.com/axocoatl/isolation/internal/form"
 )
 
 // portProblem is why a request does not reach a sandbox's port, as E2B's proxy says it.
@@ -16,9 +18,11 @@ type portProblem struct {
 }
 
 // browser is in the User-Agent of what shows a page to a person.
-var browser = regexp.MustCompile(`(?i)mozilla|chrome|safari|firefox|edge|opera|msie`)
+var browser = form.Of(`(?i)mozilla|chrome|safari|firefox|edge|opera|msie`)
 
-var page = template.Must(template.New("").Parse(`<!doctype html>
+var page = sync.OnceValue(func() *template.Template { return template.Must(template.New("").Parse(pageText)) })
+
+const pageText = `<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
@@ -28,16 +32,16 @@ var page = template.Must(template.New("").Parse(`<!doctype html>
 <p>{{.Message}}.</p>
 <p>Sandbox <code>{{.SandboxID}}</code>{{if .Port}}, port <code>{{.Port}}</code>: nothing listens there, or not on <code>localhost</code>{{end}}.</p>
 </html>
-`))
+`
 
 // writeProblem answers with JSON, or to a browser with a page.
 func writeProblem(w http.ResponseWriter, r *http.Request, p portProblem) {
-	if !browser.MatchString(r.UserAgent()) {
+	if !browser().MatchString(r.UserAgent()) {
 		writeJSON(w, p.Code, p)
 		return
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
 	w.WriteHeader(p.Code)
-	_ = page.Execute(w, p)
+	_ = page().Execute(w, p)
 }

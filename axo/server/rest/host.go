@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"regexp"
 	"sync"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -13,6 +12,7 @@ import (
 	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/build"
 	"github.com/axocoatl/isolation/image"
+	"github.com/axocoatl/isolation/internal/form"
 )
 
 // Images is a store of images; *image.Store is one.
@@ -176,7 +176,7 @@ func (s *Server) templates(ctx context.Context, _ *none) (*body[api.Templates], 
 	out := api.Templates{Templates: []api.Template{}}
 	for _, t := range list {
 		// What was built because some sandbox wanted it tells of that.
-		if admin(ctx, "") == nil || !wantedName.MatchString(t.Name) {
+		if admin(ctx, "") == nil || !wantedName().MatchString(t.Name) {
 			out.Templates = append(out.Templates, t)
 		}
 	}
@@ -185,7 +185,7 @@ func (s *Server) templates(ctx context.Context, _ *none) (*body[api.Templates], 
 
 // wantedName is what templates are called that were built because a sandbox wanted
 // them: of its image or directory, or of its size.
-var wantedName = regexp.MustCompile(`^(image|dir)-[0-9a-f]{20}|-[a-z][0-9]+$`)
+var wantedName = form.Of(`^(image|dir)-[0-9a-f]{20}|-[a-z][0-9]+$`)
 
 func (s *Server) buildTemplate(ctx context.Context, in *body[api.BuildTemplate]) (*body[api.Template], error) {
 	err := s.open("build template")

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"regexp"
 	"strconv"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -13,6 +12,7 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/telemetry"
+	"github.com/axocoatl/isolation/internal/form"
 )
 
 // raw registers a handler whose bodies are not JSON, and documents it.
@@ -31,7 +31,7 @@ func (s *Server) raw(o huma.Operation, h func(http.ResponseWriter, *http.Request
 }
 
 func (s *Server) document(o *huma.Operation) {
-	for _, name := range pathValue.FindAllStringSubmatch(o.Path, -1) {
+	for _, name := range pathValue().FindAllStringSubmatch(o.Path, -1) {
 		o.Parameters = append(o.Parameters, &huma.Param{Name: name[1], In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}})
 	}
 	if o.Responses == nil {
@@ -43,7 +43,7 @@ func (s *Server) document(o *huma.Operation) {
 	s.api.OpenAPI().AddOperation(o)
 }
 
-var pathValue = regexp.MustCompile(`\{(\w+)\}`)
+var pathValue = form.Of(`\{(\w+)\}`)
 
 // once remembers whether an answer has begun.
 type once struct {

@@ -9,11 +9,11 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"regexp"
 	"strconv"
 	"unicode/utf8"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/internal/form"
 )
 
 // The bodies of requests. Names are the API's.
@@ -167,7 +167,7 @@ const (
 	minMinor = 12
 )
 
-var versionForm = regexp.MustCompile(`^v?([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})(-[0-9A-Za-z.-]{1,40})?$`)
+var versionForm = form.Of(`^v?([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})(-[0-9A-Za-z.-]{1,40})?$`)
 
 // version asks for Firecracker's version, and refuses one that is not known.
 func (c *client) version(ctx context.Context) (string, error) {
@@ -181,7 +181,7 @@ func (c *client) version(ctx context.Context) (string, error) {
 }
 
 func checkVersion(v string) error {
-	m := versionForm.FindStringSubmatch(v)
+	m := versionForm().FindStringSubmatch(v)
 	if m == nil {
 		return fmt.Errorf("this is no Firecracker: its version is %.40q: %w", v, isolation.ErrFailedPrecondition)
 	}
