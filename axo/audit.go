@@ -207,7 +207,7 @@ func newAuditPrune() *cobra.Command {
 				return &statusError{exitEngine, err}
 			}
 			defer l.Close()
-			n, err := l.Prune(q.Until)
+			n, err := l.Prune(time.Since(q.Until))
 			if err != nil {
 				return &statusError{exitEngine, err}
 			}

@@ -68,6 +68,9 @@ tells systemd when it is ready.`,
 					return &statusError{exitEngine, err}
 				}
 				defer record.Close()
+				record.OnJump = func(by time.Duration) {
+					c.Logger.Error("the host's clock was set, or was wrong; sandboxes and what is kept go by the time that passed", "by", by)
+				}
 				c.Auditor, c.AuditKeep = &server.Auditor{Log: record, Logger: c.Logger}, time.Duration(l.Audit.Keep)
 				onEvent = func(e engine.Event) {
 					c.Telemetry.EngineEvent(e)

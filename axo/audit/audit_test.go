@@ -101,7 +101,7 @@ func TestRecordAndList(t *testing.T) {
 	if all, err := ro.List(t.Context(), Query{}); err != nil || len(all) != 7 {
 		t.Errorf("%d, %v", len(all), err)
 	}
-	if _, err := ro.Prune(time.Now().Add(time.Hour)); err == nil {
+	if _, err := ro.Prune(-time.Hour); err == nil {
 		t.Error("what is only read was changed")
 	}
 	if _, err := OpenToRead(path + "x"); !errors.Is(err, isolation.ErrNotFound) {
@@ -201,19 +201,67 @@ func TestTampering(t *testing.T) {
 	})
 }
 
+// hands are a clock that can be set, and how long the host has been up.
+type hands struct {
+	mu   sync.Mutex
+	wall time.Time
+	boot string
+	up   time.Duration
+}
+
+func (h *hands) pass(d time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.wall, h.up = h.wall.Add(d), h.up+d
+}
+
+func (h *hands) set(d time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.wall = h.wall.Add(d)
+}
+
+// reboot has the host be off for a time.
+func (h *hands) reboot(off time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.wall, h.boot, h.up = h.wall.Add(off), h.boot+"'", 0
+}
+
+func (h *hands) of(l *Log) {
+	l.now = func() time.Time {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.wall
+	}
+	l.boot = func() (string, time.Duration) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.boot, h.up
+	}
+}
+
+func newHands(l *Log) *hands {
+	h := &hands{wall: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), boot: "first"}
+	h.of(l)
+	return h
+}
+
 func TestPrune(t *testing.T) {
 	l, _ := openTest(t)
-	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	l.now = func() time.Time { at = at.Add(time.Hour); return at }
-	record(t, l, 10)
+	h := newHands(l)
+	for range 10 {
+		h.pass(time.Hour)
+		record(t, l, 1)
+	}
 	early, err := l.Head()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n, err := l.Prune(at.Add(-4*time.Hour - time.Minute)); err != nil || n != 5 {
+	if n, err := l.Prune(4*time.Hour + time.Minute); err != nil || n != 5 {
 		t.Fatalf("%d, %v", n, err)
 	}
-	if n, err := l.Prune(at.Add(-100 * time.Hour)); err != nil || n != 0 {
+	if n, err := l.Prune(100 * time.Hour); err != nil || n != 0 {
 		t.Errorf("nothing to prune: %d, %v", n, err)
 	}
 	r, err := l.Verify(t.Context(), early)
@@ -221,12 +269,97 @@ func TestPrune(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	// All that is there, but for the newest.
-	if _, err := l.Prune(at.Add(1000 * time.Hour)); err != nil {
+	if _, err := l.Prune(-1000 * time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	record(t, l, 1)
 	if r, err = l.Verify(t.Context(), early); err != nil || r.Entries != 3 {
 		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// What is kept for ten days is kept for ten days, whatever the clock is set to meanwhile,
+// and not for ever; that it was set is written down, once.
+func TestPruneWithAClockThatIsSet(t *testing.T) {
+	const day, years = 24 * time.Hour, 10 * 365 * 24 * time.Hour
+	for name, c := range map[string]struct {
+		jump  func(*hands)
+		later func(*hands) // a day after it
+		says  []string     // by how much
+	}{
+		"not":                        {says: nil},
+		"forward":                    {jump: func(h *hands) { h.set(years) }, says: []string{"87600h0m0s"}},
+		"back":                       {jump: func(h *hands) { h.set(-years) }, says: []string{"-87600h0m0s"}},
+		"forward and back again":     {jump: func(h *hands) { h.set(years) }, later: func(h *hands) { h.set(-years) }, says: []string{"87600h0m0s", "-87600h0m0s"}},
+		"back and right again":       {jump: func(h *hands) { h.set(-years) }, later: func(h *hands) { h.set(years) }, says: []string{"-87600h0m0s", "87600h0m0s"}},
+		"a little":                   {jump: func(h *hands) { h.set(2 * time.Minute) }, later: func(h *hands) { h.set(-2 * time.Minute) }},
+		"a reboot":                   {jump: func(h *hands) { h.reboot(0) }},
+		"a reboot with 1970 before":  {jump: func(h *hands) { h.reboot(-years) }, later: func(h *hands) { h.set(years) }, says: []string{"-87600h0m0s", "87600h0m0s"}},
+		"a reboot, forward":          {jump: func(h *hands) { h.reboot(years) }, says: []string{"87600h0m0s"}},
+		"a host that was off longer": {jump: func(h *hands) { h.reboot(9 * day) }, says: []string{"216h0m0s"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, path := openTest(t)
+			h := newHands(l)
+			var told []time.Duration
+			l.OnJump = func(by time.Duration) { told = append(told, by) }
+			// Another process that writes to it says nothing more.
+			other, err := Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer other.Close()
+			h.of(other)
+			// Ten entries, a day from one to the next, and the clock is set in the middle.
+			for i := range 10 {
+				if i == 5 && c.jump != nil {
+					c.jump(h)
+				}
+				if i == 6 && c.later != nil {
+					c.later(h)
+				}
+				for _, l := range []*Log{l, other} {
+					record(t, l, 1)
+				}
+				h.pass(day)
+				if n, err := l.Prune(100 * day); err != nil || n != 0 {
+					t.Fatalf("day %d: %d entries are gone, %v", i, n, err)
+				}
+			}
+			said, err := l.List(t.Context(), Query{Kind: KindClock})
+			if err != nil || len(said) != len(c.says) || len(told) != len(c.says) {
+				t.Fatalf("%+v, told %v, %v", said, told, err)
+			}
+			for i, e := range said {
+				if e.Fields["by"] != c.says[i] || told[i].String() != c.says[i] {
+					t.Errorf("%v, told %v, want %s", e.Fields, told[i], c.says[i])
+				}
+			}
+			of := func() (n int) {
+				t.Helper()
+				all, err := l.List(t.Context(), Query{Kind: "request"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return len(all)
+			}
+			// The first is ten days old, and the others follow it.
+			for want := 20; want > 0; want -= 2 {
+				if n := of(); n != want {
+					t.Fatalf("%d entries, want %d", n, want)
+				}
+				if _, err := l.Prune(10*day - time.Hour); err != nil {
+					t.Fatal(err)
+				}
+				h.pass(day)
+			}
+			if n := of(); n != 0 {
+				t.Errorf("%d entries are there still", n)
+			}
+			if _, err := l.Verify(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

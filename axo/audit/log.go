@@ -19,6 +19,7 @@ import (
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/internal/clock"
 )
 
 // Log is the log in a file. It is safe for concurrent use, also by several
@@ -26,8 +27,13 @@ import (
 type Log struct {
 	db   *sql.DB
 	now  func() time.Time
-	mu   sync.Mutex // of queue's end
-	gone bool
+	boot func() (string, time.Duration)
+	// OnJump is told by how much the host's clock was set; nil: nobody is. It is set
+	// before the first use.
+	OnJump func(by time.Duration)
+	looked looked
+	mu     sync.Mutex // of queue's end
+	gone   bool
 	// queue is nil where the log is only read.
 	queue chan *pending
 	done  chan struct{}
@@ -102,7 +108,7 @@ func open(path, options string) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("audit log: %w", err)
 	}
-	return &Log{db: db, now: time.Now}, nil
+	return &Log{db: db, now: time.Now, boot: clock.Boot}, nil
 }
 
 func (l *Log) migrate() error {
@@ -220,7 +226,7 @@ func (l *Log) write() {
 		for i, p := range batch {
 			entries[i] = p.entry
 		}
-		err := l.append(entries, nil)
+		err := l.append(clock.At(l.now(), l.boot), entries, nil)
 		if err == nil {
 			l.written.Add(int64(len(entries)))
 		} else {
@@ -233,8 +239,9 @@ func (l *Log) write() {
 	}
 }
 
-// append adds entries, in one transaction with what else is to be done.
-func (l *Log) append(entries []Entry, also func(*sql.Tx) error) error {
+// append adds entries, in one transaction with what else is to be done, after one that
+// tells that the clock was set if it was.
+func (l *Log) append(now clock.Moment, entries []Entry, also func(*sql.Tx) error) error {
 	tx, err := l.db.Begin()
 	if err != nil {
 		return err
@@ -244,9 +251,18 @@ func (l *Log) append(entries []Entry, also func(*sql.Tx) error) error {
 	if err != nil {
 		return err
 	}
+	fresh, jump := l.looked.fresh(now), time.Duration(0)
+	if !fresh {
+		if jump, err = look(tx, now); err != nil {
+			return err
+		}
+	}
+	if jump != 0 {
+		entries = append([]Entry{clockEntry(jump, now)}, entries...)
+	}
 	for _, e := range entries {
 		seq++
-		e.Seq, e.Time = seq, l.now().UTC().Truncate(time.Microsecond)
+		e.Seq, e.Time = seq, now.Wall.UTC().Truncate(time.Microsecond)
 		body, err := bodyOf(e)
 		if err != nil {
 			return err
@@ -261,7 +277,16 @@ func (l *Log) append(entries []Entry, also func(*sql.Tx) error) error {
 			return err
 		}
 	}
-	return tx.Commit()
+	if err := tx.Commit(); err != nil {
+		return err
+	}
+	if !fresh {
+		l.looked.set(now)
+	}
+	if jump != 0 && l.OnJump != nil {
+		l.OnJump(jump)
+	}
+	return nil
 }
 
 type queryer interface {
@@ -286,15 +311,18 @@ func (l *Log) Head() (Head, error) {
 	return Head{seq, hex.EncodeToString(hash)}, nil
 }
 
-// Prune removes the entries from before a time, but for the newest, and returns how
-// many those were. That it was done is an entry, which has the hash that the first
-// one left follows.
-func (l *Log) Prune(before time.Time) (n int64, err error) {
-	var last int64
-	var hash []byte
-	err = l.db.QueryRow(
-		"SELECT seq, hash FROM entries WHERE time < ? AND seq < (SELECT max(seq) FROM entries) ORDER BY seq DESC LIMIT 1", before.UnixMicro(),
-	).Scan(&last, &hash)
+// Prune removes the entries that are older than is to be kept, but for the newest, and
+// returns how many those were. That it was done is an entry, which has the hash that the
+// first one left follows. Entries are as old as the time that has passed since, whatever
+// the host's clock was set to meanwhile.
+func (l *Log) Prune(keep time.Duration) (n int64, err error) {
+	// One moment for all: so the clock cannot be set in between.
+	now := clock.At(l.now(), l.boot)
+	if err := l.append(now, nil, nil); err != nil {
+		return 0, fmt.Errorf("audit log: %w", err)
+	}
+	before := now.Wall.Add(-keep)
+	last, hash, err := l.old(before)
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, nil
 	} else if err != nil {
@@ -303,7 +331,7 @@ func (l *Log) Prune(before time.Time) (n int64, err error) {
 	e := Entry{Kind: "pruned", Fields: map[string]string{
 		"before": before.UTC().Format(time.RFC3339), "seq": fmt.Sprint(last), "hash": hex.EncodeToString(hash),
 	}}
-	err = l.append([]Entry{e}, func(tx *sql.Tx) error {
+	err = l.append(now, []Entry{e}, func(tx *sql.Tx) error {
 		res, err := tx.Exec("DELETE FROM entries WHERE seq <= ?", last)
 		if err != nil {
 			return err

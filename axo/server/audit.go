@@ -83,7 +83,7 @@ func (a *Auditor) prune(ctx context.Context, keep time.Duration) {
 	tick := time.NewTicker(time.Hour)
 	defer tick.Stop()
 	for {
-		if n, err := a.Log.Prune(time.Now().Add(-keep)); err != nil {
+		if n, err := a.Log.Prune(keep); err != nil {
 			a.Logger.Error("remove old entries of the audit log", "error", err)
 		} else if n > 0 {
 			a.Logger.Info("old entries of the audit log removed", "entries", n)

@@ -67,6 +67,46 @@ func TestSelfMadeCertificate(t *testing.T) {
 	}
 }
 
+// A clock that is wrong when the daemon starts does not cost clients what they trust: of
+// one that is behind nothing is made anew, and what one that is ahead has made is good
+// when it is put right.
+func TestCertificateAndAWrongClock(t *testing.T) {
+	dir := t.TempDir()
+	authority, cert, key := AuthorityPath(dir), filepath.Join(dir, "e2b-cert.pem"), filepath.Join(dir, "e2b-key.pem")
+	ensure := func(at time.Time) string {
+		t.Helper()
+		if err := ensureCertificate(authority, cert, key, []string{"localhost"}, at); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(authority)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	now := time.Now()
+	first := ensure(now)
+	if ensure(time.Unix(0, 0)) != first {
+		t.Error("it is made anew in 1970")
+	}
+	ahead := ensure(now.AddDate(20, 0, 0))
+	if ahead == first {
+		t.Error("one that has expired is kept")
+	}
+	if ensure(now) != ahead {
+		t.Error("the next one is made anew when the clock is right again")
+	}
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM([]byte(ahead))
+	if _, err := pair.Leaf.Verify(x509.VerifyOptions{Roots: pool, DNSName: "localhost", CurrentTime: now}); err != nil {
+		t.Error(err)
+	}
+}
+
 // A certificate of somebody's own is read anew when it changes; what is broken does not
 // replace what works.
 func TestCertificateIsReadAnew(t *testing.T) {

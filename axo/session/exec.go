@@ -1,7 +1,6 @@
 package session
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +24,7 @@ type Exec struct {
 	outputs
 	stdin *input // nil: it has none
 	told  bool   // who asks for it finds it; guarded by s.mu
+	past  bool   // it ended before this process began
 
 	mu   sync.Mutex
 	rec  execRecord        // guarded by mu
@@ -228,7 +228,7 @@ func (s *Session) loadExecs(sb isolation.Sandbox) {
 			s.log().Error("program cannot be read", "exec", e.id, "error", err)
 			continue
 		}
-		if e.rec.Ended != nil {
+		if e.past = e.rec.Ended != nil; e.past {
 			e.closeLogs()
 			close(e.done)
 		} else if !s.attach(sb, e) {
@@ -314,7 +314,16 @@ func (s *Session) retire() {
 		}
 	}
 	over := max(0, len(ended)-s.m.config.MaxEnded)
-	slices.SortFunc(ended, func(a, b *Exec) int { return cmp.Compare(a.endedAt().UnixNano(), b.endedAt().UnixNano()) })
+	slices.SortFunc(ended, func(a, b *Exec) int {
+		// Whatever the clock was set to meanwhile, those of a process before this one are older.
+		if a.past != b.past {
+			if a.past {
+				return -1
+			}
+			return 1
+		}
+		return a.endedAt().Compare(b.endedAt())
+	})
 	for _, e := range ended[:over] {
 		delete(s.execs, e.id)
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/axo/admission"
+	"github.com/axocoatl/isolation/axo/internal/clock"
 	"github.com/axocoatl/isolation/engine"
 	"github.com/axocoatl/isolation/internal/failpoint"
 )
@@ -51,6 +52,8 @@ type Config struct {
 	Sandboxes int
 	Logger    *slog.Logger     // nil: silent
 	Now       func() time.Time // nil: time.Now
+	// Boot is what clock.Boot is. nil: that, or where Now is not nil nothing.
+	Boot func() (id string, up time.Duration)
 	// OnEvent is called for what happens to sessions, one after another for each.
 	OnEvent  func(Event)
 	Observer Observer // of what is done with sessions; nil: none
@@ -183,6 +186,9 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 	}
 	if c.Now == nil {
 		c.Now = time.Now
+		if c.Boot == nil {
+			c.Boot = clock.Boot
+		}
 	}
 	if c.OnEvent == nil {
 		c.OnEvent = func(Event) {}
@@ -505,6 +511,9 @@ func (m *Manager) Reap() {
 	}
 }
 
+// moment is now, as it can be written down.
+func (m *Manager) moment() clock.Moment { return clock.At(m.config.Now(), m.config.Boot) }
+
 // log is for what happens to the session.
 func (s *Session) log() *slog.Logger {
 	return s.m.config.Logger.With("tenant", s.tenant, "sandbox", s.id)
@@ -558,6 +567,7 @@ func (m *Manager) recoverAll(ctx context.Context) error {
 			err = s.rec.check(s.key)
 			s.tenant, s.instance, s.metadata, s.created = s.rec.Tenant, s.rec.Instance, s.rec.Metadata, s.rec.Created
 			s.labels = s.rec.Request.Labels
+			s.rec.Expires = s.rec.ends(m.moment())
 			if s.corrupt = err; keyOf(s.tenant, s.rec.ID) == s.key {
 				s.id = s.rec.ID
 			}

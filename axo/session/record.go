@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/internal/clock"
 	"github.com/axocoatl/isolation/axo/internal/wholefile"
 	"github.com/axocoatl/isolation/engine"
 )
@@ -44,6 +45,10 @@ type record struct {
 	// Idle is how long nothing may happen; Expires when it ends in any case.
 	Idle    time.Duration `json:"idle"`
 	Expires time.Time     `json:"expires"`
+	// At is when this was written, and Left how long it was then until Expires: the next
+	// process goes by them, since the host's clock may have been set.
+	At   clock.Moment  `json:"at,omitzero"`
+	Left time.Duration `json:"left,omitempty"`
 }
 
 // execRecord is a program on disk: DIR/KEY/execs/EXEC/exec.json.
@@ -105,6 +110,22 @@ func (r record) check(key string) error {
 		return fmt.Errorf("the record has the phase %.80q", r.Phase)
 	}
 	return nil
+}
+
+// save writes the session's record down. It is not to be called by two at once.
+func (s *Session) save(r record) error {
+	r.At = s.m.moment()
+	r.Left = r.Expires.Sub(r.At.Wall)
+	return save(filepath.Join(s.dir(), sessionFile), r)
+}
+
+// ends is when a session of a process before this one ends, never later than was left
+// to it when that was written down.
+func (r record) ends(now clock.Moment) time.Time {
+	if r.At.Wall.IsZero() {
+		return now.Wall.Add(r.Expires.Sub(now.Wall)) // of a version that wrote no more
+	}
+	return now.Wall.Add(r.Left - now.Since(r.At))
 }
 
 func (s *Session) dir() string { return filepath.Join(s.m.config.Dir, s.key) }

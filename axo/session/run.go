@@ -11,6 +11,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/axo/internal/clock"
 	"github.com/axocoatl/isolation/engine"
 )
 
@@ -25,8 +26,9 @@ type Run struct {
 	cancel context.CancelCauseFunc
 	heads  [2]*head // of the outputs of one that lasts
 
-	mu  sync.Mutex
-	rec runRecord // guarded by mu
+	mu    sync.Mutex
+	rec   runRecord // guarded by mu
+	ended time.Time // as this process's clock has it; guarded by mu
 }
 
 // runRecord is a run on disk: DIR/ID/run.json.
@@ -42,8 +44,10 @@ type runRecord struct {
 	Process isolation.ProcessSpec `json:"process"`
 	Started time.Time             `json:"started"`
 	Ended   *time.Time            `json:"ended,omitempty"`
-	Result  *engine.Result        `json:"result,omitempty"`
-	Problem *api.Problem          `json:"problem,omitempty"`
+	// EndedAt is the same for the next process: the host's clock may have been set.
+	EndedAt clock.Moment   `json:"ended_at,omitzero"`
+	Result  *engine.Result `json:"result,omitempty"`
+	Problem *api.Problem   `json:"problem,omitempty"`
 	// Lasting is there in one that goes on when this process ends.
 	Lasting *lasting `json:"lasting,omitempty"`
 }
@@ -114,9 +118,10 @@ func (r *Run) notStarted() bool {
 
 // fail ends a run that could not be begun.
 func (r *Run) fail(err error) {
-	now := r.r.config.Now()
+	now := r.r.moment()
 	r.mu.Lock()
-	r.rec.Ended, r.rec.Problem = &now, api.ProblemOf(err)
+	r.endLocked(now)
+	r.rec.Problem = api.ProblemOf(err)
 	r.mu.Unlock()
 	close(r.done)
 }
@@ -128,9 +133,10 @@ func (r *Run) do(run func(context.Context) (res *engine.Result, left bool, err e
 	if left {
 		return // who comes next waits for it; what is written till then is there
 	}
-	now := r.r.config.Now()
+	now := r.r.moment()
 	r.mu.Lock()
-	r.rec.Ended, r.rec.Result = &now, res
+	r.endLocked(now)
+	r.rec.Result = res
 	if err != nil {
 		r.rec.Problem = api.ProblemOf(err)
 	}
@@ -205,8 +211,7 @@ func (rs *Runs) find(id string) error {
 	}
 	if r.rec.Ended == nil {
 		// Its sandbox went with the process that ran it.
-		now := rs.config.Now()
-		r.rec.Ended = &now
+		r.endLocked(rs.moment())
 		r.rec.Problem = api.ProblemOf(&isolation.Error{
 			Op: "run", ID: id, Outcome: isolation.OutcomeUnknown, Err: fmt.Errorf("the daemon ended while it ran: %w", isolation.ErrUnavailable),
 		})
@@ -214,8 +219,27 @@ func (rs *Runs) find(id string) error {
 			return err
 		}
 	}
+	if r.ended.IsZero() {
+		r.ended = rs.endedBefore(r.rec)
+	}
 	r.closeLogs()
 	close(r.done)
 	rs.all[id] = r
 	return nil
+}
+
+// endLocked notes that it has ended.
+func (r *Run) endLocked(now clock.Moment) {
+	r.rec.Ended, r.rec.EndedAt, r.ended = &now.Wall, now, now.Wall
+}
+
+// endedBefore is when a run of a process before this one has ended, by this one's clock.
+// What is known of it is kept for as long as it may be too early to forget it: by its key
+// it would be begun again.
+func (rs *Runs) endedBefore(rec runRecord) time.Time {
+	now, then := rs.moment(), rec.EndedAt
+	if then.Wall.IsZero() {
+		then.Wall = *rec.Ended // of a version that wrote no more
+	}
+	return now.Wall.Add(-now.AtLeast(then))
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/axo/admission"
+	"github.com/axocoatl/isolation/axo/internal/clock"
 	"github.com/axocoatl/isolation/engine"
 )
 
@@ -50,6 +51,8 @@ type RunsConfig struct {
 	Retain            time.Duration
 	Logger            *slog.Logger     // nil: silent
 	Now               func() time.Time // nil: time.Now
+	// Boot is as Config has it.
+	Boot func() (id string, up time.Duration)
 	// Measure has a run that outlives this process run, and sees how it ends; one that
 	// goes on without this process returns neither a result nor an error. Observer is
 	// told of its steps. nil: nobody is.
@@ -82,6 +85,9 @@ func OpenRuns(c RunsConfig) (*Runs, error) {
 	}
 	if c.Now == nil {
 		c.Now = time.Now
+		if c.Boot == nil {
+			c.Boot = clock.Boot
+		}
 	}
 	if c.OnRefused == nil {
 		c.OnRefused = func(string, admission.Reason) {}
@@ -297,11 +303,11 @@ func (rs *Runs) Retire() {
 func (r *Run) endedAt() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.rec.Ended == nil {
-		return time.Time{}
-	}
-	return *r.rec.Ended
+	return r.ended
 }
+
+// moment is now, as it can be written down.
+func (rs *Runs) moment() clock.Moment { return clock.At(rs.config.Now(), rs.config.Boot) }
 
 // Owns reports whether a sandbox, by the id that its driver has it by, is a run's; id
 // is the run's.

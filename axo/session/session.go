@@ -14,6 +14,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/axo/internal/clock"
 	"github.com/axocoatl/isolation/engine"
 	"github.com/axocoatl/isolation/internal/failpoint"
 )
@@ -71,9 +72,10 @@ func (s *Session) Info() api.Sandbox {
 	s.look()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now := s.m.config.Now()
 	i := api.Sandbox{
 		ID: s.id, Instance: s.instance, Status: s.statusLocked(), Durable: s.rec.Durable, Spec: s.rec.Request.Spec, Decision: s.rec.Decision,
-		Metadata: maps.Clone(s.metadata), Created: s.created, Active: s.active, Expires: s.rec.Expires,
+		Metadata: maps.Clone(s.metadata), Created: s.created, Active: clock.Shown(s.active, now), Expires: clock.Shown(s.rec.Expires, now),
 		IdleMS: s.rec.Idle.Milliseconds(), Execs: s.liveLocked(), Reason: s.rec.Reason, From: s.rec.Request.From,
 		Abilities: []string{},
 	}
@@ -87,7 +89,7 @@ func (s *Session) Info() api.Sandbox {
 		i.Reason = s.unknown.Error()
 	}
 	if i.Status == api.StatusRunning && len(i.Execs) == 0 {
-		end := s.active.Add(s.rec.Idle)
+		end := clock.Shown(s.active.Add(s.rec.Idle), now)
 		i.IdleEnds = &end
 	}
 	return i
@@ -253,7 +255,7 @@ func (s *Session) record() error {
 	if err := os.MkdirAll(filepath.Join(s.dir(), execsDir), 0o700); err != nil {
 		return err
 	}
-	return save(filepath.Join(s.dir(), sessionFile), s.rec)
+	return s.save(s.rec)
 }
 
 // live writes down that the sandbox is there, and goes on with its programs.
@@ -263,7 +265,7 @@ func (s *Session) live(ctx context.Context, m made, programs []program) error {
 	}
 	s.mu.Lock()
 	s.rec.Phase, s.rec.Decision, s.rec.Sandbox = phaseLive, m.decision, engine.RecoveryID(m.sandbox)
-	err := save(filepath.Join(s.dir(), sessionFile), s.rec)
+	err := s.save(s.rec)
 	s.mu.Unlock()
 	if err == nil {
 		err = context.Cause(ctx)
@@ -348,7 +350,7 @@ func (s *Session) Touch(ctx context.Context, idle, life time.Duration) error {
 	if life > 0 {
 		next.Expires = c.Now().Add(life)
 	}
-	if err := save(filepath.Join(s.dir(), sessionFile), next); err != nil {
+	if err := s.save(next); err != nil {
 		return err
 	}
 	s.rec = next
@@ -543,7 +545,7 @@ func (s *Session) remove(ctx context.Context, why string) error {
 	if s.corrupt == nil {
 		// On a full disk a session can still be deleted. Should this process end
 		// before it is, the next one finds it live.
-		if err := save(filepath.Join(s.dir(), sessionFile), rec); err != nil {
+		if err := s.save(rec); err != nil {
 			s.log().Warn("write that a session is being deleted", "error", err)
 		}
 	}
@@ -710,7 +712,7 @@ func (s *Session) lose(reason string) {
 		return
 	}
 	s.rec.Phase, s.rec.Reason, s.unknown, s.paused = phaseLost, reason, nil, false
-	if err := save(filepath.Join(s.dir(), sessionFile), s.rec); err != nil {
+	if err := s.save(s.rec); err != nil {
 		s.log().Error("write that a session is lost", "error", err)
 	}
 	s.mu.Unlock()

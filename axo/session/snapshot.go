@@ -189,7 +189,7 @@ func (s *Session) setStill(still bool) error {
 	defer s.mu.Unlock()
 	next := s.rec
 	next.Still = still
-	if err := save(filepath.Join(s.dir(), sessionFile), next); err != nil {
+	if err := s.save(next); err != nil {
 		return err
 	}
 	s.rec = next

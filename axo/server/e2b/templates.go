@@ -123,12 +123,18 @@ func (s *Server) uploadLink(w http.ResponseWriter, r *http.Request, tenant strin
 	return nil
 }
 
+// tooOld reports whether a link that is good until then is not any more. One that would be
+// good for longer than any is was made before the clock was set back.
+func tooOld(until int64, now time.Time) bool {
+	return now.Unix() > until || until > now.Add(uploadTime).Unix()
+}
+
 // putFiles takes what a link of uploadLink is for.
 func (s *Server) putFiles(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	tenant, hash, until := q.Get("tenant"), r.PathValue("hash"), q.Get("until")
 	n, err := strconv.ParseInt(until, 10, 64)
-	if err != nil || s.config.Templates == nil || !same(q.Get("signature"), s.signUpload(tenant, hash, until)) || time.Now().Unix() > n {
+	if err != nil || s.config.Templates == nil || !same(q.Get("signature"), s.signUpload(tenant, hash, until)) || tooOld(n, time.Now()) {
 		writeError(w, http.StatusUnauthorized, "the link is not this server's, or too old")
 		return
 	}
