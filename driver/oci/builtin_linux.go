@@ -66,8 +66,9 @@ type builtin struct {
 	guestHex string
 	sumErr   error
 
-	mu    sync.Mutex
-	found *cgroup.Tree // nil: not looked for yet
+	mu     sync.Mutex
+	found  *cgroup.Tree // nil: not looked for yet
+	frozen error        // why a probe could not freeze what it had made; guarded by mu
 }
 
 func (e *builtin) Name() string { return "builtin" }
@@ -134,7 +135,7 @@ func (e *builtin) CheckProcess(p isolation.ProcessSpec) error {
 const undoTimeout = 10 * time.Second
 
 func (e *builtin) Create(ctx context.Context, id string, spec isolation.Spec) (proc.Place, error) {
-	return made(e.create(ctx, id, spec))
+	return place(e.create(ctx, id, spec))
 }
 
 func (e *builtin) create(ctx context.Context, id string, spec isolation.Spec) (*container, error) {

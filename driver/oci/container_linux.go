@@ -35,6 +35,7 @@ type container struct {
 	held   atomic.Int32  // programs whose end the guest has not told
 	// resumeAt is the mark of the last program that an earlier process has started.
 	resumeAt proc.Brand
+	pausedAt int64 // as in its record; see session.Paused
 	ids      *idMap
 	root     *root.FS // nil: the host's system directories
 	req      isolation.Requirement
@@ -199,6 +200,10 @@ func (c *container) endGuest(ctx context.Context) error {
 	}
 	c.killed.Store(true)
 	c.killGuest()
+	// The kernel kills all others with it, which on version 1 do not die while they stand still.
+	if err := c.group.EndFreeze(); err != nil {
+		return err
+	}
 	if err := awaitEnd(ctx, c.pid, c.pidfd); err != nil {
 		return fmt.Errorf("the container's first process: %w", err)
 	}

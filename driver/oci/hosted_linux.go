@@ -72,7 +72,7 @@ func (h *hosted) Features() isolation.Features {
 	if h.kind.piped {
 		// What it speaks on ends with this process.
 		f.Abilities = slices.DeleteFunc(f.Abilities, func(a string) bool {
-			return a == isolation.AbilityFiles || a == isolation.AbilityWatch || a == isolation.AbilityAttach || a == isolation.AbilityRecover || a == isolation.AbilityStats
+			return a == isolation.AbilityFiles || a == isolation.AbilityWatch || a == isolation.AbilityAttach || a == isolation.AbilityRecover || a == isolation.AbilityStats || a == isolation.AbilityPause
 		})
 		f.Options = slices.DeleteFunc(f.Options, func(o isolation.Option) bool { return o == isolation.OptionWritable || o == isolation.OptionDetached })
 	}
@@ -135,7 +135,10 @@ func (h *hosted) Check(spec isolation.Spec) error {
 }
 
 func (h *hosted) Create(ctx context.Context, id string, spec isolation.Spec) (proc.Place, error) {
-	return h.make(ctx, id, spec)
+	if h.kind.piped {
+		return made(h.createPiped(ctx, id, spec))
+	}
+	return place(h.create(ctx, id, spec))
 }
 
 // maxSaid bounds what is read of what a runtime says.

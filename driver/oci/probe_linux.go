@@ -47,6 +47,11 @@ func (e *builtin) Features() isolation.Features {
 	if meters(e.groups(false)) {
 		f.Abilities = append(f.Abilities, isolation.AbilityStats)
 	}
+	if err := e.freezes(); err == nil {
+		f.Abilities = append(f.Abilities, isolation.AbilityPause)
+	} else {
+		f.Warnings = append(f.Warnings, noPause+err.Error())
+	}
 	if e.sessions() {
 		f.Abilities = append(f.Abilities, isolation.AbilityAttach, isolation.AbilityRecover)
 		f.Options = append(f.Options, isolation.OptionDetached)
@@ -118,9 +123,13 @@ func (e *builtin) probeWith(ctx context.Context, f *isolation.Features, create c
 	} else {
 		f.Walls = append(f.Walls, isolation.Wall{Name: "cgroup", Detail: g.Why(cgroup.Memory)})
 	}
-	notes, err := probe(ctx, create)
+	notes, err := e.probe(ctx, create)
 	if err != nil {
 		return explain(err)
+	}
+	if err := e.freezes(); err != nil && slices.Contains(f.Abilities, isolation.AbilityPause) {
+		f.Abilities = slices.DeleteFunc(f.Abilities, func(a string) bool { return a == isolation.AbilityPause })
+		f.Warnings = append(f.Warnings, noPause+err.Error())
 	}
 	landlock := isolation.Wall{Name: "landlock", Present: true, Detail: "writes where mounts allow them, no signals to outside"}
 	for _, n := range notes {
@@ -141,7 +150,7 @@ func (e *builtin) probeWith(ctx context.Context, f *isolation.Features, create c
 
 var probes atomic.Int64
 
-func probe(ctx context.Context, create createFunc) (notes []string, err error) {
+func (e *builtin) probe(ctx context.Context, create createFunc) (notes []string, err error) {
 	id := fmt.Sprintf("probe-%d-%d", os.Getpid(), probes.Add(1))
 	pl, err := create(ctx, id, isolation.Spec{Requirement: isolation.Shell})
 	if err != nil {
@@ -155,6 +164,12 @@ func probe(ctx context.Context, create createFunc) (notes []string, err error) {
 	code, sig, err := pl.try(ctx, "exit 7")
 	if err == nil && (code != 7 || sig != 0) {
 		err = fmt.Errorf("a shell that exits with 7 has status %d, signal %d", code, sig)
+	}
+	if c, ok := pl.(*container); ok && err == nil && e.freezes() == nil {
+		ferr := c.tryFreeze(ctx)
+		e.mu.Lock()
+		e.frozen = ferr
+		e.mu.Unlock()
 	}
 	return pl.noted(), err
 }

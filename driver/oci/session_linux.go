@@ -41,6 +41,8 @@ type session struct {
 	Document string         `json:"document"` // SHA-256 of the runtime-spec document
 	Guest    string         `json:"guest"`    // SHA-256 of the guest's program
 	Protocol uint64         `json:"protocol"` // that the guest speaks
+	// Paused is when it was paused (CLOCK_MONOTONIC, ns); 0: it is not.
+	Paused int64 `json:"paused,omitempty"`
 }
 
 type sessionRoot struct {
@@ -264,11 +266,12 @@ func (e *builtin) recover(ctx context.Context, id string, h *hosted) (_ proc.Rec
 	if err := c.conn.begin(hello); err != nil {
 		return proc.Recovered{}, c.silent(ctx, err)
 	}
+	c.pausedAt = s.Paused
 	left, err := c.processesLeft(soon, hello)
 	if err != nil {
 		return proc.Recovered{}, c.silent(ctx, err)
 	}
-	return proc.Recovered{Place: c, Spec: s.Spec, Created: k.Created(), Left: left}, nil
+	return proc.Recovered{Place: c.place(), Spec: s.Spec, Created: k.Created(), Left: left, Paused: s.Paused != 0}, nil
 }
 
 // Discard implements [proc.Discarder].
@@ -382,8 +385,10 @@ func (c *container) killKept(ctx context.Context) error {
 type note struct {
 	Limits   isolation.Limits `json:"limits,omitzero"`
 	Terminal bool             `json:"terminal,omitempty"`
-	Began    int64            `json:"began"` // CLOCK_MONOTONIC, ns, which no clock that is set moves
-	Mark     proc.Mark        `json:"mark"`
+	// Began is when (CLOCK_MONOTONIC, ns, which no clock that is set moves), later by what
+	// the container was paused since.
+	Began int64     `json:"began"`
+	Mark  proc.Mark `json:"mark"`
 }
 
 func monotonic() int64 {
@@ -448,7 +453,7 @@ func (c *container) left(st wire.ProcessState, n note, r *guestconn.Process) pro
 	return proc.Left{
 		ID: st.ID, Ended: st.Ended,
 		Spec:  isolation.ProcessSpec{ExecID: st.ID, Limits: n.Limits, Terminal: n.Terminal},
-		Began: time.Now().Add(-time.Duration(monotonic() - n.Began)),
+		Began: time.Now().Add(c.stood() - time.Duration(monotonic()-n.Began)),
 		Resume: func(p *proc.Process) proc.Task {
 			ch := c.newHeld(p, r)
 			ch.found, ch.ended = true, st.Ended
@@ -477,5 +482,18 @@ func (c *container) discard(id string, r *guestconn.Process) {
 	}()
 }
 
-// Resumed implements [proc.Leaver].
-func (c *container) Resumed() { c.Tracked.Resumed(c.resumeAt) }
+// Resumed implements [proc.Leaver]. Between what the kernel has and what is written down
+// its last host may have ended: what is written down is what was acknowledged.
+func (c *container) Resumed() {
+	c.Tracked.Resumed(c.resumeAt)
+	var err error
+	switch freezing := c.group.Freezing(); {
+	case c.pausedAt != 0:
+		err = c.freeze(context.Background())
+	case freezing:
+		err = c.group.Thaw()
+	}
+	if err != nil {
+		c.eng.cfg.Logger.Warn("a container is not as it was", "sandbox", c.name, "paused", c.pausedAt != 0, "error", err)
+	}
+}

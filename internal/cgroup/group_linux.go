@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -48,6 +49,8 @@ type Tree struct {
 	// whole: groups have all controllers of base, so that limits of the group
 	// above them hold.
 	whole bool
+	// freezer is where, on version 1, groups are made in which processes stand still.
+	freezer string
 }
 
 // Find finds this process's own groups, below which others are made. With only,
@@ -73,6 +76,7 @@ func Find(only ...string) *Tree {
 		}
 	}
 	if len(t.base) > 0 {
+		t.findFreezer(own, mounts)
 		return t
 	}
 	m, ok := mounts[""]
@@ -98,7 +102,7 @@ func FindUnified() *Tree {
 // None is a tree in which nothing can be made.
 func None(why string) *Tree {
 	t := &Tree{why: map[string]string{}}
-	for _, c := range append([]string{Core}, controllers...) {
+	for _, c := range append([]string{Core, freezer}, controllers...) {
 		t.why[c] = why
 	}
 	return t
@@ -200,6 +204,10 @@ type Group struct {
 	outer   bool              // its members are in groups below
 	whole   bool              // see Tree
 	oom     *os.File          // its events; nil: nobody waits for any
+
+	freezing sync.Mutex // held by who sets whether members stand still
+	freezer  string     // version 1: the group in which they do; empty: none
+	dying    bool       // guarded by freezing: they are being killed, and never stand still again
 }
 
 // Create makes a group with the limits of r. Memory, pids and CPU time are
@@ -228,6 +236,9 @@ func (t *Tree) make(gr *Group, name string, r Limits) (err error) {
 			gr.dirs = append(gr.dirs, dir)
 		}
 		gr.dir[c] = dir
+	}
+	if t.freezer != "" {
+		gr.freezer = filepath.Join(t.freezer, name)
 	}
 	gr.whole = t.whole
 	if gr.v2 {
@@ -572,8 +583,10 @@ func (g *Group) Add(pid int) error {
 func (g *Group) Dirs() []string { return g.dirs }
 
 // PIDs lists the members, as this process sees them.
-func (g *Group) PIDs() ([]int, error) {
-	b, err := os.ReadFile(filepath.Join(g.dirs[0], "cgroup.procs"))
+func (g *Group) PIDs() ([]int, error) { return pidsOf(g.dirs[0]) }
+
+func pidsOf(dir string) ([]int, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 	if err != nil {
 		return nil, err
 	}
@@ -589,8 +602,11 @@ func (g *Group) PIDs() ([]int, error) {
 // Kill ends all members and waits until none is left. On version 2 the kernel
 // does it. On version 1 forks are refused meanwhile, so that a pass over the
 // members misses none. (Freezing them would do as well, but a frozen process
-// does not die before it is thawed.)
+// does not die before it is thawed: so they are, once they are to die.)
 func (g *Group) Kill(ctx context.Context) error {
+	g.freezing.Lock()
+	g.dying = true
+	g.freezing.Unlock()
 	pids, err := g.PIDs()
 	if err != nil || len(pids) == 0 {
 		return err
@@ -606,6 +622,11 @@ func (g *Group) Kill(ctx context.Context) error {
 	for wait := time.Millisecond / 4; ; wait = min(2*wait, 20*time.Millisecond) {
 		if err := g.killPass(); err != nil {
 			return err
+		}
+		if !g.v2 {
+			if err := g.Thaw(); err != nil {
+				return err
+			}
 		}
 		if pids, err = g.PIDs(); err != nil || len(pids) == 0 {
 			return err
@@ -668,7 +689,11 @@ func (g *Group) Delete(ctx context.Context) error {
 		return nil
 	}
 	g.Close()
-	return Remove(ctx, slices.Concat(g.dirs, g.more))
+	dirs := slices.Concat(g.dirs, g.more)
+	if g.freezer != "" {
+		dirs = append(dirs, g.freezer)
+	}
+	return Remove(ctx, dirs)
 }
 
 // Remove removes the directories of groups. A process that was killed is a member

@@ -16,6 +16,7 @@ type State struct {
 	List    string            `json:"list"`           // the directory in which the members are listed
 	Kept    bool              `json:"kept,omitempty"` // made by CreateKept, of version 2
 	MaxPids string            `json:"max_pids,omitempty"`
+	Freezer string            `json:"freezer,omitempty"` // version 1: the directory in which members stand still, if it is there
 }
 
 // State returns what Reopen takes, of a group that has these limits or is about to
@@ -24,7 +25,7 @@ func (g *Group) State(r Limits) *State {
 	if g == nil {
 		return nil
 	}
-	s := &State{g.v2, g.dir, g.dirs[0], len(g.more) > 0, "max"}
+	s := &State{g.v2, g.dir, g.dirs[0], len(g.more) > 0, "max", g.freezer}
 	if r.Pids > 0 {
 		s.MaxPids = itoa(r.Pids)
 	}
@@ -57,11 +58,14 @@ func Reopen(s *State) (*Group, error) {
 		}
 		g.more = []string{filepath.Join(above, keeperName), above}
 	}
+	if g.freezer = s.Freezer; g.freezer != "" && (s.V2 || !ours(g.freezer, name)) {
+		return nil, fmt.Errorf("%.200q is not a control group of this program", g.freezer)
+	}
 	for c, dir := range s.Dirs {
 		if c != Core && !slices.Contains(controllers, c) {
 			return nil, fmt.Errorf("there is no controller %.40q", c)
 		}
-		if filepath.Clean(dir) != dir || !strings.HasPrefix(dir, "/sys/fs/cgroup/") || !strings.HasPrefix(name, "axo-") || filepath.Base(dir) != name {
+		if !ours(dir, name) {
 			return nil, fmt.Errorf("%.200q is not a control group of this program", dir)
 		}
 		if info, err := os.Lstat(dir); err != nil {
@@ -80,4 +84,10 @@ func Reopen(s *State) (*Group, error) {
 		return nil, fmt.Errorf("the control group has no directory %.200q", s.List)
 	}
 	return g, nil
+}
+
+// ours reports whether a directory can be one that this program has made for a group of
+// this name.
+func ours(dir, name string) bool {
+	return filepath.Clean(dir) == dir && strings.HasPrefix(dir, "/sys/fs/cgroup/") && strings.HasPrefix(name, "axo-") && filepath.Base(dir) == name
 }

@@ -37,6 +37,10 @@ const (
 	OCIExecuted  = "oci.executed"   // it runs, and its caller does not know yet
 	OCIForgotten = "oci.forgotten"  // the guest has forgotten a program, and its note is there
 	OCIUnready   = "oci.unready"    // the removal of a detached container has begun
+	OCIStill     = "oci.still"      // a container stands still, and its record says that it runs
+	OCIPaused    = "oci.paused"     // its record too says that it stands still
+	OCIWoken     = "oci.woken"      // it runs, and its record says that it stands still
+	OCIResumed   = "oci.resumed"    // its record too says that it runs
 	VMRecorded   = "vm.recorded"    // journal entry of a machine
 	VMGroup      = "vm.group"       // its control groups
 	VMStarted    = "vm.started"     // its VMM, not in the journal yet
@@ -110,6 +114,9 @@ var (
 	// goes on.
 	Pause  = []string{VMStill, VMPaused, SessionPaused}
 	Resume = []string{VMWoken, VMResumed, SessionResumed}
+	// Freeze and Thaw are those where it is a container.
+	Freeze = []string{OCIStill, OCIPaused, SessionPaused}
+	Thaw   = []string{OCIWoken, OCIResumed, SessionResumed}
 	// Run are those of a run that lasts.
 	Run = []string{RunRecorded, RunMade, RunStarted, RunExited, RunUnmade}
 	// Session are those of the daemon.

@@ -78,7 +78,7 @@ func killProcess(pid int, start uint64) (bool, error) {
 // removeGroup kills what is in a control group and removes it. The path must be
 // one that this module makes.
 func removeGroup(path string) (bool, error) {
-	if !strings.HasPrefix(path, "/sys/fs/cgroup/") || filepath.Clean(path) != path || !strings.HasPrefix(filepath.Base(path), "axo-") {
+	if !isGroup(path) {
 		return false, fmt.Errorf("%q is not a control group of this program", path)
 	}
 	var err error
@@ -88,15 +88,47 @@ func removeGroup(path string) (bool, error) {
 		} else if errors.Is(err, os.ErrNotExist) {
 			return false, nil
 		}
-		b, rerr := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-		if rerr == nil {
-			for _, f := range strings.Fields(string(b)) {
-				if pid, perr := strconv.Atoi(f); perr == nil && pid > 1 {
-					_ = unix.Kill(pid, unix.SIGKILL)
-				}
-			}
-		}
+		killMembers(path)
+		thawGroup(path)
 		time.Sleep(wait)
 	}
 	return false, err
+}
+
+func isGroup(path string) bool {
+	return strings.HasPrefix(path, "/sys/fs/cgroup/") && filepath.Clean(path) == path && strings.HasPrefix(filepath.Base(path), "axo-")
+}
+
+func killMembers(path string) {
+	b, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+	if err != nil {
+		return
+	}
+	for _, f := range strings.Fields(string(b)) {
+		if pid, err := strconv.Atoi(f); err == nil && pid > 1 {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+}
+
+// freezerState is of groups of version 1 whose members can stand still.
+const freezerState = "freezer.state"
+
+// letDie kills the members of a group of version 1 that stands still: a process that is
+// frozen there does not die of a signal before it is thawed. Of another group it does
+// nothing.
+func letDie(path string) {
+	if _, err := os.Lstat(filepath.Join(path, freezerState)); err == nil && isGroup(path) {
+		killMembers(path)
+		thawGroup(path)
+	}
+}
+
+func thawGroup(path string) {
+	f, err := os.OpenFile(filepath.Join(path, freezerState), os.O_WRONLY, 0)
+	if err != nil {
+		return // it is of another kind
+	}
+	_, _ = f.WriteString("THAWED") // what stays frozen keeps the group, which is told of
+	f.Close()
 }

@@ -20,6 +20,8 @@ func killProcess(int, uint64) (bool, error) { return false, errors.ErrUnsupporte
 
 func removeGroup(string) (bool, error) { return false, errors.ErrUnsupported }
 
+func letDie(string) {}
+
 func killBranded(uint64) (bool, error) { return false, errors.ErrUnsupported }
 
 func validBrand(uint64) bool { return false }

@@ -214,6 +214,8 @@ func (j *Journal) sweepFile(file string, rep *Report) error {
 	kinds := []string{KindProcess, KindCgroup, KindTemp}
 	if rec.Owner.Boot != j.self.Boot {
 		kinds = kinds[2:]
+	} else {
+		letDieFirst(rec.Resources)
 	}
 	for _, kind := range kinds {
 		for _, r := range rec.Resources {
@@ -230,6 +232,15 @@ func (j *Journal) sweepFile(file string, rep *Report) error {
 		}
 	}
 	return os.Remove(file)
+}
+
+// letDieFirst sees to it that what is killed dies also if it stands still.
+func letDieFirst(list []Resource) {
+	for _, r := range list {
+		if r.Kind == KindCgroup {
+			letDie(r.Path)
+		}
+	}
 }
 
 // remove ends or removes one resource, and reports whether it was there.

@@ -298,6 +298,8 @@ func (e *Kept) remove() (was []string, err error) {
 	kinds := []string{KindProcess, KindBrand, KindCgroup, KindTemp}
 	if e.rec.Maker.Boot != e.k.self.Boot {
 		kinds = kinds[3:]
+	} else {
+		letDieFirst(list)
 	}
 	for _, kind := range kinds {
 		for _, r := range list {

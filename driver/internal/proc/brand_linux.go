@@ -31,8 +31,9 @@ func BrandOf(pid int) Brand { return brand.Of(pid) }
 
 // tree finds and ends the processes that match, wherever they went.
 type tree struct {
-	match func(Brand) bool
-	pids  func() ([]int, error) // candidates
+	match  func(Brand) bool
+	pids   func() ([]int, error) // candidates
+	letDie func(pid int)         // is called of each that was killed; nil: nothing is
 }
 
 // AllPIDs lists the host's processes.
@@ -86,10 +87,16 @@ const (
 // It returns how many there were, and does not wait for their ends.
 func (t tree) kill() (int, error) {
 	held := map[int]int{} // pid to pidfd
+	end := func(pid, fd int) {
+		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+		_ = unix.Close(fd)
+		if t.letDie != nil {
+			t.letDie(pid)
+		}
+	}
 	defer func() {
-		for _, fd := range held {
-			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-			_ = unix.Close(fd)
+		for pid, fd := range held {
+			end(pid, fd)
 		}
 	}()
 	killed := 0
@@ -116,8 +123,7 @@ func (t tree) kill() (int, error) {
 			}
 			fresh = true
 			if len(held) == maxHeld {
-				_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-				_ = unix.Close(fd)
+				end(pid, fd)
 				killed++
 				continue
 			}

@@ -91,8 +91,8 @@ func NewTracked(c TrackedConfig) *Tracked { return &Tracked{config: c} }
 // members are the processes that match, wherever they are now.
 func (pl *Tracked) members(match func(Brand) bool) tree {
 	t := tree{match: match, pids: AllPIDs}
-	if pl.config.Group != nil {
-		t.pids = pl.config.Group.PIDs
+	if g := pl.config.Group; g != nil {
+		t.pids, t.letDie = g.PIDs, g.LetDie
 	}
 	return t
 }
@@ -287,6 +287,9 @@ func (t *trackedTask) Signal(sig isolation.Signal) error {
 		t.p.Signaled(sig)
 	}
 	err := t.child.Signal(unix.Signal(sig))
+	if sig == isolation.SIGKILL {
+		t.letDie()
+	}
 	if err == nil || errors.Is(err, unix.ESRCH) {
 		return nil
 	}
@@ -316,6 +319,21 @@ func (t *trackedTask) members() tree {
 	return t.pl.members(func(b Brand) bool { return b == t.brand })
 }
 
+// letDie has the program die of SIGKILL where its sandbox stands still.
+func (t *trackedTask) letDie() { t.pl.config.Group.LetDie(t.child.PID()) }
+
+// Stopped is called when the group stands still, while no program is being started. One
+// that was being killed may stand still with it.
+func (pl *Tracked) Stopped() {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	for t := range pl.active {
+		if t.p.Caused() {
+			t.letDie()
+		}
+	}
+}
+
 // killTimeout bounds the kill of one program's tree; Delete tries again.
 const killTimeout = 5 * time.Second
 
@@ -331,6 +349,7 @@ func (t *trackedTask) Kill() {
 	// The program itself first: one that sees its child die would exit by
 	// itself and seem to have ended before the kill.
 	_ = t.child.Signal(unix.SIGKILL)
+	t.letDie()
 	go func() {
 		defer close(done)
 		// Its own processes only, not all of the group: another program may
