@@ -220,7 +220,7 @@ func (s *Session) fresh(ctx context.Context) (made, error) {
 	if _, ok := isolation.As[isolation.Pauser](sb); !ok {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
-		err = &isolation.UnsupportedError{Feature: "to be paused, on the engine " + d.Engine, Need: "the tier microvm"}
+		err = &isolation.UnsupportedError{Feature: "to be paused, on the engine " + d.Engine, Need: pauseNeeds}
 		return made{}, &isolation.Error{Op: "create", ID: s.id, Outcome: isolation.NotStarted, Err: errors.Join(err, sb.Delete(undo))}
 	}
 	return made{sb, d}, nil
@@ -394,10 +394,16 @@ func (s *Session) Resume(ctx context.Context) error {
 	})
 }
 
+// pauseNeeds is of a sandbox that cannot be paused.
+const pauseNeeds = "a container whose control groups can be frozen (axo doctor says why if not), or a virtual machine"
+
 func (s *Session) freeze(ctx context.Context, paused bool, do func(isolation.Pauser) error) error {
 	s.copying.RLock()
 	defer s.copying.RUnlock()
 	p, err := ability[isolation.Pauser](ctx, s, "to be paused")
+	if u := (*isolation.UnsupportedError)(nil); errors.As(err, &u) {
+		u.Need = pauseNeeds
+	}
 	if err != nil {
 		return err
 	}

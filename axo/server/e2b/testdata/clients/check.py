@@ -9,7 +9,7 @@ import traceback
 
 sys.path.insert(0, sys.argv[1])
 
-from e2b import CommandExitException, FileNotFoundException, Sandbox, SandboxException, TimeoutException  # noqa: E402
+from e2b import CommandExitException, FileNotFoundException, Sandbox, TimeoutException  # noqa: E402
 
 
 TIER = os.environ["AXO_TIER"]
@@ -126,23 +126,15 @@ def _():
     assert b"30 100" in text, text
 
 
-if TIER == "oci":
-
-    @step("pause: refused on containers, with the reason")
-    def _():
-        assert "paused, on the engine" in str(raises(SandboxException, box.pause))
-
-else:
-
-    @step("pause, connect")
-    def _():
-        h = box.commands.run("read x; echo got $x", background=True, stdin=True)
-        box.pause()
-        assert box.get_info().state.value == "paused"
-        box.connect(timeout=600)
-        again = box.commands.connect(h.pid)
-        box.commands.send_stdin(h.pid, "it\n")
-        assert again.wait().stdout == "got it\n"
+@step("pause, connect")
+def _():
+    h = box.commands.run("read x; echo got $x", background=True, stdin=True)
+    box.pause()
+    assert box.get_info().state.value == "paused"
+    box.connect(timeout=600)
+    again = box.commands.connect(h.pid)
+    box.commands.send_stdin(h.pid, "it\n")
+    assert again.wait().stdout == "got it\n"
 
 
 @step("get_metrics")
