@@ -57,19 +57,12 @@ func (t *Tree) Freezes() error {
 // empty: it makes none.
 func (g *Group) FreezerDir() string { return g.freezer }
 
-// calmRounds is how often FreezeAll looks for further members before it has their
-// forks refused.
-const calmRounds = 16
-
 // FreezeAll stops all members and returns when they stand still; after an error they
 // go on. On version 1 they become members of one more group for that, which is made
 // when it is first wanted: so that a group that is never frozen does not pay for it.
 func (g *Group) FreezeAll(ctx context.Context) (err error) {
 	if g == nil || !g.v2 && g.freezer == "" {
 		return errors.ErrUnsupported
-	}
-	if err := g.beginFreeze(); err != nil {
-		return err
 	}
 	defer func() {
 		if err != nil {
@@ -78,36 +71,18 @@ func (g *Group) FreezeAll(ctx context.Context) (err error) {
 	}()
 	still := func() (bool, error) { return g.Frozen(), nil }
 	if !g.v2 {
-		clean, rounds := 0, 0
-		still = func() (bool, error) {
-			moved, err := g.gather()
-			if err != nil {
-				return false, err
-			}
-			if rounds++; rounds == calmRounds && g.dir[Pids] != "" {
-				err = g.set(Pids, "pids.max", "0")
-			}
-			// Twice: what is forked while members are listed may not be in the list.
-			if clean++; moved > 0 || !g.stands() {
-				clean = 0
-			}
-			return clean == 2, err
-		}
-		defer func() {
-			if rounds >= calmRounds && g.dir[Pids] != "" {
-				err = errors.Join(err, g.set(Pids, "pids.max", g.maxPids))
-			}
-		}()
+		in := gathering{g: g}
+		defer func() { err = errors.Join(err, in.end()) }()
+		still = in.round
 	}
 	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
-		if ok, err := still(); ok || err != nil {
+		// On version 1 the kernel stops who sleeps when it is told to, and not who goes to
+		// sleep after that, as a parent does in vfork(2): it is told again and again.
+		if err := g.orderFreeze(); err != nil {
 			return err
 		}
-		g.freezing.Lock()
-		dying := g.dying
-		g.freezing.Unlock()
-		if dying {
-			return errDying
+		if ok, err := still(); ok || err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():
@@ -117,14 +92,13 @@ func (g *Group) FreezeAll(ctx context.Context) (err error) {
 	}
 }
 
-var errDying = errors.New("its processes are being killed")
-
-func (g *Group) beginFreeze() error {
+// orderFreeze tells the kernel, unless the members are being killed.
+func (g *Group) orderFreeze() error {
 	g.freezing.Lock()
 	defer g.freezing.Unlock()
 	switch {
 	case g.dying:
-		return errDying
+		return errors.New("its processes are being killed")
 	case g.v2:
 		return g.Freeze(true)
 	}
@@ -132,6 +106,47 @@ func (g *Group) beginFreeze() error {
 		return err
 	}
 	return write(filepath.Join(g.freezer, "freezer.state"), "FROZEN")
+}
+
+// gathering is a FreezeAll of version 1.
+type gathering struct {
+	g      *Group
+	found  int  // rounds in which there were further members
+	clean  int  // the last rounds in which nothing moved
+	strict bool // forks are refused
+}
+
+// calmRounds is how often it finds further members before it has their forks refused.
+const calmRounds = 16
+
+// round reports whether everything stands still.
+func (x *gathering) round() (bool, error) {
+	moved, err := x.g.gather()
+	if err != nil {
+		return false, err
+	}
+	if x.clean++; moved > 0 || x.g.state() != "FROZEN" {
+		x.clean = 0
+	}
+	if moved > 0 {
+		x.found++
+	}
+	if x.found == calmRounds && !x.strict && x.g.dir[Pids] != "" {
+		x.strict = true
+		err = x.g.set(Pids, "pids.max", "0")
+	}
+	// Twice: what is forked while members are listed may not be in the list.
+	return x.clean == 2, err
+}
+
+// end allows forks again, unless the members are being killed: then whoever does that does.
+func (x *gathering) end() error {
+	x.g.freezing.Lock()
+	defer x.g.freezing.Unlock()
+	if !x.strict || x.g.dying {
+		return nil
+	}
+	return x.g.set(Pids, "pids.max", x.g.maxPids)
 }
 
 // gather moves members into the group that stands still, and returns how many.
@@ -157,9 +172,6 @@ func (g *Group) gather() (moved int, err error) {
 	}
 	return moved, nil
 }
-
-// stands reports whether, on version 1, all that were moved stand still.
-func (g *Group) stands() bool { return g.state() == "FROZEN" }
 
 func (g *Group) state() string {
 	b, err := os.ReadFile(filepath.Join(g.freezer, "freezer.state"))

@@ -36,9 +36,8 @@ func TestFreezeAll(t *testing.T) {
 	if err := g.Thaw(); err != nil {
 		t.Errorf("a group that was never frozen: %v", err)
 	}
-	// A chain of processes, each of which ends when it has started the next: of it there is
-	// hardly ever one that is a member when it is written down. And some that just compute.
-	cmd := exec.Command("sh", "-c", `read go; next() { (next &); }; next & for i in 1 2 3; do (while :; do :; done) & done; while :; do /bin/true; done`)
+	// Some that compute, and some that start others all the time.
+	cmd := exec.Command("sh", "-c", `read go; for i in 1 2 3; do (while :; do :; done) & (while :; do (exit 0); done) & done; while :; do (exit 0); done`)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -53,6 +52,14 @@ func TestFreezeAll(t *testing.T) {
 	}
 	if _, err := in.Write([]byte("go\n")); err != nil {
 		t.Fatal(err)
+	}
+	for { // until all have begun
+		if pids, err := g.PIDs(); err != nil {
+			t.Fatal(err)
+		} else if len(pids) >= 7 {
+			break
+		}
+		time.Sleep(time.Millisecond)
 	}
 	used := func() time.Duration { return g.Read().CPU }
 	for range 3 {
@@ -87,13 +94,17 @@ func TestFreezeAll(t *testing.T) {
 	if err := g.FreezeAll(ctx); err != nil {
 		t.Fatal(err)
 	}
+	all, err := g.PIDs()
+	if err != nil || len(all) < 7 {
+		t.Errorf("there are %v, %v, want 7 at least", all, err)
+	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	g.LetDie(cmd.Process.Pid)
 	<-ended
-	if pids, err := g.PIDs(); err != nil || len(pids) == 0 {
-		t.Errorf("the others are %v, %v", pids, err)
+	if left, err := g.PIDs(); err != nil || len(left) != len(all)-1 {
+		t.Errorf("of %v there are %v, %v", all, left, err)
 	}
 	if err := g.Kill(ctx); err != nil {
 		t.Error(err)

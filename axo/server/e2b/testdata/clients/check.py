@@ -9,7 +9,7 @@ import traceback
 
 sys.path.insert(0, sys.argv[1])
 
-from e2b import CommandExitException, FileNotFoundException, Sandbox, TimeoutException  # noqa: E402
+from e2b import CommandExitException, FileNotFoundException, Sandbox, SandboxException, TimeoutException  # noqa: E402
 
 
 TIER = os.environ["AXO_TIER"]
