@@ -129,6 +129,9 @@ tells systemd when it is ready.`,
 			c.Images, c.Templates, c.Pools = images, templatesOf{drivers, c.Logger}, func() []api.Pool { return poolsOf(e) }
 			c.Sessions.OnEvent = func(e session.Event) {
 				args := []any{"tenant", e.Tenant, "sandbox", e.Session}
+				if e.Key != "" {
+					args = append(args, "key", e.Key)
+				}
 				if e.Exec != "" {
 					args = append(args, "exec", e.Exec)
 				}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/axo/audit"
+	"github.com/axocoatl/isolation/axo/internal/asked"
 	"github.com/axocoatl/isolation/axo/server/rest"
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/engine"
@@ -68,7 +69,7 @@ func (a *Auditor) has(m *session.Manager) {
 
 func (a *Auditor) sessionEvents(also func(session.Event)) func(session.Event) {
 	return func(e session.Event) {
-		a.record(audit.Entry{Kind: e.Kind, Tenant: e.Tenant, Subject: e.Session, Exec: e.Exec, Fields: e.Fields})
+		a.record(audit.Entry{Kind: e.Kind, Tenant: e.Tenant, Key: e.Key, Subject: e.Session, Exec: e.Exec, Fields: e.Fields})
 		if also != nil {
 			also(e)
 		}
@@ -136,7 +137,7 @@ func (a *Auditor) runBegins(ctx context.Context, r engine.Request, images rest.I
 			fields["image_digest"] = img.Digest
 		}
 	}
-	return a.Log.Record(ctx, audit.Entry{Kind: "run", Tenant: who, Subject: r.ID, Fields: fields})
+	return a.Log.Record(ctx, audit.Entry{Kind: "run", Tenant: who, Key: asked.Key(ctx), Subject: r.ID, Fields: fields})
 }
 
 func (a *Auditor) runEnded(tenant, id string, res *engine.Result, err error) {

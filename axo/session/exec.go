@@ -95,7 +95,7 @@ func (s *Session) exec(ctx context.Context, p isolation.ProcessSpec, stdin, foll
 	e.told = true // before, it has no outputs, and may not come to be
 	s.mu.Unlock()
 	s.retire()
-	s.m.event(s, "exec", e.id, "pid", fmt.Sprint(e.proc.PID()))
+	s.m.event(ctx, s, "exec", e.id, "pid", fmt.Sprint(e.proc.PID()))
 	return e, nil
 }
 
@@ -190,10 +190,10 @@ func (e *Exec) ended(exit isolation.Exit, err error) {
 	e.s.active = now
 	e.s.mu.Unlock()
 	if err != nil {
-		e.s.m.event(e.s, "exited", e.id, "unknown", rec.Unknown)
+		e.s.m.event(e.s.m.ctx, e.s, "exited", e.id, "unknown", rec.Unknown)
 		return
 	}
-	e.s.m.event(e.s, "exited", e.id, "reason", string(exit.Reason), "code", fmt.Sprint(exit.Code))
+	e.s.m.event(e.s.m.ctx, e.s, "exited", e.id, "reason", string(exit.Reason), "code", fmt.Sprint(exit.Code))
 }
 
 // loadExecs finds the programs of a session again. sb is nil if its sandbox is

@@ -55,7 +55,7 @@ func (s *Session) Fork(ctx context.Context, requests []Request) (_ []*Session, e
 				if i < len(born) {
 					err = errors.Join(err, born[i].Delete(undo))
 				}
-				err = c.made(err)
+				err = c.made(ctx, err)
 			}
 		}
 	}()
@@ -90,11 +90,11 @@ func (s *Session) Fork(ctx context.Context, requests []Request) (_ []*Session, e
 		if err := c.live(ctx, made{born[i], source.Decision}, programs); err != nil {
 			return fail(err)
 		}
-		_ = c.made(nil)
+		_ = c.made(ctx, nil)
 		live++
 	}
 	for _, c := range copies {
-		s.m.event(c, "forked", "", "from", s.id)
+		s.m.event(ctx, c, "forked", "", "from", s.id)
 	}
 	return copies, nil
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/axo/admission"
+	"github.com/axocoatl/isolation/axo/internal/asked"
 	"github.com/axocoatl/isolation/axo/internal/clock"
 	"github.com/axocoatl/isolation/engine"
 	"github.com/axocoatl/isolation/internal/failpoint"
@@ -133,6 +134,7 @@ type Event struct {
 	Time    time.Time         `json:"time"`
 	Kind    string            `json:"kind"` // created, exec, exited, deleted, lost, ...
 	Tenant  string            `json:"tenant"`
+	Key     string            `json:"key,omitempty"` // the id of the key by which it was asked for; empty: nobody's
 	Session string            `json:"session"`
 	Exec    string            `json:"exec,omitempty"`
 	Fields  map[string]string `json:"fields,omitempty"`
@@ -519,8 +521,8 @@ func (s *Session) log() *slog.Logger {
 	return s.m.config.Logger.With("tenant", s.tenant, "sandbox", s.id)
 }
 
-func (m *Manager) event(s *Session, kind, exec string, fields ...string) {
-	e := Event{Time: m.config.Now(), Kind: kind, Tenant: s.tenant, Session: s.id, Exec: exec}
+func (m *Manager) event(ctx context.Context, s *Session, kind, exec string, fields ...string) {
+	e := Event{Time: m.config.Now(), Kind: kind, Tenant: s.tenant, Key: asked.Key(ctx), Session: s.id, Exec: exec}
 	for i := 0; i+1 < len(fields); i += 2 {
 		if e.Fields == nil {
 			e.Fields = map[string]string{}

@@ -180,11 +180,11 @@ func (s *Session) create(ctx context.Context, op OperationName, build func(conte
 	s.mu.Lock()
 	s.cancel = cancel
 	s.mu.Unlock()
-	return s.do(ctx, op, func(ctx context.Context) error { return s.made(build(ctx)) })
+	return s.do(ctx, op, func(ctx context.Context) error { return s.made(ctx, build(ctx)) })
 }
 
 // made ends the making of the sandbox, which may have failed.
-func (s *Session) made(err error) error {
+func (s *Session) made(ctx context.Context, err error) error {
 	s.mu.Lock()
 	s.cancel, s.active = nil, s.m.config.Now()
 	s.gone = err != nil
@@ -198,7 +198,7 @@ func (s *Session) made(err error) error {
 	close(s.ready)
 	if err == nil {
 		i := s.Info()
-		s.m.event(s, "created", "", "tier", i.Decision.Got.String(), "engine", i.Decision.Engine)
+		s.m.event(ctx, s, "created", "", "tier", i.Decision.Got.String(), "engine", i.Decision.Engine)
 	}
 	return err
 }
@@ -428,7 +428,7 @@ func (s *Session) freeze(ctx context.Context, paused bool, do func(isolation.Pau
 	if paused {
 		kind = "paused"
 	}
-	s.m.event(s, kind, "")
+	s.m.event(ctx, s, kind, "")
 	return nil
 }
 
@@ -539,7 +539,7 @@ func (s *Session) end(ctx context.Context, why string) error {
 		return &isolation.Error{Op: "delete", ID: s.id, Err: err}
 	}
 	s.m.forget(s)
-	s.m.event(s, "deleted", "", "reason", why)
+	s.m.event(ctx, s, "deleted", "", "reason", why)
 	return nil
 }
 
@@ -706,7 +706,7 @@ func (s *Session) revive(ctx context.Context) {
 	s.sb, s.unknown, s.paused = sb, nil, paused
 	s.mu.Unlock()
 	s.loadExecs(sb)
-	s.m.event(s, "recovered", "")
+	s.m.event(ctx, s, "recovered", "")
 }
 
 // lose writes down that a live session's sandbox is gone.
@@ -723,5 +723,5 @@ func (s *Session) lose(reason string) {
 	}
 	s.mu.Unlock()
 	s.loadExecs(nil)
-	s.m.event(s, "lost", "", "reason", reason)
+	s.m.event(s.m.ctx, s, "lost", "", "reason", reason)
 }

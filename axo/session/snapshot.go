@@ -115,7 +115,7 @@ func (s *Session) snapshot(ctx context.Context, name string) (*Snapshot, error) 
 		defer cancel()
 		return nil, errors.Join(err, x.remove(undo))
 	}
-	s.m.event(s, "snapshot", "", "snapshot", x.rec.ID, "name", x.rec.Name)
+	s.m.event(ctx, s, "snapshot", "", "snapshot", x.rec.ID, "name", x.rec.Name)
 	return x, nil
 }
 
@@ -422,7 +422,7 @@ func (m *Manager) Restore(ctx context.Context, tenant, snapshot string, r Reques
 	}); err != nil {
 		return nil, err
 	}
-	m.event(s, "restored", "", "snapshot", rec.ID, "name", rec.Name)
+	m.event(ctx, s, "restored", "", "snapshot", rec.ID, "name", rec.Name)
 	return s, nil
 }
 

@@ -31,6 +31,7 @@ const (
 	FieldSandbox
 	FieldExec
 	FieldRun
+	FieldKey // the id of the key that it was made with
 	numFields
 )
 

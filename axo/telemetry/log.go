@@ -20,6 +20,7 @@ import (
 const (
 	keyRequest = "request"
 	keyTenant  = "tenant"
+	keyKey     = "key"
 	keySandbox = "sandbox"
 	keyExec    = "exec"
 	keyRun     = "run"
@@ -182,7 +183,7 @@ func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
 			tenant = fields[FieldTenant]
 		}
 		add(keyRequest, c.id)
-		for f, key := range [numFields]string{FieldTenant: keyTenant, FieldSandbox: keySandbox, FieldExec: keyExec, FieldRun: keyRun} {
+		for f, key := range [numFields]string{FieldTenant: keyTenant, FieldSandbox: keySandbox, FieldExec: keyExec, FieldRun: keyRun, FieldKey: keyKey} {
 			add(key, fields[f])
 		}
 	}

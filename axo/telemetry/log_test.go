@@ -57,6 +57,7 @@ func TestLinesHaveIDs(t *testing.T) {
 		c := CallOf(r.Context())
 		c.SetRoute("GET /{id}")
 		c.Set(FieldTenant, "t")
+		c.Set(FieldKey, "k1")
 		c.Set(FieldSandbox, "box")
 		c.Set(FieldExec, "x")
 		l.WarnContext(r.Context(), "inside", "tenant", "t")
@@ -73,8 +74,8 @@ func TestLinesHaveIDs(t *testing.T) {
 		t.Fatalf("%q", lines)
 	}
 	for i, want := range []map[string]any{
-		{"level": "WARN", "msg": "inside", "request": "mine", "tenant": "t", "sandbox": "box", "exec": "x"},
-		{"level": "ERROR", "msg": "request failed", "error": "broken", "route": "GET /{id}", "request": "mine", "tenant": "t", "sandbox": "box", "exec": "x"},
+		{"level": "WARN", "msg": "inside", "request": "mine", "tenant": "t", "sandbox": "box", "exec": "x", "key": "k1"},
+		{"level": "ERROR", "msg": "request failed", "error": "broken", "route": "GET /{id}", "request": "mine", "tenant": "t", "sandbox": "box", "exec": "x", "key": "k1"},
 		{"level": "DEBUG", "msg": "request", "route": "other", "status": 404.0, "method": "_OTHER"},
 	} {
 		var have map[string]any

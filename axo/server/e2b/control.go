@@ -22,6 +22,7 @@ import (
 	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/base"
 	"github.com/axocoatl/isolation/axo/build"
+	"github.com/axocoatl/isolation/axo/internal/asked"
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/telemetry"
 	"github.com/axocoatl/isolation/axo/tenant"
@@ -35,6 +36,7 @@ const (
 	labelHome     = "e2b.home"    // where relative paths begin
 	labelPrivate  = "e2b.private" // its ports take a token
 	labelNetwork  = "e2b.network" // what was asked for of the network, JSON
+	labelKey      = "e2b.key"     // the id of the API key by which it was made
 	labelResume   = "e2b.resume"  // when it is paused, a request has it go on: for so many seconds
 )
 
@@ -72,9 +74,10 @@ func (s *Server) registerControl() {
 				err = fmt.Errorf("this takes a key of the role %s; this one has %s: %w", want, key.Role, isolation.ErrPermissionDenied)
 			}
 			if err == nil {
-				r = r.WithContext(context.WithValue(r.Context(), roleOf{}, key.Role))
+				r = r.WithContext(context.WithValue(asked.By(r.Context(), key.ID), roleOf{}, key.Role))
 				call := telemetry.CallOf(r.Context())
 				call.Set(telemetry.FieldTenant, key.Tenant)
+				call.Set(telemetry.FieldKey, key.ID)
 				call.Set(telemetry.FieldSandbox, r.PathValue("id"))
 				r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 				err = h(w, r, key.Tenant)
@@ -204,6 +207,7 @@ func (s *Server) create(w http.ResponseWriter, r *http.Request, tenant string) e
 	if err != nil {
 		return err
 	}
+	req.Labels[labelKey] = asked.Key(r.Context())
 	var sn *session.Session
 	if x, xerr := s.config.Sessions.FindSnapshot(tenant, n.TemplateID); xerr == nil && x.Labels()[labelTemplate] != "" {
 		sn, err = s.restore(r.Context(), tenant, x, req)

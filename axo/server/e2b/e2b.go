@@ -30,6 +30,7 @@ import (
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
 	"github.com/axocoatl/isolation/axo/build"
+	"github.com/axocoatl/isolation/axo/internal/asked"
 	"github.com/axocoatl/isolation/axo/internal/wholefile"
 	"github.com/axocoatl/isolation/axo/server/e2b/internal/filesystempb"
 	"github.com/axocoatl/isolation/axo/server/e2b/internal/processpb"
@@ -307,7 +308,10 @@ func (s *Server) serveEnvd(w http.ResponseWriter, r *http.Request, sn *session.S
 	}
 	user, _, _ := r.BasicAuth()
 	b := boxFor(sn, user)
-	s.envd.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), boxKey{}, b)))
+	// Its token is what the maker was given: what is done by it is done by that key.
+	ctx := asked.By(r.Context(), sn.Labels()[labelKey])
+	telemetry.CallOf(ctx).Set(telemetry.FieldKey, asked.Key(ctx))
+	s.envd.ServeHTTP(w, r.WithContext(context.WithValue(ctx, boxKey{}, b)))
 }
 
 // box is the sandbox that a request is for, and as whom.

@@ -26,6 +26,9 @@ const (
 // roleExtra is where the role of a request's key is.
 const roleExtra = "role"
 
+// keyExtra is where the id of a request's key is.
+const keyExtra = "key"
+
 const sessionHeader = "Mcp-Session-Id"
 
 // remembered is a session over HTTP.
@@ -47,8 +50,10 @@ func (s *Server) Handler(find func(secret string) (tenant.Key, error), stopping 
 		if err != nil {
 			return nil, auth.ErrInvalidToken
 		}
-		telemetry.CallOf(r.Context()).Set(telemetry.FieldTenant, k.Tenant)
-		return &auth.TokenInfo{UserID: k.Tenant, Expiration: time.Now().Add(time.Hour), Extra: map[string]any{roleExtra: k.Role}}, nil
+		call := telemetry.CallOf(r.Context())
+		call.Set(telemetry.FieldTenant, k.Tenant)
+		call.Set(telemetry.FieldKey, k.ID)
+		return &auth.TokenInfo{UserID: k.Tenant, Expiration: time.Now().Add(time.Hour), Extra: map[string]any{roleExtra: k.Role, keyExtra: k.ID}}, nil
 	}
 	server := func(*http.Request) *sdk.Server { return s.sdk }
 	o := sdk.StreamableHTTPOptions{Logger: s.config.Logger, MaxRequestBodyBytes: maxBody, PropagateRequestCancellation: true}

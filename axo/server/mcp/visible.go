@@ -9,6 +9,7 @@ import (
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"github.com/axocoatl/isolation"
+	"github.com/axocoatl/isolation/axo/internal/asked"
 	"github.com/axocoatl/isolation/axo/tenant"
 	"github.com/axocoatl/isolation/axo/tool"
 	"github.com/axocoatl/isolation/engine"
@@ -62,6 +63,9 @@ func (s *Server) see(next sdk.MethodHandler) sdk.MethodHandler {
 		if x := r.GetExtra(); x != nil && x.TokenInfo != nil {
 			who = x.TokenInfo.UserID
 			role, _ = x.TokenInfo.Extra[roleExtra].(tenant.Role)
+			if key, ok := x.TokenInfo.Extra[keyExtra].(string); ok {
+				ctx = asked.By(ctx, key)
+			}
 		}
 		runs := role.May(tenant.RoleUser)
 		if p, ok := r.GetParams().(*sdk.CallToolParamsRaw); ok && !(runs || s.own[p.Name] && looks[p.Name]) {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/axocoatl/isolation"
 	"github.com/axocoatl/isolation/api"
+	"github.com/axocoatl/isolation/axo/internal/asked"
 	"github.com/axocoatl/isolation/axo/session"
 	"github.com/axocoatl/isolation/axo/telemetry"
 	"github.com/axocoatl/isolation/axo/tenant"
@@ -112,10 +113,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	values := valuesOf(pattern, r.URL.Path)
 	whose, refusal := s.rules[pattern].check(key, pattern, r.URL.Query())
 	call.Set(telemetry.FieldTenant, whose)
+	call.Set(telemetry.FieldKey, key.ID)
 	call.Set(telemetry.FieldSandbox, values["id"])
 	call.Set(telemetry.FieldExec, values["exec"])
 	call.Set(telemetry.FieldRun, values["run"])
-	ctx := context.WithValue(r.Context(), keyOf{}, key)
+	ctx := context.WithValue(asked.By(r.Context(), key.ID), keyOf{}, key)
 	ctx = context.WithValue(ctx, whoseOf{}, whose)
 	ctx = context.WithValue(ctx, instanceOf{}, strings.Trim(r.Header.Get("If-Match"), `"`))
 	s.audited(w, r.WithContext(ctx), pattern, values, refusal)
