@@ -31,6 +31,7 @@ type process struct {
 	cancel context.CancelFunc
 	out    *output
 	errOut *output
+	spare  chan []byte   // for frames
 	done   chan struct{} // closed when exit and err are set
 
 	mu    sync.Mutex
@@ -72,7 +73,8 @@ func (s *sandbox) open(ctx context.Context, id string, send func(context.Context
 		}
 		return nil, err
 	}
-	p.out, p.errOut = newOutput(stdio.Stdout), newOutput(stdio.Stderr)
+	p.spare = make(chan []byte, 2)
+	p.out, p.errOut = newOutput(stdio.Stdout, p.spare), newOutput(stdio.Stderr, p.spare)
 	s.mu.Lock()
 	s.live[p] = struct{}{}
 	if stdio.Stdin != nil {
@@ -162,7 +164,12 @@ func (p *process) read(body io.ReadCloser) error {
 	stop := context.AfterFunc(p.ctx, func() { body.Close() })
 	defer stop()
 	for {
-		k, b, err := api.ReadFrame(body, nil)
+		var buf []byte
+		select {
+		case buf = <-p.spare:
+		default:
+		}
+		k, b, err := api.ReadFrame(body, buf)
 		if err != nil {
 			return fmt.Errorf("%w: %w", errCut, err)
 		}
@@ -396,6 +403,7 @@ func (p *process) Wait(ctx context.Context) (isolation.Exit, error) {
 // output hands one stream to the caller's writer.
 type output struct {
 	parts chan []byte
+	spare chan []byte // takes those that were delivered, for what comes
 	done  chan struct{}
 
 	mu    sync.Mutex
@@ -405,8 +413,8 @@ type output struct {
 	left  bool      // given up; guarded by mu
 }
 
-func newOutput(w io.Writer) *output {
-	o := &output{parts: make(chan []byte, 4), done: make(chan struct{}), last: time.Now()}
+func newOutput(w io.Writer, spare chan []byte) *output {
+	o := &output{parts: make(chan []byte, 4), spare: spare, done: make(chan struct{}), last: time.Now()}
 	go o.deliver(w)
 	return o
 }
@@ -424,6 +432,10 @@ func (o *output) deliver(w io.Writer) {
 		}
 		n, err := w.Write(b)
 		failed = err != nil
+		select {
+		case o.spare <- b:
+		default:
+		}
 		o.mu.Lock()
 		if !o.left {
 			o.wrote += int64(n)

@@ -40,6 +40,8 @@ type conn struct {
 
 	rest *guestconn.Conn // see files_linux.go
 	pass *io.PipeWriter  // to it
+
+	passing []byte // a frame for it; the reader's
 }
 
 func newConn(f *os.File) *conn {

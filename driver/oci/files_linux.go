@@ -61,9 +61,17 @@ func (c *conn) passed(f wire.Frame) (bool, error) {
 			return false, err
 		}
 	}
-	_, err := c.pass.Write(wire.Append(nil, f.Type, f.Stream, f.Body))
+	// Who reads has all of it when Write returns.
+	c.passing = wire.Append(c.passing[:0], f.Type, f.Stream, f.Body)
+	_, err := c.pass.Write(c.passing)
+	if cap(c.passing) > maxPassing {
+		c.passing = nil
+	}
 	return true, err
 }
+
+// maxPassing bounds what a connection keeps of a frame that was passed on.
+const maxPassing = 128 << 10
 
 // keepPidfd keeps the descriptor that came with a SPAWNED for guestconn.
 func (c *conn) keepPidfd(stream uint32) error {

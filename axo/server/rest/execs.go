@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -168,40 +169,45 @@ func (s *Server) serve(c huma.Context, f followed, from isolation.Offsets, out s
 		return
 	}
 	flush()
-	type piece struct {
-		stream session.Stream
-		data   []byte
-	}
-	// Output and signs of life come from two goroutines; one writes.
-	pieces, taken := make(chan piece), make(chan error)
+	// Output and signs of life come from two goroutines; one at a time writes.
+	var writing sync.Mutex
+	over := false // guarded by writing: this has returned, or is about to
 	ended := make(chan error, 1)
 	go func() {
 		ended <- f.program.Follow(ctx, from, func(from session.Stream, p []byte) error {
-			select {
-			case pieces <- piece{from, p}:
-				return <-taken
-			case <-ctx.Done():
-				return context.Cause(ctx)
+			writing.Lock()
+			defer writing.Unlock()
+			if over {
+				return errStopping
 			}
+			err := out.output(from, p)
+			flush()
+			return err
 		})
+	}()
+	defer func() {
+		writing.Lock()
+		defer writing.Unlock()
+		over = true
 	}()
 	tick := time.NewTicker(aliveEvery)
 	defer tick.Stop()
 	for {
 		select {
-		case p := <-pieces:
-			err := out.output(p.stream, p.data)
-			flush()
-			taken <- err
 		case <-s.config.Stopping:
+			writing.Lock()
+			over = true
 			_ = out.value(api.FrameProblem, api.ProblemOf(errStopping))
 			flush()
+			writing.Unlock()
 			return
 		case <-tick.C:
+			writing.Lock()
 			if out.alive() != nil {
 				cancel()
 			}
 			flush()
+			writing.Unlock()
 		case err := <-ended:
 			var last any
 			if err == nil {

@@ -19,6 +19,7 @@ type Output struct {
 	mu       sync.Mutex
 	change   *sync.Cond
 	buf      []byte // came, and was not read
+	spare    []byte // where buf began, for what comes when it is read
 	taken    int    // was read, and no credit given for it
 	due      int    // of that, what was acknowledged
 	over     bool   // no more comes
@@ -44,6 +45,9 @@ func newOutput(kind wire.Type, still *atomic.Bool, send func(kind wire.Type, bod
 	o.change = sync.NewCond(&o.mu)
 	return o
 }
+
+// maxSpare bounds what an output keeps that nothing comes of.
+const maxSpare = 64 << 10
 
 // put takes a frame. An empty one is the end.
 func (o *Output) put(b []byte) error {
@@ -74,7 +78,14 @@ func (o *Output) put(b []byte) error {
 		o.grantLocked()
 		return nil
 	}
-	o.buf = append(o.buf, b...)
+	if len(o.buf) > 0 {
+		o.buf = append(o.buf, b...)
+	} else {
+		o.buf = append(o.spare, b...)
+		if o.spare = nil; cap(o.buf) <= maxSpare {
+			o.spare = o.buf[:0]
+		}
+	}
 	o.change.Broadcast()
 	return nil
 }
@@ -196,7 +207,7 @@ func (o *Output) Close() error {
 	if !o.closed {
 		o.closed = true
 		o.taken += len(o.buf)
-		o.buf = nil
+		o.buf, o.spare = nil, nil
 		o.grantLocked()
 		o.change.Broadcast()
 	}
