@@ -24,7 +24,7 @@ import (
 
 // TestLoad has 8 clients make, use and delete containers of one daemon, up to 200 at a
 // time, for a moment, or for as long as AXO_LOAD says (make load). Nothing fails but what is honestly put off,
-// nothing is left, and the daemon's memory stays what it is.
+// nothing is left, no descriptor and no goroutine of the daemon's either, and its memory stays what it is.
 func TestLoad(t *testing.T) {
 	d, err := time.ParseDuration(cmp.Or(os.Getenv("AXO_LOAD"), "3s"))
 	if err != nil {
@@ -37,6 +37,7 @@ func TestLoad(t *testing.T) {
 	}
 	dm := h.serve(t, "")
 	pid := dm.Process.Pid
+	before := h.holds(t)
 	end := time.Now().Add(d)
 	var mu sync.Mutex
 	var execs, creates []time.Duration
@@ -128,6 +129,11 @@ func TestLoad(t *testing.T) {
 		t.Errorf("sandboxes are left:\n%s", list)
 	}
 	after := residentOf(t, pid)
+	// A few are of what stands ready for the next who asks.
+	eventually(t, "the daemon to let go of descriptors and goroutines", func() bool {
+		now := h.holds(t)
+		return now["process_open_fds"] < before["process_open_fds"]+50 && now["go_goroutines"] < before["go_goroutines"]+80
+	})
 	dm.stop(t)
 	h.clean(t, pid)
 	peak := slices.Max(rss)
@@ -141,6 +147,25 @@ func TestLoad(t *testing.T) {
 	}
 	t.Logf("%d sandboxes (p50 %v, p99 %v), %d programs (p50 %v, p99 %v), %d put off; the daemon: %d MiB after a third, %d at its peak, %d when all were gone",
 		len(creates), at(creates, 50), at(creates, 99), len(execs), at(execs, 50), at(execs, 99), putOff, rss[len(rss)/3]>>20, peak>>20, after>>20)
+}
+
+// holds is what the daemon's metrics say that it has.
+func (h *host) holds(t *testing.T) map[string]float64 {
+	t.Helper()
+	out := map[string]float64{}
+	for line := range strings.Lines(h.must(t, "debug", "metrics")) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), " "); ok && (name == "process_open_fds" || name == "go_goroutines") {
+			n, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out[name] = n
+		}
+	}
+	if len(out) != 2 {
+		t.Fatalf("the metrics have %v", out)
+	}
+	return out
 }
 
 // echoes has a program say what it is given.
