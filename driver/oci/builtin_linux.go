@@ -38,6 +38,7 @@ func New(c Config) (*Driver, error) {
 		}
 		return proc.New(newHosted(e, kind), c.Drain), nil
 	}
+	e.kinds.on = true
 	e.guest, e.guestErr = findGuest(&c)
 	return proc.New(e, c.Drain), nil
 }
@@ -56,6 +57,7 @@ type builtin struct {
 	guest    *program
 	guestErr error
 	ranges   ranges
+	kinds    kinds
 	spawner  spawn.Spawner
 	closing  sync.Once
 
@@ -200,7 +202,8 @@ func (c *container) tracked(r isolation.Resources) proc.TrackedConfig {
 	return t
 }
 
-// prepare gives a container its user ids and its root, and describes it.
+// prepare gives a container its user ids and its root, and describes it. There is no
+// bundle of a kind that is known.
 func (e *builtin) prepare(ctx context.Context, c *container, spec isolation.Spec) (b *bundle.Bundle, d *document.Container, err error) {
 	if c.ids, err = e.ranges.take(); err != nil {
 		return nil, nil, err
@@ -208,7 +211,10 @@ func (e *builtin) prepare(ctx context.Context, c *container, spec isolation.Spec
 	if err := e.openRoot(ctx, c, spec); err != nil {
 		return nil, nil, err
 	}
-	if b, d, err = e.describe(c, spec); err != nil {
+	if d, err = e.kinds.describe(e, c, spec); err == nil && d == nil {
+		b, d, err = e.describe(c, spec)
+	}
+	if err != nil {
 		return nil, nil, err
 	}
 	c.limits = d.Rlimits

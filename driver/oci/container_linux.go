@@ -44,7 +44,8 @@ type container struct {
 	pidfd    *os.File
 	stderr   *os.File
 	notes    []string
-	limits   []wire.Rlimit // of every program
+	limits   []wire.Rlimit  // of every program
+	kind     *kindOfSandbox // nil: its kind is not remembered
 	// runtime is the program that made it; nil: this one did.
 	runtime *runtimeContainer
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,9 +33,7 @@ func (e *builtin) describe(c *container, spec isolation.Spec) (*bundle.Bundle, *
 	if c.root == nil {
 		f.System = system.entries()
 		f.User = bundle.User{Name: userName, UID: userID, GID: userID, Home: homeDir}
-		for _, x := range f.System {
-			sources = append(sources, x.Path)
-		}
+		sources = paths(f.System)
 	} else {
 		var err error
 		if f.Dirs, err = c.root.Config.Dirs(); err != nil {
@@ -89,13 +88,24 @@ func (c *container) source(m isolation.Mount) (bundle.Source, error) {
 	}, nil
 }
 
-// systemCache keeps what the host's system directories are, and which of its names are
-// files, for a moment: it takes some sixty looks to find out.
+// paths are the names of a system's parts.
+func paths(list []bundle.Entry) (out []string) {
+	for _, x := range list {
+		out = append(out, x.Path)
+	}
+	return out
+}
+
+// systemCache keeps what the host's system directories are, and which of the names that
+// are the host's or its kernel's are files, for a moment: it takes some sixty looks to
+// find out.
 type systemCache struct {
 	mu    sync.Mutex
 	until time.Time
 	list  []bundle.Entry
-	kinds map[string]kind
+	kinds map[string]kind // as many as there are such names: no caller's are among them
+	// age counts the changes that were seen.
+	age uint64
 }
 
 // kind is what has a name.
@@ -116,8 +126,25 @@ func (s *systemCache) entries() []bundle.Entry {
 	return s.list
 }
 
-// kind looks at a name of the host's, through links. It may have changed since: who
-// makes a mount of it says so again, and the kernel refuses the wrong one.
+// staging is where a root of the system directories is built, and the age of what is
+// known of them. What was made of the same at the same age can be used again.
+func (s *systemCache) staging() (dir string, age uint64, err error) {
+	s.mu.Lock()
+	s.freshLocked()
+	list, age := s.list, s.age
+	s.mu.Unlock()
+	dir, err = staging(paths(list))
+	return dir, age, err
+}
+
+// has reports whether a name is a part of the host's system.
+func (s *systemCache) has(name string) bool {
+	return slices.ContainsFunc(s.entries(), func(e bundle.Entry) bool { return e.Path == name })
+}
+
+// kind looks at a name of the host's system or kernel, through links. It may have
+// changed since: who makes a mount of it says so again, and the kernel refuses the
+// wrong one.
 func (s *systemCache) kind(name string) kind {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -131,8 +158,18 @@ func (s *systemCache) kind(name string) kind {
 }
 
 func (s *systemCache) freshLocked() {
-	if now := time.Now(); now.After(s.until) {
-		s.list, s.kinds, s.until = bundle.HostSystem(), map[string]kind{}, now.Add(time.Second)
+	now := time.Now()
+	if !now.After(s.until) {
+		return
+	}
+	s.until = now.Add(time.Second)
+	list := bundle.HostSystem()
+	same := slices.Equal(list, s.list)
+	for name, k := range s.kinds {
+		same = same && kindOf(name) == k
+	}
+	if !same {
+		s.list, s.kinds, s.age = list, map[string]kind{}, s.age+1
 	}
 }
 

@@ -101,12 +101,18 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 		}
 		m.FD = int(l.keep(f).Fd())
 	}
-	v := l.visit(c)
-	root := makeRoot(p, c.ids.credential(), v)
+	var steps []*spawn.Script
 	made := *p
-	if v != nil {
+	if v := l.visit(c); v != nil {
 		made.GroupNamespace, made.InitGroups = false, true
+		steps = append(steps, v.script())
 	}
+	if c.kind != nil {
+		steps = append(steps, c.kind.steps)
+	} else {
+		steps = append(steps, makeRoot(p, c.ids.credential()))
+	}
+	var notes []spawn.Note
 	made.Init, made.Ready = l.pass(nil), l.pass(nil)
 	made.Root.Dirs, made.Root.Files, made.Root.Links, made.Late, made.Masked, made.ReadOnly = nil, nil, nil, nil, nil, nil
 	if err := l.plan(&made); err != nil {
@@ -131,7 +137,7 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 		Cred: c.ids.credential(), KeepCapabilities: c.ids.single, OOMScoreAdj: oom,
 		ParentDeathSignal: c.deathSignal(), Rlimits: append(limits, c.guestLimits()...),
 		Namespaces: namespaces, Group: c.group.Keeper(),
-		Beside: root, BesideInit: made.Init, BesideDone: made.Ready,
+		Beside: steps, Notes: &notes, BesideInit: made.Init, BesideDone: made.Ready,
 		Map: func(pid int) error {
 			if err := c.ids.writeMaps(pid, d.UIDMap, d.GIDMap); err != nil {
 				return err
@@ -161,7 +167,7 @@ func (e *builtin) launch(ctx context.Context, c *container, _ *bundle.Bundle, d 
 		return fmt.Errorf("make the container: %w%s", err, c.lastWords())
 	}
 	c.notes = hello.Notes
-	for _, n := range root.Notes {
+	for _, n := range notes {
 		c.notes = append(c.notes, fmt.Sprintf("%s: %v", n.Name, n.Err))
 	}
 	failpoint.Hit(failpoint.OCIMade)

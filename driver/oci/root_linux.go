@@ -34,11 +34,8 @@ type rootScript struct {
 }
 
 // makeRoot returns the steps. The process that makes them has this user.
-func makeRoot(p *plan.Plan, c *spawn.Credential, v *visit) *spawn.Script {
+func makeRoot(p *plan.Plan, c *spawn.Credential) *spawn.Script {
 	s := &rootScript{plan: p, base: p.Staging, root: p.Staging + "/root", uid: int(c.UID), gid: int(c.GID)}
-	if v != nil {
-		s.visit(v)
-	}
 	s.Do("set host name", unix.SYS_SETHOSTNAME, p.Hostname, len(p.Hostname))
 	s.Do("take mounts out of the host's sight", unix.SYS_MOUNT, "", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
 	s.Do("mount tmpfs on "+s.base, unix.SYS_MOUNT, "axo", s.base, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV,
@@ -89,9 +86,10 @@ func makeRoot(p *plan.Plan, c *spawn.Credential, v *visit) *spawn.Script {
 	return &s.Script
 }
 
-// visit makes a cgroup namespace (cgroup_namespaces(7)): its roots are the groups
+// script makes a cgroup namespace (cgroup_namespaces(7)): its roots are the groups
 // that the process is in then.
-func (s *rootScript) visit(v *visit) {
+func (v *visit) script() *spawn.Script {
+	s := new(spawn.Script)
 	join := func(what string, files []int) {
 		for _, fd := range files {
 			s.Do(what, unix.SYS_WRITE, fd, "0", 1)
@@ -100,6 +98,7 @@ func (s *rootScript) visit(v *visit) {
 	join("join the programs' control groups", v.in)
 	s.Do("make cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	join("leave the programs' control groups", v.out)
+	return s
 }
 
 var attributesSize = unsafe.Sizeof(unix.MountAttr{})
@@ -378,7 +377,7 @@ func isFile(m plan.Mount) bool {
 		var st unix.Stat_t
 		err := unix.Fstat(m.FD, &st)
 		return err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR
-	case m.Source == m.Target: // the host's own
+	case m.Source == m.Target && system.has(m.Source): // the host's own
 		return system.kind(m.Source) == kindFile
 	}
 	return kindOf(m.Source) == kindFile

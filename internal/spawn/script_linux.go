@@ -17,8 +17,6 @@ type Script struct {
 	keep  []any // what arguments point to
 	regs  int
 	notes int
-	// Notes are the errors of optional parts, once Start has returned.
-	Notes []Note
 }
 
 // step is one system call. Nothing in it is a pointer for the collector.
@@ -146,10 +144,25 @@ func (s *Script) Optional(add func()) {
 	}
 }
 
-// append adds the steps of another script.
-func (s *Script) append(o *Script) {
-	s.steps, s.names, s.keep = append(s.steps, o.steps...), append(s.names, o.names...), append(s.keep, o.keep)
-	s.regs, s.notes = o.regs, o.notes
+// join makes one script of several, which stay as they are and may be used again.
+func join(parts []*Script) *Script {
+	n := 0
+	for _, p := range parts {
+		n += len(p.steps)
+	}
+	s := &Script{steps: make([]step, 0, n), names: make([]string, 0, n)}
+	for _, p := range parts {
+		for i := range p.steps {
+			st := p.steps[i]
+			if st.note != 0 {
+				st.note = uint8(min(s.notes+int(st.note), maxNotes))
+			}
+			s.steps = append(s.steps, st)
+		}
+		s.names, s.keep = append(s.names, p.names...), append(s.keep, p)
+		s.regs, s.notes = max(s.regs, p.regs), s.notes+p.notes
+	}
+	return s
 }
 
 func (s *Script) changeUser(c *Credential) {

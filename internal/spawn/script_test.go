@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,7 +18,7 @@ import (
 )
 
 // rooted starts a program in new namespaces, with a root that a script makes.
-func rooted(t *testing.T, script *Script) (out string, err error) {
+func rooted(t *testing.T, notes *[]Note, scripts ...*Script) (out string, err error) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("maps of a user namespace are root's")
@@ -42,7 +43,7 @@ func rooted(t *testing.T, script *Script) (out string, err error) {
 		Args:       []string{"sh", "-c", "read x <&4; cat /proc/sys/kernel/hostname; cat /proc/1/comm; ls /proc | grep -c '^[0-9]'"},
 		Env:        []string{"PATH=/usr/bin:/bin"},
 		Namespaces: unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS,
-		Beside:     script, BesideInit: 3, BesideDone: 4,
+		Beside:     scripts, BesideInit: 3, BesideDone: 4, Notes: notes,
 		Map: func(pid int) error {
 			for _, f := range []string{"uid_map", "gid_map"} {
 				if err := os.WriteFile(filepath.Join("/proc", strconv.Itoa(pid), f), []byte("0 100000 65536\n"), 0); err != nil {
@@ -84,7 +85,20 @@ func TestScript(t *testing.T) {
 		s.Do("fail", unix.SYS_CHDIR, "/no/such")
 		s.Do("must not be made", unix.SYS_EXIT_GROUP, 3)
 	})
-	out, err := rooted(t, &s)
+	// Scripts can be made again, and after others.
+	var first, second Script
+	first.Optional(func() { first.Do("fail first", unix.SYS_CHDIR, "/no/such") })
+	second.Optional(func() { second.Do("fail last", unix.SYS_CHDIR, "/no/such") })
+	var notes []Note
+	for range 2 {
+		if _, err := rooted(t, &notes, &first, &s, &second); err != nil {
+			t.Fatal(err)
+		}
+		if want := []Note{{"fail first", unix.ENOENT}, {"fail", unix.ENOENT}, {"fail last", unix.ENOENT}}; !slices.Equal(notes, want) {
+			t.Errorf("notes %v, want %v", notes, want)
+		}
+	}
+	out, err := rooted(t, &notes, &s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,8 +106,8 @@ func TestScript(t *testing.T) {
 	if f := strings.Fields(out); len(f) != 3 || f[0] != "inside" || f[2] != "1" {
 		t.Errorf("said %q", out)
 	}
-	if len(s.Notes) != 1 || s.Notes[0] != (Note{"fail", unix.ENOENT}) {
-		t.Errorf("notes %v", s.Notes)
+	if len(notes) != 1 || notes[0] != (Note{"fail", unix.ENOENT}) {
+		t.Errorf("notes %v", notes)
 	}
 }
 
@@ -113,7 +127,7 @@ func TestScriptErrors(t *testing.T) {
 	} {
 		var s Script
 		add(&s)
-		_, err := rooted(t, &s)
+		_, err := rooted(t, nil, &s)
 		var e *Error
 		if !errors.As(err, &e) || e.Step != name {
 			t.Errorf("%s: %v", name, err)
@@ -126,7 +140,7 @@ func TestScriptErrors(t *testing.T) {
 	for range maxRegs + 1 {
 		s.Register()
 	}
-	if _, err := rooted(t, &s); err == nil {
+	if _, err := rooted(t, nil, &s); err == nil {
 		t.Error("a script with too many registers was started")
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -71,13 +72,16 @@ type Spec struct {
 	// DropCapabilities empties all sets but the bounding set, which is the
 	// thread's (capabilities(7)); see DropBounding.
 	DropCapabilities bool
-	// Beside is made by a process beside the child, which is the first of one more
+	// Beside are made, in this order, by a process beside the child, which is the
+	// first of one more
 	// pid namespace, and which stays there, idle, when it is done. It begins when
 	// the maps are there, as Cred, with all capabilities of the user namespace and
 	// all descriptors of this process. The program is started meanwhile; it can wait
 	// for the end of what is made by reading Files[BesideDone] to its end. A step
 	// that fails is the error of Start.
-	Beside *Script
+	Beside []*Script
+	// Notes, if not nil, gets the errors of the optional parts of Beside.
+	Notes *[]Note
 	// BesideInit and BesideDone are the numbers of Files, which are nil there, that
 	// are a pidfd of that process, and the end of a pipe.
 	BesideInit, BesideDone int
@@ -161,7 +165,8 @@ type Spawner struct {
 	calls  chan func()
 	closed bool
 	done   chan struct{}
-	idle   int // descriptor of the idle program; 0: not opened yet
+	idle   *Script // becomes the idle program; nil: not opened yet
+	idleFD int
 }
 
 // Close ends the thread, and with it what is tied to it.
@@ -170,9 +175,9 @@ func (s *Spawner) Close() {
 	s.closed = true
 	calls := s.calls
 	s.calls = nil
-	if s.idle > 0 {
-		unix.Close(s.idle)
-		s.idle = 0
+	if s.idle != nil {
+		unix.Close(s.idleFD)
+		s.idle = nil
 	}
 	s.mu.Unlock()
 	if calls != nil {
@@ -189,33 +194,34 @@ func (s *Spawner) Start(spec Spec) (pid int, pidfd *os.File, err error) {
 			unix.Close(fd)
 		}
 	}()
-	if err == nil && spec.Beside != nil {
+	if err == nil && len(spec.Beside) > 0 {
 		err = c.prepareBeside(spec, s)
 	}
 	if err != nil {
 		return 0, nil, err
 	}
 	pid, pidfd, err = c.start(s)
-	if spec.Beside != nil {
-		spec.Beside.Notes = c.notes
+	if spec.Notes != nil {
+		*spec.Notes = c.notes
 	}
 	runtime.KeepAlive(spec)
 	return pid, pidfd, err
 }
 
-// openIdle opens the idle program once.
-func (s *Spawner) openIdle() (int, error) {
+// becomeIdle opens the idle program once, and returns the steps to it.
+func (s *Spawner) becomeIdle() (*Script, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return -1, os.ErrClosed
+		return nil, os.ErrClosed
 	}
-	if s.idle == 0 {
+	if s.idle == nil {
 		fd, err := openIdle()
 		if err != nil {
-			return -1, err
+			return nil, err
 		}
-		s.idle = fd
+		s.idle, s.idleFD = new(Script), fd
+		s.idle.become(fd)
 	}
 	return s.idle, nil
 }
@@ -469,18 +475,17 @@ func (c *child) prepareBeside(s Spec, sp *Spawner) error {
 		return errors.New("spawn: a root without namespaces and a user in them")
 	}
 	c.besideInit, c.besideDone = s.BesideInit, s.BesideDone
-	var script Script
-	script.changeUser(s.Cred)
-	script.append(s.Beside)
-	idle, err := sp.openIdle()
+	idle, err := sp.becomeIdle()
 	if err != nil {
 		return err
 	}
-	script.become(idle)
+	user := new(Script)
+	user.changeUser(s.Cred)
+	script := join(slices.Concat([]*Script{user}, s.Beside, []*Script{idle}))
 	if err := script.check(); err != nil {
 		return err
 	}
-	c.script, c.besideRun.steps = &script, script.steps
+	c.script, c.besideRun.steps = script, script.steps
 	return nil
 }
 

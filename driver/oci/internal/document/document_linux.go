@@ -102,10 +102,7 @@ func (o *Container) linux(b *bundle.Bundle) (err error) {
 	if len(found) != len(needed) {
 		return value("linux.namespaces", l.Namespaces)
 	}
-	if o.UIDMap, err = idMap("linux.uidMappings", l.UIDMappings); err != nil {
-		return err
-	}
-	if o.GIDMap, err = idMap("linux.gidMappings", l.GIDMappings); err != nil {
+	if o.UIDMap, o.GIDMap, err = Maps(l.UIDMappings, l.GIDMappings); err != nil {
 		return err
 	}
 	o.Plan.Masked, o.Plan.ReadOnly = l.MaskedPaths, l.ReadonlyPaths
@@ -120,6 +117,15 @@ func (o *Container) linux(b *bundle.Bundle) (err error) {
 		}
 	}
 	return nil
+}
+
+// Maps are the maps of a user namespace.
+func Maps(uids, gids []specs.LinuxIDMapping) (uid, gid string, err error) {
+	if uid, err = idMap("linux.uidMappings", uids); err != nil {
+		return "", "", err
+	}
+	gid, err = idMap("linux.gidMappings", gids)
+	return uid, gid, err
 }
 
 // idMap is a map in the form of user_namespaces(7).
