@@ -111,7 +111,7 @@ tells systemd when it is ready.`,
 			}
 			a := l.Admission
 			c.Sessions.Sandboxes = a.Sandboxes
-			c.Admission = server.Admission{Starts: a.Starts, Runs: a.Runs, Queue: a.Queue, Wait: time.Duration(a.Wait)}
+			c.Admission = server.Admission{Starts: a.Starts, Runs: a.Runs, Queue: a.Queue, Wait: time.Duration(a.Wait), Memory: int64(a.Memory)}
 			drivers, err := driversOf(l)
 			if err != nil {
 				return errors.Join(err, e.Close())

@@ -124,6 +124,7 @@ type Admission struct {
 	Runs      int      `toml:"runs" flag:"max-runs" help:"Runs under way at once"`
 	Queue     int      `toml:"queue" help:"Requests that wait for each of the two; each tenant has its turn"`
 	Wait      Duration `toml:"wait" help:"How long a request waits, at most"`
+	Memory    Size     `toml:"memory" flag:"max-memory" help:"Memory that sandboxes that stay and runs may have together, by the limits that they were asked for with, such as 20G; what has none is not counted; 0: no bound"`
 }
 
 // Admin is for who runs the daemon.

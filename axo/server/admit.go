@@ -23,6 +23,8 @@ type Admission struct {
 	Runs   int           // runs under way; 256
 	Queue  int           // those who wait for each; 1024
 	Wait   time.Duration // how long, at most; 30 s
+	// Memory is what sandboxes and runs may have together by their limits; 0: no bound.
+	Memory int64
 }
 
 // admitted is an engine that begins what a tenant wants when it is the tenant's turn.
@@ -31,6 +33,7 @@ type admitted struct {
 	t            *telemetry.Telemetry
 	rate         *admission.Rate
 	starts, runs *admission.Queue
+	memory       *admission.Memory
 	images       rest.Images
 	built        *build.Templates
 }
@@ -54,8 +57,12 @@ func admit(e *engine.Engine, a Admission, quota func(tenant string) session.Quot
 	queue := func(what string, slots int) *admission.Queue {
 		return admission.NewQueue(admission.QueueConfig{What: what, Slots: slots, Bound: cmp.Or(a.Queue, 1024), Wait: cmp.Or(a.Wait, 30*time.Second)})
 	}
+	var memory *admission.Memory
+	if a.Memory > 0 {
+		memory = admission.NewMemory(a.Memory, cmp.Or(a.Queue, 1024), cmp.Or(a.Wait, 30*time.Second))
+	}
 	return &admitted{
-		Engine: e, t: t, starts: queue("sandboxes being made", cmp.Or(a.Starts, 64)), runs: queue("runs", cmp.Or(a.Runs, 256)),
+		Engine: e, t: t, memory: memory, starts: queue("sandboxes being made", cmp.Or(a.Starts, 64)), runs: queue("runs", cmp.Or(a.Runs, 256)),
 		rate: admission.NewRate(func(tenant string) (float64, int) {
 			if quota == nil {
 				return 0, 0
@@ -112,7 +119,23 @@ func (a *admitted) Restore(ctx context.Context, snapshot string, r engine.Reques
 // turn waits for a place among the runs; that it is not too many at once Create sees to.
 func (a *admitted) turn(ctx context.Context, r engine.Request) (leave func(), err error) {
 	tenant, _, _ := strings.Cut(r.Spec.Tenant, "/")
-	return a.runs.Enter(ctx, tenant)
+	leave, err = a.runs.Enter(ctx, tenant)
+	if err != nil {
+		return nil, err
+	}
+	give, err := a.memory.Take(ctx, tenant, r.Spec.Resources.MemoryBytes)
+	if err != nil {
+		leave()
+		a.t.Refused(tenant, admission.ReasonOf(err))
+		return nil, err
+	}
+	return func() { give(); leave() }, nil
+}
+
+// adopt counts a run that a daemon before this one has begun.
+func (a *admitted) adopt(r engine.Request) (leave func()) {
+	tenant, _, _ := strings.Cut(r.Spec.Tenant, "/")
+	return a.memory.Adopt(tenant, r.Spec.Resources.MemoryBytes)
 }
 
 // Run implements session.Runner.
@@ -122,5 +145,12 @@ func (a *admitted) Run(ctx context.Context, r engine.Request) (*engine.Result, e
 		return nil, err
 	}
 	defer leave()
+	tenant, _, _ := strings.Cut(r.Spec.Tenant, "/")
+	give, err := a.memory.Take(ctx, tenant, r.Spec.Resources.MemoryBytes)
+	if err != nil {
+		a.t.Refused(tenant, admission.ReasonOf(err))
+		return nil, &isolation.Error{Op: "run", ID: r.ID, Outcome: isolation.NotStarted, Err: err}
+	}
+	defer give()
 	return a.Engine.Run(ctx, r)
 }

@@ -50,6 +50,9 @@ func (c Config) sources(sessions *session.Manager, e *admitted) telemetry.Source
 			return list
 		},
 	}
+	if e.memory != nil {
+		s.Queues["memory"] = e.memory
+	}
 	if c.Auditor != nil {
 		s.Audit = c.Auditor.Log.Counts
 	}

@@ -144,7 +144,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	e := admit(c.Engine, c.Admission, c.Sessions.Quota, c.Telemetry)
 	e.images, e.built = c.Images, c.Built
 	sc := c.Sessions
-	sc.Observer = c.Telemetry.Sessions()
+	sc.Observer, sc.Memory = c.Telemetry.Sessions(), e.memory
 	sc.Engine, sc.Dir, sc.Logger = e, filepath.Join(c.StateDir, "serve"), c.Logger
 	sc.OnEvent = also(c.Telemetry.SessionEvent, sc.OnEvent)
 	runner := rest.Engine(e)
@@ -172,7 +172,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	rc := c.Runs
 	rc.OnRefused, rc.Measure, rc.Observer = c.Telemetry.Refused, c.Telemetry.Run, c.Telemetry.Engine()
 	rc.Engine, rc.Dir, rc.Logger = runner, filepath.Join(c.StateDir, "runs"), c.Logger
-	rc.Lasting, rc.Turn, rc.Leaving = e, e.turn, stopping
+	rc.Lasting, rc.Turn, rc.Adopted, rc.Leaving = e, e.turn, e.adopt, stopping
 	if a := c.Auditor; a != nil {
 		rc.Begun = func(ctx context.Context, r engine.Request) error { return a.runBegins(ctx, r, c.Images) }
 		rc.Ended = a.runEnded

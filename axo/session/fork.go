@@ -61,7 +61,7 @@ func (s *Session) Fork(ctx context.Context, requests []Request) (_ []*Session, e
 	}()
 	ids := make([]string, len(requests))
 	for i, r := range requests {
-		c, err := s.m.reserve(s.tenant, source.Request.copyAs(r, s.id))
+		c, err := s.m.reserve(ctx, s.tenant, source.Request.copyAs(r, s.id))
 		if err != nil {
 			return fail(err)
 		}

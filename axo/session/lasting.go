@@ -144,6 +144,9 @@ func (r *Run) runLasting(ctx context.Context, q engine.Request) (res *engine.Res
 
 // goOn goes on with a run of a process before this one.
 func (r *Run) goOn(ctx context.Context) (res *engine.Result, left bool, err error) {
+	if c := r.r.config; c.Adopted != nil {
+		defer c.Adopted(r.request())()
+	}
 	if c := r.r.config; c.Ended != nil {
 		defer func() {
 			if !left {

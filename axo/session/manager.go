@@ -51,8 +51,10 @@ type Config struct {
 	// all tenants may have together; 0: no bound.
 	Quota     func(tenant string) Quota
 	Sandboxes int
-	Logger    *slog.Logger     // nil: silent
-	Now       func() time.Time // nil: time.Now
+	// Memory is what they may have together by their limits, with runs; nil: no bound.
+	Memory *admission.Memory
+	Logger *slog.Logger     // nil: silent
+	Now    func() time.Time // nil: time.Now
 	// Boot is what clock.Boot is. nil: that, or where Now is not nil nothing.
 	Boot func() (id string, up time.Duration)
 	// OnEvent is called for what happens to sessions, one after another for each.
@@ -214,7 +216,7 @@ func Open(ctx context.Context, c Config) (*Manager, error) {
 // Create makes a session of a tenant's. When ctx ends before it is there, nothing
 // is left of it.
 func (m *Manager) Create(ctx context.Context, tenant string, r Request) (*Session, error) {
-	s, err := m.reserve(tenant, r)
+	s, err := m.reserve(ctx, tenant, r)
 	if err != nil {
 		return nil, &isolation.Error{Op: "create", ID: r.ID, Outcome: isolation.NotStarted, Err: err}
 	}
@@ -224,8 +226,8 @@ func (m *Manager) Create(ctx context.Context, tenant string, r Request) (*Sessio
 	return s, nil
 }
 
-// reserve checks a request and takes the id and the quota.
-func (m *Manager) reserve(tenant string, r Request) (*Session, error) {
+// reserve checks a request and takes the id, the quota and the memory.
+func (m *Manager) reserve(ctx context.Context, tenant string, r Request) (_ *Session, err error) {
 	if r.ID == "" {
 		r.ID = newID("sbx-")
 	}
@@ -259,6 +261,16 @@ func (m *Manager) reserve(tenant string, r Request) (*Session, error) {
 	if r.Hold < 0 {
 		return nil, fmt.Errorf("hold %v: want 0 or more: %w", r.Hold, isolation.ErrInvalidArgument)
 	}
+	give, err := m.config.Memory.Take(ctx, tenant, r.Spec.Resources.MemoryBytes)
+	if err != nil {
+		m.config.Observer.Refused(tenant, admission.ReasonOf(err))
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			give()
+		}
+	}()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
@@ -278,7 +290,7 @@ func (m *Manager) reserve(tenant string, r Request) (*Session, error) {
 			Version: recordVersion, ID: r.ID, Tenant: tenant, Phase: phaseCreating, Request: r, Durable: !r.Ephemeral,
 			Metadata: maps.Clone(r.Metadata), Created: now, Idle: r.Idle, Expires: now.Add(r.Life),
 		},
-		active: now, loose: now, ready: make(chan struct{}), execs: map[string]*Exec{},
+		active: now, loose: now, ready: make(chan struct{}), execs: map[string]*Exec{}, give: give,
 	}
 	s.rec.Instance = s.instance
 	m.sessions[key] = s
@@ -440,6 +452,7 @@ next:
 
 // forget takes a session off the list.
 func (m *Manager) forget(s *Session) {
+	s.give()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.sessions[s.key] == s {
@@ -558,7 +571,7 @@ func (m *Manager) recoverAll(ctx context.Context) error {
 			continue
 		}
 		now := m.config.Now()
-		s := &Session{m: m, id: f.Name(), key: f.Name(), ready: make(chan struct{}), execs: map[string]*Exec{}, active: now, loose: now}
+		s := &Session{m: m, give: func() {}, id: f.Name(), key: f.Name(), ready: make(chan struct{}), execs: map[string]*Exec{}, active: now, loose: now}
 		if err := load(filepath.Join(s.dir(), sessionFile), &s.rec); errors.Is(err, os.ErrNotExist) {
 			// It was killed before anything else was there.
 			if err := os.RemoveAll(s.dir()); err != nil {
@@ -570,6 +583,9 @@ func (m *Manager) recoverAll(ctx context.Context) error {
 			s.tenant, s.instance, s.metadata, s.created = s.rec.Tenant, s.rec.Instance, s.rec.Metadata, s.rec.Created
 			s.labels = s.rec.Request.Labels
 			s.rec.Expires = s.rec.ends(m.moment())
+			if err == nil && s.rec.Phase != phaseLost {
+				s.give = m.config.Memory.Adopt(s.tenant, s.rec.Request.Spec.Resources.MemoryBytes)
+			}
 			if s.corrupt = err; keyOf(s.tenant, s.rec.ID) == s.key {
 				s.id = s.rec.ID
 			}

@@ -35,6 +35,8 @@ type RunsConfig struct {
 	// beginning.
 	Lasting LastingEngine
 	Turn    func(context.Context, engine.Request) (leave func(), err error)
+	// Adopted is told of one that a process before this one has begun, and that goes on.
+	Adopted func(engine.Request) (leave func())
 	Begun   func(context.Context, engine.Request) error
 	Ended   func(tenant, id string, res *engine.Result, err error)
 	// Leaving is closed when this process is about to end; nil: only Close tells.

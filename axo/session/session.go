@@ -25,6 +25,8 @@ type Session struct {
 	id string
 	// key is what its directory and its sandbox are called; see keyOf.
 	key string
+	// give gives back the memory that it is counted with; it may be called more than once.
+	give func()
 	// These never change once ready is closed.
 	tenant   string
 	instance string
@@ -722,6 +724,7 @@ func (s *Session) lose(reason string) {
 		s.log().Error("write that a session is lost", "error", err)
 	}
 	s.mu.Unlock()
+	s.give()
 	s.loadExecs(nil)
 	s.m.event(s.m.ctx, s, "lost", "", "reason", reason)
 }

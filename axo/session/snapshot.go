@@ -406,7 +406,7 @@ func (m *Manager) Restore(ctx context.Context, tenant, snapshot string, r Reques
 	if rec.Phase != phaseKept {
 		return fail(fmt.Errorf("snapshot %s is being taken or removed: %w", rec.Name, isolation.ErrFailedPrecondition))
 	}
-	s, err := m.reserve(tenant, rec.Source.Request.copyAs(r, rec.ID))
+	s, err := m.reserve(ctx, tenant, rec.Source.Request.copyAs(r, rec.ID))
 	if err != nil {
 		return fail(err)
 	}

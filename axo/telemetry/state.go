@@ -56,7 +56,7 @@ func (m *metrics) newState() *state {
 		programs:  desc("gauge", "axo_programs_running", "Programs that run in them", "tier"),
 		snapshots: desc("gauge", "axo_snapshots", "Snapshots of sandboxes"),
 		tenants:   desc("gauge", "axo_tenant_sandboxes", "Sandboxes of the tenants that came first, and of all others", "tenant"),
-		places:    desc("gauge", "axo_queue_taken", "Places that are taken: sandboxes that are being made (starts), runs under way", "queue"),
+		places:    desc("gauge", "axo_queue_taken", "Places that are taken: sandboxes that are being made (starts), runs under way; bytes, where memory is bounded (memory)", "queue"),
 		waiting:   desc("gauge", "axo_queue_waiting", "Requests that wait for one", "queue"),
 
 		poolReady:    desc("gauge", "axo_pool_ready", "Sandboxes that stand ready", "tier", "engine"),
