@@ -119,17 +119,17 @@ func (a *admitted) Restore(ctx context.Context, snapshot string, r engine.Reques
 // turn waits for a place among the runs; that it is not too many at once Create sees to.
 func (a *admitted) turn(ctx context.Context, r engine.Request) (leave func(), err error) {
 	tenant, _, _ := strings.Cut(r.Spec.Tenant, "/")
-	leave, err = a.runs.Enter(ctx, tenant)
+	place, err := a.runs.Enter(ctx, tenant)
 	if err != nil {
 		return nil, err
 	}
 	give, err := a.memory.Take(ctx, tenant, r.Spec.Resources.MemoryBytes)
 	if err != nil {
-		leave()
+		place()
 		a.t.Refused(tenant, admission.ReasonOf(err))
 		return nil, err
 	}
-	return func() { give(); leave() }, nil
+	return func() { give(); place() }, nil
 }
 
 // adopt counts a run that a daemon before this one has begun.
