@@ -24,6 +24,9 @@ func findFirecracker(c Config) (vmm, error) {
 		return nil, err
 	}
 	if c.standIn == nil {
+		c.standIn = standIn
+	}
+	if c.standIn == nil {
 		if err := jail.CheckKVM(); err != nil {
 			return nil, proc.Unsupported(fmt.Sprintf("Firecracker without KVM (%v)", err), "KVM; make test-firecracker FIRECRACKER=FILE tries Firecracker in an emulated machine that has it")
 		}
