@@ -36,6 +36,7 @@ module, needs no network.
   axo mcp wrap --allow-host registry.npmjs.org -- npx -y some-server
   axo mcp wrap --allow-host pypi.org --allow-host files.pythonhosted.org --dir ~/.local/bin:/uv:ro -- /uv/uvx some-server
   axo mcp wrap --dir ./node_modules:/srv/node_modules:ro -- node /srv/node_modules/some-server/index.js
+  axo mcp wrap --tier microvm --allow-emulated --dir ./srv:/srv/mcp:ro -- python3 /srv/mcp/server.py
   axo mcp wrap --image ghcr.io/o/server:1`,
 		RunE: func(c *cobra.Command, args []string) error {
 			r, err := f.request(c, args)
